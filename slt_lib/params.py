@@ -1,0 +1,217 @@
+"""The study file: `params/<study>.yaml`, typed; unknown keys and wrong types are errors that name the file and the key.
+
+Every length of time is a fraction of `steps`, as in the paper. Numbers are written 1.0e-4, never 1e-4, which YAML reads
+as text. A sparsity is a fraction from 0 to 1.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from slt_lib.errors import InputError
+
+TECHNIQUES = ("mp", "lt", "slt", "clt", "slt-mp", "mp-slt")
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Eight = Annotated[int, Field(ge=8, multiple_of=8)]
+
+
+class Base(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Grammar(Base):
+    """Sentences made by the code: no download."""
+
+    name: Literal["grammar"]
+    train: Positive
+    dev: Positive
+    test: Positive
+    seed: int = 1
+
+
+class Multi30k(Base):
+    """Captions of photographs, 29,000 pairs: en, de, fr."""
+
+    name: Literal["multi30k"]
+
+
+class Files(Base):
+    """Your own text: train.<lang>, dev.<lang> and each of `tests` in `folder`, one sentence a line."""
+
+    name: Literal["files"]
+    folder: str
+    tests: list[str] = Field(default=["test"], min_length=1)
+
+
+class Model(Base):
+    """Sizes of the Transformer and its three dropout rates (FACTS.md section 1)."""
+
+    layers: Positive
+    hidden: Eight
+    filter: Eight
+    heads: Positive
+    residual_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    relu_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    @model_validator(mode="after")
+    def heads_divide(self):
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class BatchShape(Base):
+    """Rows and their length in word pieces; packed: several pairs share a row."""
+
+    rows: Eight
+    length: Eight
+    packed: bool = True
+
+
+class PeakRate(Base):
+    """Highest learning rate of each optimizer; the paper's Adafactor has 0.01 at a warm-up of 10,000 steps."""
+
+    adafactor: Annotated[float, Field(gt=0)]
+    adam: Annotated[float, Field(gt=0)] = 2e-3
+
+
+class Gradual(Base):
+    """Magnitude pruning: a new mask every `every` of the steps, the last one at `until` (paper section 3.1)."""
+
+    every: Annotated[float, Field(gt=0, le=1)] = 0.02
+    until: Annotated[float, Field(gt=0, le=1)] = 0.8
+
+
+class Decoding(Base):
+    """Beam search on the test sets; T2T's defaults, as the paper names none (FACTS.md section 1)."""
+
+    beam: Positive = 4
+    alpha: Annotated[float, Field(ge=0)] = 0.6
+    extra: Annotated[int, Field(ge=0)] = 100
+
+
+class Training(Base):
+    """All that reaches the weights beside corpus, vocabulary, seed and the ticket."""
+
+    model: Model
+    batch: BatchShape
+    steps: Annotated[int, Field(ge=2)]
+    optimizer: Literal["adafactor", "adam"] = "adafactor"
+    peak_lr: PeakRate
+    warmup: Annotated[float, Field(gt=0, le=1)] = 0.02
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    order: Literal["fresh", "same"] = "fresh"
+    pruned: Literal["zeroed", "stale"] = "zeroed"
+    thresholds: Literal["exact", "histogram"] = "exact"
+    gradual: Gradual = Gradual()
+    checkpoint: Annotated[float, Field(gt=0, le=1)] = 0.05
+    gradual_candidates: Positive = 4  # of a gradual training only the last checkpoints compete (paper section 4)
+    dev_beam: Positive = 1
+    dev_extra: Annotated[int, Field(ge=0)] = 100  # pieces a translation of dev may be longer than its source
+    dev_sentences: Positive | None = None  # None: the whole dev set
+
+
+class Params(Base):
+    """A study: what to train, for which pairs, seeds and levels, and how it is scored."""
+
+    rehearsal: bool = False
+    pairs: dict[str, list[Literal[TECHNIQUES]]] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    levels: list[Annotated[float, Field(gt=0, lt=1)]] = Field(min_length=1)
+    corpus: Annotated[Grammar | Multi30k | Files, Field(discriminator="name")]
+    vocabulary: Annotated[int, Field(ge=8)]
+    training: Training
+    keep: list[Fraction] = [0.05]
+    decoding: Decoding = Decoding()
+    threads: Positive = 1
+
+    @model_validator(mode="after")
+    def in_order(self):
+        check_levels(self.levels)
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} must differ from each other")
+        return self
+
+
+def check_levels(levels) -> None:
+    """Raise ValueError unless levels are sparsities between 0 and 1 that rise."""
+    for level in levels:
+        if not 0 < level < 1:
+            raise ValueError(f"levels: {level} is not a sparsity between 0 and 1 (0.9 means 90%)")
+    if any(a >= b for a, b in zip(levels, levels[1:], strict=False)):
+        raise ValueError(f"levels {list(levels)} must rise: a pruned weight does not come back")
+
+
+def folder() -> Path:
+    """`params/` beside the library's checkout, or the one in the current directory where it has one."""
+    here = Path.cwd() / "params"
+    return here if here.is_dir() else Path(__file__).resolve().parent.parent / "params"
+
+
+def known() -> list[str]:
+    return sorted(path.stem for path in folder().glob("*.yaml"))
+
+
+def load(study: str) -> Params:
+    """Read `params/<study>.yaml`, or a path that ends in .yaml.
+
+    Raises InputError, one line that names the file, the key and what it should be.
+    """
+    path = Path(study) if study.endswith(".yaml") else folder() / f"{study}.yaml"
+    shown = os.path.relpath(path)
+    if not path.is_file() or Path(study).name != study and not study.endswith(".yaml"):
+        raise InputError(f"study {study!r}: there is no {shown}; known studies: {', '.join(known()) or 'none'}")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{shown}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{shown}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{shown}: a study file is a mapping of keys to values; see params/quick.yaml")
+    return parse(raw, shown)
+
+
+def parse(raw: dict, where: str) -> Params:
+    """`raw` as Params. Raises InputError naming `where` and the key."""
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_line(error)}") from None
+
+
+def _line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    # a union's tag stands in the path of its member; a reader looks for the key that was written
+    key = ".".join(str(part) for part in first["loc"] if part not in ("grammar", "multi30k", "files"))
+    kind, message = first["type"], first["msg"].removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        text = f"unknown key {key!r}; {_neighbours(first['loc'])}"
+    elif kind == "missing":
+        text = f"key {key!r} is missing"
+    elif kind == "value_error":
+        text = f"{key}: {message}" if key else message
+    else:
+        hint = "; write 1.0e-4, not 1e-4" if isinstance(first["input"], str) and "number" in message else ""
+        text = f"{key}: {message}, not {first['input']!r}{hint}"
+    more = len(error.errors()) - 1
+    return text + (f" (and {more} more)" if more else "")
+
+
+def _neighbours(location) -> str:
+    """The keys that stand where the unknown one was written, the likest first."""
+    import difflib
+
+    fields = {None: Params, "training": Training, "model": Model, "batch": BatchShape, "peak_lr": PeakRate}
+    fields |= {"gradual": Gradual, "decoding": Decoding, "grammar": Grammar, "multi30k": Multi30k, "files": Files}
+    model = fields.get(location[-2] if len(location) > 1 else None, Params)
+    names = list(model.model_fields)
+    close = difflib.get_close_matches(str(location[-1]), names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known keys here: {', '.join(names)}"

@@ -1,0 +1,88 @@
+"""Tables, plots and claims, from a study's figures folder alone.
+
+`render(folder)` does it all; the parts are for notebooks:
+
+    figures = load("figures/multi30k")
+    table(figures, "en-de")                   # Tables 1 and 2 of the paper, shown as Markdown
+    plot_scores(figures, "en-de", "bleu")     # a matplotlib Figure
+    claims(figures)                           # a verdict on every claim of the paper
+"""
+
+import os
+from pathlib import Path
+
+from slt_lib.report.claims import CLAIMS, MARGIN, Claim, Claims, Verdict, claims, judge
+from slt_lib.report.data import (
+    Cell,
+    Figures,
+    load,
+    merge,
+    paper_figures,
+    paper_folder,
+    paper_table,
+    write_atomically,
+)
+from slt_lib.report.plots import all_plots, plot_cost, plot_kept, plot_magnitudes, plot_scores, save_plot
+from slt_lib.report.statistics import Contrast, contrast, interval, replicates
+from slt_lib.report.tables import Table, ablations, table
+
+__all__ = [
+    "CLAIMS",
+    "MARGIN",
+    "Cell",
+    "Claim",
+    "Claims",
+    "Contrast",
+    "Figures",
+    "Table",
+    "Verdict",
+    "ablations",
+    "all_plots",
+    "claims",
+    "contrast",
+    "interval",
+    "judge",
+    "load",
+    "merge",
+    "paper_figures",
+    "paper_folder",
+    "paper_table",
+    "plot_cost",
+    "plot_kept",
+    "plot_magnitudes",
+    "plot_scores",
+    "render",
+    "replicates",
+    "save_plot",
+    "table",
+]
+
+
+def render(folder: str | os.PathLike) -> dict[str, Path]:
+    """Merge a figures folder and write its tables, plots and claims into it; the same input gives the same bytes.
+
+    Returns file name -> path of all that was written, merged files first. Raises InputError, before anything but the
+    merged files is written, where the folder is missing or malformed.
+    """
+    paths = {path.name: path for path in merge(folder).values()}
+    figures = load(folder)
+    texts = {}
+    for pair in figures.pairs:
+        for place, test_set in enumerate(figures.test_sets[pair]):
+            shown = table(figures, pair, test_set)
+            name = f"table_{pair}" if place == 0 else f"table_{pair}_{_plain(test_set)}"
+            texts |= {f"{name}.md": shown.markdown, f"{name}.tex": shown.latex, f"{name}.csv": shown.csv}
+        other = ablations(figures, pair)
+        texts |= {f"ablations_{pair}.md": other.markdown, f"ablations_{pair}.csv": other.csv}
+    verdicts = claims(figures)
+    texts |= {"claims.csv": verdicts.csv, "claims.md": verdicts.markdown, "contrasts.csv": verdicts.contrasts}
+    for name, text in texts.items():
+        paths[name] = write_atomically(figures.path / name, text)
+    for name, plot in all_plots(figures):
+        for path in save_plot(plot, figures.path, name):
+            paths[path.name] = path
+    return paths
+
+
+def _plain(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)

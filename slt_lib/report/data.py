@@ -1,0 +1,444 @@
+"""A study's figures folder: merging the parts that jobs wrote, reading it, and asking it for cells of the table.
+
+Nothing here needs a run, torch or the corpus. The folder is described in DESIGN.md; sparsity is a fraction from 0 to 1.
+"""
+
+import csv
+import functools
+import gzip
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from slt_lib.errors import InputError
+
+TECHNIQUES = ("mp", "lt", "slt", "clt", "slt-mp", "mp-slt")  # the order of Table 1
+HYBRID_SWITCH = 0.6  # SLT-MP and MP-SLT change technique here (paper, section 4 and caption of Table 1)
+SLT_MP_FIRST = 0.5  # SLT-MP is pruned to 50% at once, so it has no cell below (paper, section 4)
+PAPER_STEPS = 500_000
+PAPER_TEST_SET = "newstest2014"
+# The one score that the paper gives in its text and not in a table (section 5, CLT; FACTS.md section 7, point 14).
+PAPER_ABLATION = {"pair": "en-de", "technique": "clt", "variant": "signs=random", "sparsity": "0.5"} | {
+    "trained_with": "clt",
+    "bleu": "24.6",
+    "ter": "67.5",
+}
+
+RESULT_COLUMNS = (
+    "study pair technique variant trained_with sparsity seed test_set status reason bleu ter ter_13a dev_bleu checkpoint "
+    "best_step steps memory_mib kept prunable bleu_signature ter_signature run"
+).split()
+STATISTICS = "m1 m2 m3 m4 t1 t2 t3 t4 sys_len ref_len ter_edits ter_words ter13a_edits ter13a_words".split()
+# kind -> file name, columns, and the columns that tell one row from another
+KINDS = {
+    "results": ("results.csv", RESULT_COLUMNS, "pair technique variant sparsity seed test_set".split()),
+    "sentences": ("sentences.csv.gz", ["run", "test_set", "line", *STATISTICS], "run test_set line".split()),
+    "magnitudes": (
+        "magnitudes.csv",
+        "run matrix rows columns kept mean_abs_start mean_abs_final".split(),
+        "run matrix".split(),
+    ),
+    "provenance": (
+        "provenance.csv",
+        "run seconds target_tokens tokens_per_second device threads precision python torch commit finished".split(),
+        ["run"],
+    ),
+}
+
+
+def merge(folder: str | os.PathLike) -> dict[str, Path]:
+    """Merge `parts/<name>.<kind>` into `results.csv`, `sentences.csv.gz`, `magnitudes.csv` and `provenance.csv`.
+
+    Rows are text throughout: no number is written anew. Equal rows (a dense run appears in the part of every job) count
+    once; the rest is sorted by the kind's key, so the same rows give the same bytes. Files that have no parts are left
+    as they are. Returns kind -> path of the files that are there. Raises InputError where the folder is missing, a part
+    lacks a column, or two parts disagree about one row.
+    """
+    folder = _existing(folder)
+    for kind, (name, columns, key) in KINDS.items():
+        parts = sorted((folder / "parts").glob(f"*.{name}"))
+        if parts:
+            header, rows = _merged(parts, columns, key, strict=kind != "provenance")
+            write_atomically(folder / name, _csv_bytes(header, rows, packed=name.endswith(".gz")))
+    return {kind: folder / name for kind, (name, _, _) in KINDS.items() if (folder / name).is_file()}
+
+
+def _existing(folder: str | os.PathLike) -> Path:
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such figures folder; run the study first, or check its name")
+    return folder
+
+
+def _merged(parts: list[Path], columns: list[str], key: list[str], strict: bool) -> tuple[list[str], list[tuple]]:
+    header, seen, owner = None, {}, {}
+    for part in parts:
+        first, rows = _read_rows(part, columns)
+        header = header or first
+        if first != header:
+            raise InputError(f"{part}: columns differ from those of {parts[0].name}; delete the older part and rerun it")
+        places = [header.index(column) for column in key]
+        for row in rows:
+            if row in seen:
+                continue
+            name = tuple(row[place] for place in places)
+            if strict and name in owner:
+                clash = ", ".join(f"{column} {value}" for column, value in zip(key, name, strict=True) if value)
+                raise InputError(
+                    f"{part}: disagrees with {owner[name]} on {clash}; delete the part that is out of date and rerun it"
+                )
+            seen[row], owner[name] = tuple(map(_sort_value, name)), part.name
+    return header, sorted(seen, key=lambda row: (seen[row], row))
+
+
+def _sort_value(text: str) -> tuple[int, float, str]:
+    try:
+        return 0, float(text), text
+    except ValueError:
+        return 1, 0.0, text
+
+
+def _open_text(path: Path) -> io.TextIOBase:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8", newline="")
+    return open(path, encoding="utf-8", newline="")
+
+
+def _read_rows(path: Path, columns: Iterable[str]) -> tuple[list[str], list[tuple[str, ...]]]:
+    try:
+        with _open_text(path) as file:
+            lines = list(csv.reader(file))
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read ({error}); delete it and rerun the job that wrote it") from error
+    header = lines[0] if lines else []
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise InputError(f"{path}: column {', '.join(missing)} is missing; delete the file and rerun the study")
+    for number, line in enumerate(lines[1:], start=2):
+        if len(line) != len(header):
+            raise InputError(f"{path}, line {number}: {len(line)} cells where the header has {len(header)}; rerun the job")
+    return header, [tuple(line) for line in lines[1:]]
+
+
+def _csv_bytes(header: Iterable[str], rows: Iterable[Iterable[str]], packed: bool = False) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    raw = text.getvalue().encode()
+    if not packed:
+        return raw
+    out = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", fileobj=out, mtime=0) as file:
+        file.write(raw)
+    return out.getvalue()
+
+
+def csv_text(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """The rows as CSV text with one line end everywhere."""
+    return _csv_bytes(header, rows).decode()
+
+
+def write_atomically(path: Path, content: bytes | str) -> Path:
+    """Write by a temporary file beside `path` and os.replace, so that a reader never meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the table: the rows of one technique, variant and sparsity on one test set, a seed each.
+
+    `rows` are those that were scored; `failures` the reasons of those that were not; `copied` says that the rows belong
+    to another technique (dense at 0%, MP in MP-SLT).
+    """
+
+    technique: str
+    variant: str
+    sparsity: float
+    rows: tuple[Mapping, ...]
+    failures: tuple[str, ...]
+    trained_with: str
+    copied: bool = False
+
+    def mean(self, column: str) -> float:
+        """Mean over the seeds that were scored; nan where there is none."""
+        values = [row[column] for row in self.rows if not np.isnan(row[column])]
+        return float(np.mean(values)) if values else float("nan")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A study's figures folder, read. `printed` marks the paper's own tables: rounded figures without sentences."""
+
+    path: Path
+    name: str
+    rehearsal: bool
+    printed: bool
+    pairs: dict[str, tuple[str, ...]]
+    levels: tuple[float, ...]
+    steps: int
+    test_sets: dict[str, tuple[str, ...]]
+    results: pd.DataFrame
+    cache: dict = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def note(self) -> str:
+        """What every title must say of a study that proves nothing; else empty."""
+        return "rehearsal: no evidence" if self.rehearsal else ""
+
+    def test_set(self, pair: str) -> str:
+        """The primary test set of a pair: the first one that its study names."""
+        return self.test_sets[pair][0]
+
+    def techniques(self, pair: str) -> list[str]:
+        """The pair's techniques: those that the study names, then a user's own as they come in results.csv."""
+        found = [technique for place, technique, variant in self._names if place == pair and not variant]
+        named = [*self.pairs[pair], *found]
+        return [name for name in dict.fromkeys(named) if name != "dense"]
+
+    def sparsities(self, pair: str) -> list[float]:
+        """All levels of a pair in rising order, 0 (dense) first."""
+        own = {key[3] for key in self._index if key[0] == pair and not key[2]}
+        return sorted({0.0, *self.levels, *own})
+
+    def variants(self, pair: str, test_set: str | None = None) -> list[Cell]:
+        """The cells that are no recipe's default, in the order of results.csv."""
+        test_set = test_set or self.test_set(pair)
+        keys = [key for key in self._index if key[0] == pair and key[2] and key[4] == test_set]
+        return [self.cell(pair, key[1], key[3], key[2], test_set) for key in keys]
+
+    def own_cells(self, pair: str, technique: str) -> list[Cell]:
+        """A technique's default cells on the primary test set that are not copies, by rising sparsity, scored ones."""
+        cells = [self.cell(pair, technique, level) for level in self.sparsities(pair)]
+        return [cell for cell in cells if cell and cell.rows and not cell.copied]
+
+    def cell(
+        self, pair: str, technique: str, sparsity: float, variant: str = "", test_set: str | None = None
+    ) -> Cell | None:
+        """The cell of a technique at a sparsity, or None where nothing was run.
+
+        What a technique shares with another is copied as in Table 1: the dense run at 0, and MP's cells in MP-SLT up to
+        60% where MP-SLT has no row of its own. Scores are means over the seeds that were scored.
+        """
+        key = (pair, technique, variant, round(sparsity, 6), test_set or self.test_set(pair))
+        rows, source = self._index.get(key, []), technique
+        if not rows and not variant:
+            if sparsity == 0:
+                source = "dense"
+            elif technique == "mp-slt" and sparsity <= HYBRID_SWITCH:
+                source = "mp"
+            rows = self._index.get((pair, source, *key[2:]), [])
+        if not rows:
+            return None
+        failures = tuple(row["reason"] or "failed" for row in rows if row["status"] == "failed")
+        scored = tuple(row for row in rows if row["status"] == "ok")
+        return Cell(technique, variant, sparsity, scored, failures, rows[0]["trained_with"], source != technique)
+
+    @functools.cached_property
+    def _index(self) -> dict[tuple, list[dict]]:
+        index = {}
+        for row in self.results.to_dict("records"):
+            key = (row["pair"], row["technique"], row["variant"], round(row["sparsity"], 6), row["test_set"])
+            index.setdefault(key, []).append(row)
+        return index
+
+    @property
+    def _names(self) -> list[tuple[str, str, str]]:
+        return [key[:3] for key in self._index]
+
+    @functools.cached_property
+    def sentences(self) -> pd.DataFrame | None:
+        """Sufficient statistics of BLEU and TER, one row a run, test set and line; None where the file is missing."""
+        return _read_numbers(self.path / KINDS["sentences"][0], KINDS["sentences"][1], STATISTICS)
+
+    @functools.cached_property
+    def magnitudes(self) -> pd.DataFrame | None:
+        """Kept weights and their mean magnitude, one row a run and matrix; None where the file is missing."""
+        numbers = "rows columns kept mean_abs_start mean_abs_final".split()
+        return _read_numbers(self.path / KINDS["magnitudes"][0], KINDS["magnitudes"][1], numbers)
+
+    def spent(self, pair: str, technique: str, sparsity: float) -> float | None:
+        """Training steps behind one cell, all trainings that it needs counted; None where the cell was not run.
+
+        Paper, sections 3 and 5, and FACTS.md section 7: MP needs its own training alone. LT, SLT, CLT and a user's own
+        chain need the dense one and every level up to this. SLT-MP needs the dense one, the SLT levels before the switch
+        and its own MP training, which takes the place of the last SLT level's. MP-SLT needs the MP training at 60%, the
+        SLT training at 60%, and every level from there.
+        """
+        cell = self.cell(pair, technique, sparsity)
+        if cell is None or not cell.rows:
+            return None
+        if technique == "mp" or cell.copied:
+            return cell.mean("steps")
+        chain = [other for other in self.own_cells(pair, technique) if other.sparsity <= sparsity]
+        if technique == "slt-mp" and cell.trained_with == "mp":
+            first = [other for other in chain if other.trained_with == "slt"]
+            chain = [*(first[:-1] or first), cell]
+        steps = sum(other.mean("steps") for other in chain)
+        if technique == "mp-slt":
+            before = self.cell(pair, "mp", HYBRID_SWITCH)
+            steps += before.mean("steps") if before and before.rows else self.steps
+            return steps if any(other.sparsity == HYBRID_SWITCH for other in chain) else steps + self.steps
+        dense = self.cell(pair, "dense", 0)
+        return steps + (dense.mean("steps") if dense and dense.rows else self.steps)
+
+
+def load(folder: str | os.PathLike) -> Figures:
+    """Read `study.json` and `results.csv` of a figures folder; the large files follow when they are asked for.
+
+    Raises InputError, one line with file, column and remedy, where something is missing or malformed.
+    """
+    folder = _existing(folder)
+    study = _read_study(folder / "study.json")
+    results = _read_results(folder / "results.csv", study)
+    return Figures(
+        path=folder,
+        name=study["study"],
+        rehearsal=bool(study["rehearsal"]),
+        printed=bool(study.get("printed", False)),
+        pairs={pair: tuple(names) for pair, names in study["pairs"].items()},
+        levels=tuple(round(float(level), 6) for level in study["levels"]),
+        steps=int(study["steps"]),
+        test_sets={pair: tuple(names) for pair, names in study["test_sets"].items()},
+        results=results,
+    )
+
+
+def _read_study(path: Path) -> dict:
+    if not path.is_file():
+        raise InputError(f"{path}: missing; run the study first, it writes this file")
+    try:
+        study = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); delete it and rerun the study") from error
+    kinds = {"study": str, "rehearsal": bool, "pairs": dict, "levels": list, "seeds": list, "steps": int}
+    for key, kind in {**kinds, "test_sets": dict}.items():
+        if not isinstance(study, dict) or not isinstance(study.get(key), kind):
+            raise InputError(f"{path}: {key} is missing or no {kind.__name__}; delete it and rerun the study")
+    for pair in study["pairs"]:
+        if not study["test_sets"].get(pair):
+            raise InputError(f"{path}: test_sets names no test set for {pair}; delete it and rerun the study")
+    return study
+
+
+def _read_results(path: Path, study: dict) -> pd.DataFrame:
+    if not path.is_file():
+        raise InputError(f"{path}: missing; run the study first, or put its parts into {path.parent / 'parts'}")
+    header, rows = _read_rows(path, RESULT_COLUMNS)
+    frame = pd.DataFrame(rows, columns=header, dtype=object)
+    scored = frame["status"] == "ok"
+    _reject(path, "status", frame["status"], ~frame["status"].isin(["ok", "failed"]), "is neither ok nor failed")
+    _reject(path, "pair", frame["pair"], ~frame["pair"].isin(list(study["pairs"])), "is not in study.json")
+    for column in "sparsity seed bleu ter ter_13a dev_bleu steps memory_mib kept prunable".split():
+        numbers = pd.to_numeric(frame[column].replace("", np.nan), errors="coerce").astype(float)
+        needed = {"sparsity": True, "seed": True, "bleu": scored}.get(column, False)
+        _reject(path, column, frame[column], numbers.isna() & ((frame[column] != "") | needed), "is no number")
+        frame[column] = numbers
+    _reject(path, "sparsity", frame["sparsity"], ~frame["sparsity"].between(0, 1), "is not between 0 and 1")
+    return frame
+
+
+def _reject(path: Path, column: str, values: pd.Series, wrong: pd.Series, fault: str) -> None:
+    if wrong.any():
+        place = int(np.flatnonzero(wrong)[0])
+        raise InputError(
+            f"{path}, line {place + 2}, column {column}: {str(values.iloc[place])!r} {fault}; "
+            "delete the file and rerun the report"
+        )
+
+
+def _read_numbers(path: Path, columns: list[str], numbers: list[str]) -> pd.DataFrame | None:
+    if not path.is_file():
+        return None
+    types = dict.fromkeys(numbers, float) | {"run": str, "matrix": str, "test_set": str, "line": int}
+    try:
+        frame = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
+    except (ValueError, OSError, EOFError) as error:
+        line = str(error).splitlines()[0]
+        raise InputError(f"{path}: cannot be read ({line}); delete it and rerun the study") from error
+    missing = [column for column in columns if column not in frame]
+    if missing:
+        raise InputError(f"{path}: column {', '.join(missing)} is missing; delete the file and rerun the study")
+    return frame
+
+
+def percent(sparsity: float) -> str:
+    """0.85 -> "85": a level as the tables and labels print it."""
+    return f"{round(100 * sparsity, 4):g}"
+
+
+def label(technique: str) -> str:
+    """A technique's name as the paper prints it; a user's own stays as it is."""
+    return technique.upper() if technique in TECHNIQUES else technique
+
+
+def variant_label(cell: Cell) -> str:
+    """The cell's recipe in words for labels, such as "CLT (signs=random)"."""
+    return f"{label(cell.technique)} ({cell.variant})" if cell.variant else label(cell.technique)
+
+
+def paper_table() -> list[dict[str, str]]:
+    """Tables 1 and 2 of the paper as text: pair, technique, sparsity [%], bleu, ter, memory_mib, note."""
+    with resources.files("slt_lib").joinpath("paper_tables.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def paper_folder(path: str | os.PathLike) -> Path:
+    """Write the paper's own Tables 1 and 2 as a figures folder and return it.
+
+    One row a cell, seed 0 standing for the mean of the paper's two runs; cells that the tables repeat are left to the
+    report's copying. The single run at 98% (Table 2) has a failed row beside it. `printed` in study.json says that the
+    figures are rounded to 0.1 and have no sentences.
+    """
+    path, pairs, rows = Path(path), {}, []
+    for source in paper_table():
+        pair, technique, sparsity = source["pair"], source["technique"], int(source["sparsity"]) / 100
+        pairs.setdefault(pair, [])
+        if technique not in pairs[pair]:
+            pairs[pair].append(technique)
+        if sparsity == 0 and technique != "mp" or technique == "mp-slt" and sparsity <= HYBRID_SWITCH:
+            continue
+        technique = "dense" if sparsity == 0 else technique
+        second = source["note"].removeprefix("trained with ") if source["note"].startswith("trained") else ""
+        trained_with = second or {"mp-slt": "slt"}.get(technique, technique)
+        row = {"pair": pair, "technique": technique, "variant": "", "trained_with": trained_with}
+        row |= {"sparsity": f"{sparsity:g}", "bleu": source["bleu"], "ter": source["ter"]}
+        rows.append(_paper_row(row | {"memory_mib": source["memory_mib"]}))
+        if source["note"] == "single run":
+            rows.append(_paper_row(row | {"seed": "1", "status": "failed", "reason": "single run", "bleu": "", "ter": ""}))
+    rows.append(_paper_row(PAPER_ABLATION))
+    study = {"study": "paper", "rehearsal": False, "printed": True, "pairs": pairs}
+    study |= {"levels": sorted({float(row["sparsity"]) for row in rows} - {0.0}), "seeds": [0], "steps": PAPER_STEPS}
+    study |= {"test_sets": {pair: [PAPER_TEST_SET] for pair in pairs}}
+    write_atomically(path / "study.json", json.dumps(study, indent=1) + "\n")
+    table = [[row[column] for column in RESULT_COLUMNS] for row in rows]
+    write_atomically(path / "results.csv", csv_text(RESULT_COLUMNS, table))
+    return path
+
+
+def _paper_row(row: Mapping[str, str]) -> dict[str, str]:
+    usual = {"study": "paper", "seed": "0", "test_set": PAPER_TEST_SET, "status": "ok", "steps": str(PAPER_STEPS)}
+    return dict.fromkeys(RESULT_COLUMNS, "") | usual | dict(row)
+
+
+@functools.cache
+def paper_figures() -> Figures:
+    """The paper's own tables, read like any study; no file outlives the call."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        return load(paper_folder(folder))

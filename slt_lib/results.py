@@ -1,0 +1,177 @@
+"""From scored runs to a study's figures folder: every row in a part of its own, named by what it is about.
+
+A part is overwritten by the next run of the same row, so a changed parameter leaves nothing stale. `report` merges them.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from slt_lib import masks
+from slt_lib.report.data import KINDS, RESULT_COLUMNS, _csv_bytes
+from slt_lib.store import digest, write_bytes
+from slt_lib.study import Chain, Run, Study
+from slt_lib.transformer import prunable
+
+
+def figures(study: str) -> Path:
+    """`$SLT_FIGURES/<study>`, by default `figures/<study>`."""
+    return Path(os.environ.get("SLT_FIGURES") or "figures").absolute() / study
+
+
+def record(study: Study, chains: Iterable[Chain]) -> pd.DataFrame:
+    """Score the runs of `chains` where they are not yet, write their parts, and return their rows.
+
+    One row a run and test set, in the columns of results.csv. Raises InputError where the folder can't be written.
+    """
+    folder = figures(study.name)
+    describe(study, folder)
+    rows = {}
+    for chain in chains:
+        for run in chain.runs:
+            technique, variant = labels(study, chain, run)
+            name = f"{study.pair}.{technique}.{variant or 'default'}.{run.sparsity:g}.{run.ticket.seed}"
+            if name not in rows:
+                rows[name] = result_rows(study, technique, variant, run)
+                write_part(folder, name, "results", rows[name])
+                write_part(folder, name, "sentences", sentence_rows(run))
+                write_part(folder, name, "magnitudes", magnitude_rows(run))
+                write_part(folder, name, "provenance", [provenance_row(run)])
+    frame = pd.DataFrame([row for part in rows.values() for row in part], columns=RESULT_COLUMNS)
+    numbers = ["bleu", "ter", "ter_13a", "dev_bleu", "memory_mib"]
+    frame[numbers] = frame[numbers].apply(pd.to_numeric)
+    return frame
+
+
+def describe(study: Study, folder: Path) -> None:
+    """Write study.json; parts of a study with other settings are removed first, as their rows would not compare."""
+    params = study.params
+    settings = {
+        "training": params.training.model_dump(),
+        "corpus": params.corpus.model_dump(),
+        "vocabulary": params.vocabulary,
+        "decoding": params.decoding.model_dump(),
+    }
+    tests = list(study.corpus.tests)
+    about = {
+        "study": study.name,
+        "rehearsal": params.rehearsal,
+        "pairs": params.pairs,
+        "levels": params.levels,
+        "seeds": params.seeds,
+        "steps": params.training.steps,
+        "test_sets": {pair: tests for pair in params.pairs},
+        "settings": settings,
+    }
+    path = folder / "study.json"
+    with study.store.lock(f"figures-{digest(str(folder))[:16]}"):
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            before = {}
+        if before.get("settings") != json.loads(json.dumps(settings)):
+            shutil.rmtree(folder / "parts", ignore_errors=True)
+        if before != json.loads(json.dumps(about)):
+            write_bytes(path, (json.dumps(about, indent=1) + "\n").encode())
+
+
+def labels(study: Study, chain: Chain, run: Run) -> tuple[str, str]:
+    """Technique and variant of a row: runs that techniques share go under the name of the one that owns them."""
+    kinds = [operation["do"] for operation in run.ticket.operations]
+    if kinds in (["theta_0"], ["theta_0", "gradual"]):
+        own = run.ticket.optimizer == study.params.training.optimizer
+        return run.ticket.trained_with, "" if own else f"optimizer={run.ticket.optimizer}"
+    return chain.technique, chain.variant
+
+
+def result_rows(study: Study, technique: str, variant: str, run: Run) -> list[dict]:
+    record = run.record
+    stands = record["status"] == "ok"
+    scores = run.scores() if stands else {name: None for name in study.corpus.tests}
+    rows = []
+    for test_set, score in scores.items():
+        rows.append(
+            {
+                "study": study.name,
+                "pair": study.pair,
+                "technique": technique,
+                "variant": variant,
+                "trained_with": run.ticket.trained_with,
+                "sparsity": f"{run.sparsity:g}",
+                "seed": run.ticket.seed,
+                "test_set": test_set,
+                "status": record["status"],
+                "reason": record["reason"],
+                "bleu": f"{score['bleu']:.4f}" if score else "",
+                "ter": f"{score['ter']:.4f}" if score else "",
+                "ter_13a": f"{score['ter_13a']:.4f}" if score else "",
+                "dev_bleu": f"{record['best']['dev_bleu']:.4f}" if record["best"] else "",
+                "checkpoint": "best",
+                "best_step": record["best"]["step"] if record["best"] else "",
+                "steps": record["steps"],
+                "memory_mib": f"{run.memory_mib:.3f}" if stands else "",
+                "kept": record["kept"],
+                "prunable": record["prunable"],
+                "bleu_signature": score["signatures"]["bleu"] if score else "",
+                "ter_signature": score["signatures"]["ter"] if score else "",
+                "run": run.id,
+            }
+        )
+    return rows
+
+
+def sentence_rows(run: Run) -> list[dict]:
+    if run.record["status"] != "ok":
+        return []
+    return [
+        {"run": run.id, "test_set": test_set, "line": line} | dict(zip(score["statistics"], values, strict=True))
+        for test_set, score in run.scores().items()
+        for line, values in enumerate(zip(*score["statistics"].values(), strict=True), start=1)
+    ]
+
+
+def magnitude_rows(run: Run) -> list[dict]:
+    """Mean |w| over the weights that the run keeps, at its start and at its end, a matrix a row."""
+    if run.record["status"] != "ok":
+        return []
+    first, last = run.theta(0), run.weights("final")
+    rows = []
+    for name, weight in prunable(last).items():
+        kept = run.mask[name] if run.mask is not None else weight == weight
+        rows.append(
+            {
+                "run": run.id,
+                "matrix": name,
+                "rows": weight.shape[0],
+                "columns": weight.shape[1],
+                "kept": masks.kept({name: kept}),
+                "mean_abs_start": f"{float(first[name][kept].abs().mean()):.6g}",
+                "mean_abs_final": f"{float(weight[kept].abs().mean()):.6g}",
+            }
+        )
+    return rows
+
+
+def provenance_row(run: Run) -> dict:
+    try:
+        known = json.loads((run.folder / "provenance.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    tokens, seconds = run.record["target_tokens"], known.get("seconds", 0)
+    empty = dict.fromkeys(KINDS["provenance"][1], "")
+    return empty | known | {
+        "run": run.id,
+        "target_tokens": tokens,
+        "tokens_per_second": round(tokens / seconds) if seconds else "",
+    }
+
+
+def write_part(folder: Path, name: str, kind: str, rows: list[dict]) -> None:
+    """One CSV of `parts/`; it appears whole or not at all."""
+    file, columns, _ = KINDS[kind]
+    cells = [[row[column] for column in columns] for row in rows]
+    write_bytes(folder / "parts" / f"{name}.{file}", _csv_bytes(columns, cells, packed=file.endswith(".gz")))

@@ -1,0 +1,208 @@
+"""BLEU and TER from sentence statistics that are computed once (sacrebleu; settings: FACTS.md, section 5).
+
+`sentence_statistics` reads the text; all scores, intervals and tests are functions of the counts that it returns, so a
+stored table of counts is enough to compute them again.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sacrebleu.metrics import BLEU, TER
+from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+BLEU_COLUMNS = ("sys_len", "ref_len", "m1", "m2", "m3", "m4", "t1", "t2", "t3", "t4")
+TER_COLUMNS = ("ter_edits", "ter_words")
+TER_13A_COLUMNS = ("ter13a_edits", "ter13a_words")
+
+Statistics = Mapping[str, ArrayLike]
+
+
+class Score(NamedTuple):
+    """A corpus score in percent and the signature of how it was computed."""
+
+    value: float
+    signature: str
+
+
+class Comparison(NamedTuple):
+    """System a minus system b: the difference, its interval, and the p value of there being none."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
+    """Corpus BLEU, cased, 13a tokens, of detokenised text against one reference a line.
+
+    Raises ValueError if the lists differ in length or are empty, as `ter`, `ter_13a` and `sentence_statistics` do.
+    """
+    return Score(corpus_bleu(_bleu_statistics(hypotheses, references)), signatures()["bleu"])
+
+
+def ter(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
+    """Corpus TER of raw text with sacrebleu's defaults: the setting to compare with the paper (FACTS.md, section 5)."""
+    return Score(corpus_ter(_ter_statistics(hypotheses, references)), signatures()["ter"])
+
+
+def ter_13a(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
+    """Corpus TER of both sides in 13a tokens, lowercased: the conventional figure, some nine points lower."""
+    return Score(corpus_ter_13a(_ter_13a_statistics(hypotheses, references)), signatures()["ter_13a"])
+
+
+def signatures() -> dict[str, str]:
+    """sacrebleu's signatures of `bleu`, `ter` and `ter_13a`; `tok` of the last names both tokenizers in their order."""
+    bleu_metric, ter_metric = BLEU(), TER()
+    bleu_metric.num_refs = ter_metric.num_refs = 1
+    ter_signature = str(ter_metric.get_signature())
+    return {
+        "bleu": str(bleu_metric.get_signature()),
+        "ter": ter_signature,
+        "ter_13a": ter_signature.replace("tok:tercom", "tok:13a+tercom"),
+    }
+
+
+def sentence_statistics(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
+    """Counts from which corpus BLEU and TER follow exactly: names to integer arrays [lines].
+
+    For BLEU: matched and total n-grams `m1` to `m4` and `t1` to `t4`, lengths `sys_len` and `ref_len` in 13a tokens.
+    For TER: `ter_edits` and words of the reference `ter_words` in raw text, the same in 13a tokens `ter13a_edits` and
+    `ter13a_words`.
+
+    Raises:
+        ValueError: the lists differ in length or are empty.
+    """
+    return (
+        _bleu_statistics(hypotheses, references)
+        | _ter_statistics(hypotheses, references)
+        | _ter_13a_statistics(hypotheses, references)
+    )
+
+
+def corpus_bleu(statistics: Statistics) -> float | np.ndarray:
+    """BLEU in percent from counts summed over the last axis, as sacrebleu computes it (smoothing exp, all four orders).
+
+    `statistics` maps the BLEU columns to arrays [..., lines]: a dict from `sentence_statistics`, a pandas DataFrame
+    with a row for each line, resampled counts [resamples, lines], or sums that are already made [resamples, 1]. Returns
+    a float for [lines], else an array [...].
+    """
+    totals = _totals(statistics, BLEU_COLUMNS)
+    system, reference, matched, total = totals[0], totals[1], totals[2:6], totals[6:10]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        smoothed = 1 / (2.0 ** np.cumsum(matched == 0, axis=0) * total)
+        precision = np.where(matched > 0, matched / total, smoothed)
+        brevity = np.where(system < reference, np.exp(1 - reference / system), 1.0)
+        score = 100 * brevity * np.exp(np.log(precision).mean(axis=0))
+    return _float_or_array(np.where(matched.any(axis=0) & total.all(axis=0), score, 0.0))
+
+
+def corpus_ter(statistics: Statistics) -> float | np.ndarray:
+    """TER of raw text in percent from `ter_edits` and `ter_words` [..., lines]; axes as in `corpus_bleu`."""
+    return _edit_rate(_totals(statistics, TER_COLUMNS))
+
+
+def corpus_ter_13a(statistics: Statistics) -> float | np.ndarray:
+    """TER of 13a tokens in percent from `ter13a_edits` and `ter13a_words` [..., lines]; axes as in `corpus_bleu`."""
+    return _edit_rate(_totals(statistics, TER_13A_COLUMNS))
+
+
+def bootstrap_interval(
+    statistics: Statistics,
+    resamples: int = 1000,
+    seed: int = 12345,
+    level: float = 0.95,
+    score: Callable[[Statistics], float | np.ndarray] = corpus_bleu,
+) -> tuple[float, float]:
+    """Percentile interval of a corpus score over test sets drawn line by line with replacement (Koehn 2004)."""
+    return _interval(_resampled(statistics, resamples, seed, score), level)
+
+
+def paired_bootstrap(
+    statistics_a: Statistics,
+    statistics_b: Statistics,
+    resamples: int = 1000,
+    seed: int = 12345,
+    level: float = 0.95,
+    score: Callable[[Statistics], float | np.ndarray] = corpus_bleu,
+) -> Comparison:
+    """System a minus system b on the same lines, both scored on the same resamples.
+
+    The p value is two-sided, from the resampled differences shifted to a mean of zero, as in sacrebleu's paired
+    bootstrap but for ties, which count against a difference: a system is not significantly different from itself.
+
+    Raises:
+        ValueError: the two have counts of different numbers of lines.
+    """
+    lines_a, lines_b = _lines(statistics_a), _lines(statistics_b)
+    if lines_a != lines_b:
+        raise ValueError(f"paired systems need the same lines, not {lines_a} and {lines_b}")
+    difference = score(statistics_a) - score(statistics_b)
+    drawn = _resampled(statistics_a, resamples, seed, score) - _resampled(statistics_b, resamples, seed, score)
+    extreme = np.count_nonzero(np.abs(drawn - drawn.mean()) >= abs(difference))
+    return Comparison(difference, *_interval(drawn, level), (extreme + 1) / (resamples + 1))
+
+
+def _bleu_statistics(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
+    # `force` only silences a warning about text that looks tokenised, which a bad model's output may.
+    return _extract(BLEU(force=True), BLEU_COLUMNS, hypotheses, references)
+
+
+def _ter_statistics(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
+    return _extract(TER(), TER_COLUMNS, hypotheses, references)
+
+
+def _ter_13a_statistics(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
+    tokenize = Tokenizer13a()
+    return _extract(TER(), TER_13A_COLUMNS, [tokenize(x) for x in hypotheses], [tokenize(x) for x in references])
+
+
+def _extract(
+    metric: BLEU | TER, columns: Sequence[str], hypotheses: Sequence[str], references: Sequence[str]
+) -> dict[str, np.ndarray]:
+    if len(hypotheses) != len(references):
+        raise ValueError(f"{len(hypotheses)} hypotheses against {len(references)} references: their numbers must agree")
+    if len(hypotheses) == 0:
+        raise ValueError("there are no lines to score")
+    # With one reference a line, TER's average reference length is a whole number.
+    counts = np.array(metric._extract_corpus_statistics(hypotheses, [references])).astype(np.int64)
+    return dict(zip(columns, counts.T, strict=True))
+
+
+def _totals(statistics: Statistics, columns: Sequence[str]) -> np.ndarray:
+    """Sums over lines: [columns, ...]."""
+    return np.stack([np.asarray(statistics[column]).sum(axis=-1) for column in columns])
+
+
+def _edit_rate(totals: np.ndarray) -> float | np.ndarray:
+    edits, words = totals
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rate = np.where(words > 0, edits / words, edits > 0)
+    return _float_or_array(100.0 * rate)
+
+
+def _resampled(
+    statistics: Statistics, resamples: int, seed: int, score: Callable[[Statistics], float | np.ndarray]
+) -> np.ndarray:
+    """Scores [resamples]; one seed draws the same lines for every system."""
+    lines = _lines(statistics)
+    drawn = np.random.default_rng(seed).integers(lines, size=(resamples, lines))
+    times = np.stack([np.bincount(row, minlength=lines) for row in drawn]).astype(np.float64)
+    # Sums of counts are exact in float64, and a matrix product is much faster than gathering every line.
+    columns = (column for column in (*BLEU_COLUMNS, *TER_COLUMNS, *TER_13A_COLUMNS) if column in statistics)
+    return score({column: (times @ np.asarray(statistics[column], dtype=np.float64))[:, None] for column in columns})
+
+
+def _interval(scores: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _lines(statistics: Statistics) -> int:
+    return len(np.asarray(statistics[next(iter(statistics))]))
+
+
+def _float_or_array(values: np.ndarray) -> float | np.ndarray:
+    return float(values) if values.ndim == 0 else values

@@ -1,0 +1,345 @@
+"""The loop that turns a ticket into a run: it reads top to bottom, and a killed training goes on where it was."""
+
+import datetime
+import math
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from slt_lib import decoding, masks, schedules, scoring
+from slt_lib.adafactor import Adafactor
+from slt_lib.batches import Batches, Position
+from slt_lib.params import Training
+from slt_lib.store import RECORD, RESUME, Damaged, RunFolder, digest, sealed, write_json
+from slt_lib.transformer import Shape, SoftmaxLoss, Transformer, dropout_masks, dropout_sites, prunable
+from slt_lib.vocabulary import Encoded, Vocabulary
+
+DEV_BATCH = 256  # sentences decoded at once; no result depends on it beyond float error
+BLEU_ZERO = 0.05  # what a table prints as 0.0
+
+
+@dataclass(frozen=True)
+class Data:
+    """A corpus as the trainer reads it."""
+
+    vocabulary: Vocabulary
+    source: Encoded
+    target: Encoded
+    dev_source: Encoded
+    dev_reference: list[str]
+
+
+@dataclass(frozen=True)
+class Start:
+    """A ticket's values: weights by name (theta_0, theta_t, ...), what may be left of them, and how it trains.
+
+    `mask`: name of each prunable matrix -> BoolTensor, True = kept; None: dense. `gradual`: (initial, final) sparsity of
+    magnitude pruning while training, or None for a mask that stays. `depth`: how many trainings came before in the chain.
+    """
+
+    weights: Mapping[str, Tensor]
+    mask: Mapping[str, Tensor] | None
+    gradual: tuple[float, float] | None
+    optimizer: str
+    seed: int
+    depth: int
+
+
+class NotFinite(Exception):
+    """The loss or a weight is no number any more: the run has failed."""
+
+
+def new_model(training: Training, vocabulary: int, seed: int | None = None) -> Transformer:
+    """The study's Transformer, with theta_0 of `seed` where one is given."""
+    sizes = training.model
+    return Transformer(Shape(vocabulary, sizes.layers, sizes.hidden, sizes.filter, sizes.heads), seed)
+
+
+def checkpoints(training: Training) -> list[int]:
+    """Steps after which dev is scored and the training can be resumed."""
+    return schedules.every(training.checkpoint, 1.0, training.steps)
+
+
+def train(
+    training: Training,
+    data: Data,
+    start: Start,
+    folder: RunFolder | None = None,
+    keep: tuple[float, ...] = (),
+    report: Callable[[int, dict | None], None] = lambda steps, point: None,
+    until: int | None = None,
+) -> dict:
+    """Train `start` for `training.steps` steps and write the run into `folder`; returns its record.
+
+    Checkpoints stay at the fractions `keep`, at the best step on dev and at the last step. A training found in
+    `folder` is resumed and ends in the same bytes as one without a cut. `report(steps, point)` hears of finished steps and
+    of each checkpoint. With `until` (a step) nothing is written: the weights and mask at that step are returned as
+    {"weights", "mask"}. Raises Damaged where the folder holds something else. Source: FACTS.md section 7.
+    """
+    began = time.monotonic()
+    model = new_model(training, len(data.vocabulary))
+    weights = dict(model.named_parameters())
+    matrices = prunable(weights)
+    optimizer = new_optimizer(training, start.optimizer, weights.values())
+    batches = Batches(
+        data.source,
+        data.target,
+        training.batch.rows,
+        training.batch.length,
+        start.seed,
+        start.depth if training.order == "fresh" else 0,
+        training.batch.packed,
+    )
+    sites = dropout_sites(model.shape, training.batch.rows, training.batch.length, training.batch.length)
+    sizes = training.model
+    rates = {"residual": sizes.residual_dropout, "attention": sizes.attention_dropout, "relu": sizes.relu_dropout}
+    marks = checkpoints(training)
+    kept_steps = {schedules.at_step(fraction, training.steps) for fraction in keep} - {0}
+    candidates = set(marks[-training.gradual_candidates :] if start.gradual else marks)
+    updates = set(schedules.every(training.gradual.every, training.gradual.until, training.steps)) if start.gradual else ()
+    end = schedules.at_step(training.gradual.until, training.steps)
+
+    state = {"step": 0, "curve": [], "files": {}, "best": None, "loss": 0.0, "since": 0, "tokens": 0, "seconds": 0.0}
+    mask = dict(start.mask) if start.mask is not None else None
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(start.weights[name])
+    resumed = _resume(folder, digest(training.model_dump())) if until is None and folder is not None else None
+    if resumed:
+        state, tensors = resumed
+        mask = {k.removeprefix("mask."): v for k, v in tensors.items() if k.startswith("mask.")} or None
+        batches.position = Position(*state["position"][:2], tuple(state["position"][2]))
+        _restore(model, optimizer, tensors, state["step"])
+        report(state["step"], None)
+    factors = _factors(mask)
+    hide = _split if training.pruned == "stale" else _zero
+    stale = hide(matrices, factors)
+    if resumed and stale:
+        stale = {name: tensors[f"stale.{name}"] for name in stale}
+
+    failure = None
+    record = {"steps": training.steps, "optimizer": start.optimizer}
+    last = training.steps if until is None else until
+    try:
+        for step in range(state["step"], last):
+            batch = next(batches)
+            drop = dropout_masks(sites, rates, start.seed, step)
+            loss = _loss(model, batch, drop, training)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise NotFinite(f"loss not finite at step {step + 1}")
+            loss.backward()
+            with torch.no_grad():
+                for name, factor in factors.items():
+                    matrices[name].grad.mul_(factor)
+                for name, values in stale.items():  # the optimizer sees what is stored (FACTS.md section 2)
+                    matrices[name].add_(values)
+                _set_rate(optimizer, training, step)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                if step + 1 in updates:
+                    wanted = schedules.gradual_sparsity(step + 1, *start.gradual, end)
+                    mask = _new_mask(training, matrices, wanted, mask, start.mask)
+                    factors = _factors(mask)
+                stale = hide(matrices, factors)
+            state["loss"] += value
+            state["since"] += 1
+            state["tokens"] += batch.tokens
+            report(1, None)
+
+            if step + 1 in kept_steps and until is None and step + 1 not in marks:
+                state["files"][folder.theta(step + 1)] = folder.save(folder.theta(step + 1), weights)
+            if step + 1 in marks and until is None:
+                if not all(bool(torch.isfinite(w).all()) for w in weights.values()):
+                    raise NotFinite(f"weights not finite at step {step + 1}")
+                point = {
+                    "step": step + 1,
+                    "loss": state["loss"] / state["since"],
+                    "dev_bleu": dev_bleu(model, data, training),
+                    "sparsity": masks.sparsity(mask) if mask else 0.0,
+                    "tokens": state["tokens"],
+                }
+                state |= {"step": step + 1, "curve": [*state["curve"], point], "loss": 0.0, "since": 0}
+                if step + 1 in candidates and (state["best"] is None or point["dev_bleu"] > state["best"]["dev_bleu"]):
+                    state["best"] = {"step": step + 1, "dev_bleu": point["dev_bleu"]}
+                named = {folder.theta(s) for s in kept_steps | {state["best"]["step"] if state["best"] else 0}}
+                if folder.theta(step + 1) in named or step + 1 == training.steps:
+                    state["files"][folder.theta(step + 1)] = folder.save(folder.theta(step + 1), weights)
+                named |= {folder.theta(training.steps)}
+                state["files"] = {name: sha for name, sha in state["files"].items() if name in named}
+                where = batches.position
+                state["position"] = [where.epoch, where.offset, list(where.waiting)]
+                state["seconds"] += time.monotonic() - began
+                began = time.monotonic()
+                folder.save(RESUME, _tensors(model, optimizer, mask, stale), state | {"of": digest(training.model_dump())})
+                folder.drop(named)
+                report(0, point)
+    except NotFinite as error:
+        failure = str(error)
+
+    if until is not None:
+        if failure:
+            raise NotFinite(failure)
+        return {"weights": {name: w.detach().clone() for name, w in weights.items()}, "mask": mask}
+    if failure is None and max(point["dev_bleu"] for point in state["curve"]) < BLEU_ZERO:
+        failure = "BLEU 0 on dev at every checkpoint"
+    if mask is not None:
+        state["files"]["mask.safetensors"] = folder.save("mask.safetensors", mask)
+    everything = masks.kept(mask) if mask else sum(w.numel() for w in matrices.values())
+    record |= {
+        "status": "failed" if failure else "ok",
+        "reason": failure or "",
+        "curve": state["curve"],
+        "best": state["best"],
+        "files": state["files"],
+        "kept": everything,
+        "prunable": sum(w.numel() for w in matrices.values()),
+        "target_tokens": state["tokens"],
+        "dropped_pairs": batches.dropped,
+    }
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "provenance.json", {"seconds": round(state["seconds"], 3)} | provenance(training))
+    write_json(folder / RECORD, sealed(record))
+    (folder / RESUME).unlink(missing_ok=True)
+    return record
+
+
+def provenance(training: Training) -> dict:
+    """What differs from machine to machine and reaches no identity."""
+    return {
+        "device": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "precision": training.precision,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": commit(),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def commit() -> str:
+    """The checkout's commit, with + where tracked files differ from it; empty outside of git."""
+    here = Path(__file__).resolve().parent
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"], cwd=here, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return run.stdout.strip()
+
+
+def _loss(model: Transformer, batch, drop, training: Training) -> Tensor:
+    low = training.precision == "bf16"
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        hidden = model(batch, drop)
+    dtype = torch.bfloat16 if low else torch.float32
+    return SoftmaxLoss.apply(hidden, model.embedding, batch.target, training.label_smoothing, dtype)
+
+
+def dev_bleu(model: Transformer, data: Data, training: Training) -> float:
+    """BLEU (13a, cased) on the dev set, or its first `dev_sentences`, with `dev_beam`."""
+    count = min(training.dev_sentences or len(data.dev_source), len(data.dev_source))
+    sources = data.dev_source.lists()[:count]
+    try:
+        found = decoding.translate(model, sources, training.dev_beam, extra=training.dev_extra, batch_sentences=DEV_BATCH)
+    except FloatingPointError as error:
+        raise NotFinite(f"logits not finite on dev: {error}") from None
+    return scoring.bleu(data.vocabulary.decode(found), data.dev_reference[:count]).value
+
+
+# Optimizer -------------------------------------------------------------------------------------------------------------
+
+
+def new_optimizer(training: Training, name: str, weights) -> torch.optim.Optimizer:
+    """Adafactor as in T2T, or Adam with T2T's settings for transformer_base (FACTS.md section 1)."""
+    warmup = max(1, schedules.at_step(training.warmup, training.steps))
+    if name == "adafactor":
+        return Adafactor(weights, warmup, training.peak_lr.adafactor)
+    return torch.optim.Adam(weights, lr=0.0, betas=(0.9, 0.997), eps=1e-9)
+
+
+def _set_rate(optimizer, training: Training, step: int) -> None:
+    if isinstance(optimizer, torch.optim.Adam):
+        warmup = max(1, schedules.at_step(training.warmup, training.steps))
+        for group in optimizer.param_groups:
+            group["lr"] = schedules.learning_rate(step, warmup, training.peak_lr.adam, ramp=True)
+
+
+# Masks -----------------------------------------------------------------------------------------------------------------
+
+
+def _new_mask(training: Training, matrices, sparsity: float, mask, first):
+    """The mask of a gradual step: nested in the last one, or, with stale weights, in the ticket's own alone."""
+    within = first if training.pruned == "stale" else mask
+    if training.thresholds == "histogram":
+        return masks.histogram_mask(matrices, sparsity, within)
+    return masks.magnitude_mask(matrices, sparsity, within)
+
+
+def _factors(mask) -> dict[str, Tensor]:
+    return {name: kept.float() for name, kept in (mask or {}).items()}
+
+
+def _zero(matrices, factors) -> dict[str, Tensor]:
+    with torch.no_grad():
+        for name, factor in factors.items():
+            matrices[name].mul_(factor)
+    return {}
+
+
+def _split(matrices, factors) -> dict[str, Tensor]:
+    """Take the pruned entries out of the matrices and return them, to be put back for the optimizer."""
+    stale = {}
+    with torch.no_grad():
+        for name, factor in factors.items():
+            stale[name] = matrices[name] * (1 - factor)
+            matrices[name].mul_(factor)
+    return stale
+
+
+# Resuming --------------------------------------------------------------------------------------------------------------
+
+
+def _tensors(model, optimizer, mask, stale) -> dict[str, Tensor]:
+    tensors = {f"theta.{name}": w for name, w in model.named_parameters()}
+    tensors |= {f"stale.{name}": values for name, values in stale.items()}
+    for i, slots in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{key}": value for key, value in slots.items()}
+    return tensors | {f"mask.{name}": kept for name, kept in (mask or {}).items()}
+
+
+def _restore(model, optimizer, tensors, step: int) -> None:
+    model.load_state_dict({k.removeprefix("theta."): v for k, v in tensors.items() if k.startswith("theta.")})
+    state = optimizer.state_dict()
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, i, slot = key.split(".")
+            state["state"].setdefault(int(i), {})[slot] = value
+    for group in state["param_groups"]:
+        if "k" in group:  # Adafactor's own count of steps
+            group["k"] = step
+    optimizer.load_state_dict(state)
+
+
+def _resume(folder: RunFolder, identity: str) -> tuple[dict, dict] | None:
+    """State and tensors of a training that was cut, or None; a resume file that can't be used is thrown away."""
+    if not (folder / RESUME).exists():
+        return None
+    try:
+        tensors, state = folder.load(RESUME)
+        if state.pop("of", None) != identity:
+            raise Damaged("it belongs to another training")
+        folder.verify(state["files"])
+    except Damaged:
+        (folder / RESUME).unlink()
+        return None
+    return state, tensors
+
+

@@ -1,0 +1,349 @@
+"""The Transformer of the paper: Tensor2Tensor's transformer_base_v3 with its TPU settings, at any size.
+
+Pre-norm, one embedding shared by source, target and softmax, separate q/k/v/o without biases, sin|cos positions, dropout
+masks shared as on TPU, a zero vector as the decoder's start (FACTS.md section 1). The forward pass is a pure function of
+weights, batch and dropout masks: it draws no random number.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slt_lib.seeds import stream
+
+PAD, EOS, UNKNOWN = 0, 1, 2
+MINUS_INFINITY = -1e9  # finite, so that a row of padding alone stays a number
+TARGET_SPACES = 32
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model; `layers` counts encoder and decoder layers each."""
+
+    vocabulary: int
+    layers: int = 6
+    hidden: int = 512
+    filter: int = 2048
+    heads: int = 8
+
+    def __post_init__(self):
+        if self.hidden % self.heads or self.hidden % 2:
+            raise ValueError(f"hidden size {self.hidden} must be even and a multiple of heads {self.heads}")
+
+
+class Batch(NamedTuple):
+    """LongTensors [rows, length]: ids, the segment of each id in its row (0 = padding) and its position there.
+
+    `shifted` is the decoder's input: the id before, and PAD (a zero vector) at the start of each segment.
+    """
+
+    source: Tensor
+    source_segment: Tensor
+    source_position: Tensor
+    target: Tensor
+    target_segment: Tensor
+    target_position: Tensor
+    shifted: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Target tokens without padding."""
+        return int((self.target != PAD).sum())
+
+
+class Attention(nn.Module):
+    def __init__(self, hidden: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        for name in ("query", "key", "value", "output"):
+            setattr(self, name, nn.Parameter(torch.empty(hidden, hidden)))
+
+    def split(self, x: Tensor, weight: Tensor) -> Tensor:
+        """[B, L, hidden] -> [B, heads, L, hidden / heads]."""
+        y = F.linear(x, weight)
+        return y.view(*y.shape[:-1], self.heads, -1).transpose(-2, -3)
+
+    def attend(self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, drop: Tensor | None) -> Tensor:
+        query = self.split(x, self.query) * (key.shape[-1] ** -0.5)
+        scores = query @ key.transpose(-1, -2)
+        if bias is not None:
+            scores = scores + bias
+        weights = scores.softmax(-1)
+        if drop is not None:
+            weights = weights * drop
+        y = weights.to(value.dtype) @ value
+        return F.linear(y.transpose(-2, -3).flatten(-2), self.output)
+
+    def forward(self, x: Tensor, memory: Tensor, bias: Tensor, drop: Tensor | None) -> Tensor:
+        return self.attend(x, self.split(memory, self.key), self.split(memory, self.value), bias, drop)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, hidden: int, inner: int):
+        super().__init__()
+        self.inner = nn.Parameter(torch.empty(inner, hidden))
+        self.inner_bias = nn.Parameter(torch.empty(inner))
+        self.outer = nn.Parameter(torch.empty(hidden, inner))
+        self.outer_bias = nn.Parameter(torch.empty(hidden))
+
+    def forward(self, x: Tensor, drop: Tensor | None) -> Tensor:
+        y = F.relu(F.linear(x, self.inner, self.inner_bias))
+        if drop is not None:
+            y = y * drop.to(y.dtype)
+        return F.linear(y, self.outer, self.outer_bias)
+
+
+class Layer(nn.Module):
+    """One pre-norm layer: norm, sublayer, dropout, add; `cross` adds the decoder's attention to the encoder."""
+
+    def __init__(self, shape: Shape, cross: bool):
+        super().__init__()
+        sizes = shape.hidden, shape.heads
+        self.self_norm, self.self_attention = norm(shape.hidden), Attention(*sizes)
+        if cross:
+            self.cross_norm, self.cross_attention = norm(shape.hidden), Attention(*sizes)
+        self.filter_norm, self.feed_forward = norm(shape.hidden), FeedForward(shape.hidden, shape.filter)
+
+    def forward(self, x, bias, drop, site, memory=None, cross_bias=None):
+        y = self.self_norm(x)
+        x = add(x, self.self_attention(y, y, bias, drop.get(f"{site}.self.attention")), drop.get(f"{site}.self"))
+        if memory is not None:
+            y = self.cross_attention(self.cross_norm(x), memory, cross_bias, drop.get(f"{site}.cross.attention"))
+            x = add(x, y, drop.get(f"{site}.cross"))
+        y = self.feed_forward(self.filter_norm(x), drop.get(f"{site}.relu"))
+        return add(x, y, drop.get(f"{site}.filter"))
+
+
+def norm(hidden: int) -> nn.LayerNorm:
+    return nn.LayerNorm(hidden, eps=1e-6)
+
+
+def add(x: Tensor, y: Tensor, drop: Tensor | None) -> Tensor:
+    return x + y if drop is None else torch.addcmul(x, y.to(x.dtype), drop)
+
+
+class Transformer(nn.Module):
+    """Weights of theta_0 for `seed`; `shape` gives the sizes, `length` the longest sequence it will see."""
+
+    def __init__(self, shape: Shape, seed: int | None = None, length: int = 1024):
+        super().__init__()
+        self.shape = shape
+        self.embedding = nn.Parameter(torch.empty(shape.vocabulary, shape.hidden))
+        self.target_space = nn.Parameter(torch.empty(TARGET_SPACES, shape.hidden))
+        self.encoder = nn.ModuleList(Layer(shape, cross=False) for _ in range(shape.layers))
+        self.encoder_norm = norm(shape.hidden)
+        self.decoder = nn.ModuleList(Layer(shape, cross=True) for _ in range(shape.layers))
+        self.decoder_norm = norm(shape.hidden)
+        self.register_buffer("positions", positions(length, shape.hidden), persistent=False)
+        if seed is not None:
+            self.load_state_dict(theta_0(self, seed))
+
+    def forward(self, batch: Batch, drop: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Decoder output [rows, target length, hidden], before the softmax matrix. `drop`: see `dropout_sites`."""
+        drop = drop or {}
+        bias = segment_bias(batch.source_segment, batch.source_segment)
+        memory = self._encode(batch.source, batch.source_position, bias, drop)
+        length = batch.target.shape[-1]
+        causal = torch.full((length, length), MINUS_INFINITY, device=bias.device).triu(1)
+        self_bias = segment_bias(batch.target_segment, batch.target_segment) + causal
+        cross_bias = segment_bias(batch.target_segment, batch.source_segment)
+        x = self.embed(batch.shifted) + self.positions[batch.target_position]
+        x = scaled(x, drop.get("decoder.input"))
+        for i, layer in enumerate(self.decoder):
+            x = layer(x, self_bias, drop, f"decoder.{i}", memory, cross_bias)
+        return self.decoder_norm(x)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Rows of the shared matrix times sqrt(hidden); padding is exactly zero."""
+        x = F.embedding(ids, self.embedding) * self.shape.hidden**0.5
+        return x * (ids != PAD).unsqueeze(-1)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.embedding)
+
+    def _encode(self, source, position, bias, drop) -> Tensor:
+        x = self.embed(source) + self.target_space[0] + self.positions[position]
+        x = scaled(x, drop.get("encoder.input"))
+        for i, layer in enumerate(self.encoder):
+            x = layer(x, bias, drop, f"encoder.{i}")
+        return self.encoder_norm(x)
+
+    def encode(self, source: Tensor) -> Tensor:
+        """Memory [B, S, hidden] of padded sentences `source` [B, S]."""
+        segment = (source != PAD).long()
+        position = torch.arange(source.shape[1], device=source.device).expand_as(source)
+        return self._encode(source, position, segment_bias(segment, segment), {})
+
+    def start(self, memory: Tensor, source: Tensor) -> dict[str, Tensor]:
+        """The cache of a decoding: cross keys and values, the bias of padding, and empty self keys and values."""
+        cache = {"cross_bias": ((source == PAD) * MINUS_INFINITY)[:, None, None, :].to(memory.dtype)}
+        for i, layer in enumerate(self.decoder):
+            cross = layer.cross_attention
+            cache[f"cross_k.{i}"] = cross.split(memory, cross.key)
+            cache[f"cross_v.{i}"] = cross.split(memory, cross.value)
+            empty = cache[f"cross_k.{i}"][:, :, :0]
+            cache[f"self_k.{i}"] = cache[f"self_v.{i}"] = empty
+        return cache
+
+    def step(self, previous: Tensor, position: int, cache: dict[str, Tensor]) -> Tensor:
+        """Logits [B, V] in fp32 after the ids `previous` [B] (PAD at position 0); the cache grows in place."""
+        x = (self.embed(previous) + self.positions[position]).unsqueeze(1)
+        for i, layer in enumerate(self.decoder):
+            attention, y = layer.self_attention, layer.self_norm(x)
+            for side, weight in (("k", attention.key), ("v", attention.value)):
+                name = f"self_{side}.{i}"
+                cache[name] = torch.cat([cache[name], attention.split(y, weight)], dim=2)
+            x = x + attention.attend(y, cache[f"self_k.{i}"], cache[f"self_v.{i}"], None, None)
+            y = layer.cross_norm(x)
+            x = x + layer.cross_attention.attend(
+                y, cache[f"cross_k.{i}"], cache[f"cross_v.{i}"], cache["cross_bias"], None
+            )
+            x = x + layer.feed_forward(layer.filter_norm(x), None)
+        return self.logits(self.decoder_norm(x)).squeeze(1).float()
+
+
+def scaled(x: Tensor, drop: Tensor | None) -> Tensor:
+    return x if drop is None else x * drop
+
+
+def segment_bias(query: Tensor, key: Tensor) -> Tensor:
+    """[R, 1, Q, K]: 0 where both are of one segment, -1e9 elsewhere (in `where` form, which vmap handles)."""
+    return (query.unsqueeze(-1) != key.unsqueeze(-2)).unsqueeze(-3) * MINUS_INFINITY
+
+
+def positions(length: int, hidden: int) -> Tensor:
+    """[length, hidden]: sines beside cosines, not interleaved; timescales 1 to 10^4 (get_timing_signal_1d)."""
+    count = hidden // 2
+    rates = np.exp(np.arange(count) * -(math.log(1e4) / max(count - 1, 1)))
+    angles = np.arange(length)[:, None] * rates[None, :]
+    return torch.from_numpy(np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32))
+
+
+def prunable(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The matrices that the paper prunes: embedding, attention and filter kernels; no bias, norm or target space."""
+    return {name: w for name, w in named.items() if w.dim() == 2 and name not in ("target_space", "positions")}
+
+
+def glorot(weight: Tensor) -> float:
+    """Bound of T2T's kernel initialisation, and CLT's alpha: sqrt(6 / (fan_in + fan_out))."""
+    return math.sqrt(6 / sum(weight.shape))
+
+
+def theta_0(model: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Initial weights: embedding normal(0, hidden^-0.5), kernels Glorot uniform, norms 1 and 0, biases 0."""
+    weights = {}
+    for name, parameter in model.named_parameters():
+        generator, shape = stream(seed, "theta_0", name), tuple(parameter.shape)
+        if name == "embedding":
+            value = generator.standard_normal(shape, dtype=np.float32) * np.float32(shape[1] ** -0.5)
+        elif parameter.dim() == 2:
+            value = (generator.random(shape, dtype=np.float32) * 2 - 1) * np.float32(glorot(parameter))
+        else:
+            value = np.full(shape, 1.0 if name.endswith("norm.weight") else 0.0, dtype=np.float32)
+        weights[name] = torch.from_numpy(value)
+    return weights
+
+
+# Dropout ---------------------------------------------------------------------------------------------------------------
+
+
+def dropout_sites(shape: Shape, rows: int, source: int, target: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Site -> (kind, shape of its mask), shared as T2T does on TPU: attention over batch and heads, the rest over length.
+
+    Kinds: "residual" (also the inputs, which share nothing), "attention", "relu".
+    """
+    sites = {
+        "encoder.input": ("residual", (rows, source, shape.hidden)),
+        "decoder.input": ("residual", (rows, target, shape.hidden)),
+    }
+    for side, length in (("encoder", source), ("decoder", target)):
+        for i in range(shape.layers):
+            parts = {"self": length} | ({"cross": source} if side == "decoder" else {})
+            for part, keys in parts.items():
+                sites[f"{side}.{i}.{part}.attention"] = ("attention", (length, keys))
+                sites[f"{side}.{i}.{part}"] = ("residual", (rows, 1, shape.hidden))
+            sites[f"{side}.{i}.relu"] = ("relu", (rows, 1, shape.filter))
+            sites[f"{side}.{i}.filter"] = ("residual", (rows, 1, shape.hidden))
+    return sites
+
+
+def dropout_masks(sites, rates: Mapping[str, float], seed: int, step: int) -> dict[str, Tensor]:
+    """Masks for one step, 0 or 1 / (1 - rate), a pure function of (seed, step, site). Kinds with rate 0 have none."""
+    wanted = {site: (rates[kind], shape) for site, (kind, shape) in sites.items() if rates[kind] > 0}
+    counts = [math.prod(shape) for _, shape in wanted.values()]
+    bits = stream(seed, "dropout", step).integers(0, 1 << 16, size=sum(counts), dtype=np.uint16)
+    drawn = torch.from_numpy(bits.view(np.int16)).split(counts)
+    masks = {}
+    for (site, (rate, shape)), values in zip(wanted.items(), drawn, strict=True):
+        limit = round(rate * (1 << 16)) - (1 << 15)
+        masks[site] = (values >= limit).view(shape) * (1 / (1 - rate))
+    return masks
+
+
+# Loss ------------------------------------------------------------------------------------------------------------------
+
+
+def smoothed_cross_entropy(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
+    """Mean over non-pad targets, `smoothing` spread over the V - 1 wrong tokens, less the entropy of that goal.
+
+    `logits` [..., V], `target` [...] LongTensor; a scalar, 0 for a perfect guess. Source: T2T's smoothing_cross_entropy
+    and padded_cross_entropy (FACTS.md section 1).
+    """
+    wrong, entropy = _goal(logits.shape[-1], smoothing)
+    logits = logits.float()
+    right = logits.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    loss = logits.logsumexp(-1) - (1 - smoothing - wrong) * right - wrong * logits.sum(-1) - entropy
+    real = target != PAD
+    return torch.where(real, loss, torch.zeros_like(loss)).sum() / real.sum()
+
+
+def _goal(vocabulary: int, smoothing: float) -> tuple[float, float]:
+    wrong = smoothing / (vocabulary - 1)
+    entropy = -sum(p * math.log(p) * n for p, n in ((1 - smoothing, 1), (wrong, vocabulary - 1)) if p > 0)
+    return wrong, entropy
+
+
+class SoftmaxLoss(torch.autograd.Function):
+    """`smoothed_cross_entropy` of hidden @ embedding^T in chunks of rows, gradients computed on the way forward.
+
+    The logits of a batch are never held whole, and each chunk is read while it is still in the cache.
+    """
+
+    CHUNK = 512
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, embedding: Tensor, target: Tensor, smoothing: float, dtype: torch.dtype) -> Tensor:
+        states, ids = hidden.reshape(-1, hidden.shape[-1]).to(dtype), target.reshape(-1)
+        matrix = embedding.to(dtype)
+        wrong, entropy = _goal(len(matrix), smoothing)
+        real = ids != PAD
+        count = int(real.sum())
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        d_states = torch.empty_like(states)
+        d_matrix = torch.zeros_like(embedding)
+        for start in range(0, len(ids), SoftmaxLoss.CHUNK):
+            part = slice(start, start + SoftmaxLoss.CHUNK)
+            keep, gold = real[part].float(), ids[part].unsqueeze(-1)
+            logits = (states[part] @ matrix.t()).float()
+            right, summed = logits.gather(-1, gold).squeeze(-1), logits.sum(-1)
+            log_norm = logits.logsumexp(-1)
+            loss = log_norm - (1 - smoothing - wrong) * right - wrong * summed - entropy
+            total += (loss * keep).sum()
+            gradient = logits.sub_(log_norm.unsqueeze(-1)).exp_().sub_(wrong)
+            gradient.scatter_add_(-1, gold, torch.full_like(gold, smoothing + wrong - 1, dtype=gradient.dtype))
+            gradient = gradient.mul_((keep / count).unsqueeze(-1)).to(dtype)
+            torch.mm(gradient, matrix, out=d_states[part])
+            d_matrix += gradient.t() @ states[part]
+        ctx.save_for_backward(d_states.reshape(hidden.shape).to(hidden.dtype), d_matrix)
+        return total / count
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        d_hidden, d_matrix = ctx.saved_tensors
+        return d_hidden * gradient, d_matrix * gradient, None, None, None
