@@ -1,8 +1,8 @@
 """Encoded sentence pairs -> batches of one fixed shape, seeded and resumable.
 
 As in T2T's packed problems, a row holds several pairs side by side, kept apart by segment ids (FACTS.md section 1).
-Rounding single sentences up to multiples of 8 would leave 17 to 18% padding on Multi30k; packing leaves a few percent and
-one shape for all steps, so that tickets can step together.
+Rounding single sentences up to multiples of 8 would leave 17 to 18% padding on Multi30k; packing leaves a few percent
+and one shape for all steps, so that tickets can step together.
 """
 
 from dataclasses import dataclass
@@ -30,12 +30,14 @@ class Position:
 class Batches:
     """An endless stream of batches [rows, length], each epoch in an order of its own.
 
-    The order depends on `seed` and `depth` (of the ticket in its chain). With `packed` false a row holds one pair. Pairs
-    longer than `length` on either side are left out (`dropped` counts them), as T2T does in training. Raises InputError
-    where none is left.
+    The order depends on `seed` and `depth` (of the ticket in its chain). With `packed` false a row holds one pair.
+    Pairs longer than `length` on either side are left out (`dropped` counts them), as T2T does in training.
+    Raises InputError where none is left.
     """
 
-    def __init__(self, source: Encoded, target: Encoded, rows: int, length: int, seed: int, depth: int = 0, packed=True):
+    def __init__(
+        self, source: Encoded, target: Encoded, rows: int, length: int, seed: int, depth: int = 0, packed=True
+    ):
         self.source, self.target, self.rows, self.length, self.packed = source, target, rows, length, packed
         self.seed, self.depth = seed, depth
         self.usable = np.flatnonzero((source.lengths <= length) & (target.lengths <= length))

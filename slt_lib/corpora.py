@@ -86,7 +86,7 @@ class Corpus:
 
 
 def grammar(pair: str, train: int, dev: int, test: int, seed: int) -> Corpus:
-    """As many sentences as asked for, made by slt_lib/grammar.py. Raises InputError for a pair or number it can't do."""
+    """As many sentences as asked for, made by slt_lib/grammar.py. Raises InputError for a pair or number beyond it."""
     sides = [LANGUAGES.index(language) for language in _languages(pair, "grammar")]
     # The test set first, so that it stays as it is when more training sentences are asked for.
     made = generate({"test": test, "dev": dev, "train": train}, seed)
@@ -216,7 +216,7 @@ def _read_split(name: str, source: Path, target: Path, training: bool) -> Split:
     counts = [len(lines) for lines in sides]
     if counts[0] != counts[1]:
         raise InputError(
-            f"{source}: {counts[0]} lines, but {target} has {counts[1]}; line N of one must translate line N of the other"
+            f"{source}: {counts[0]} lines, but {target} has {counts[1]}; line by line one must translate the other"
         )
     for path, lines in zip((source, target), sides, strict=True):
         for number, line in enumerate(lines if not training else (), 1):

@@ -165,7 +165,8 @@ R | interesting more_interesting | interessant interessanter | intéressant int�
 COVHL | dirty dirtier | schmutzig schmutziger | sale sale sales sales
 """
 
-# Flags: s a state (no progressive, no manner), d a definite object only, 2 gives its object to a person, n no place.
+# Flags: s a state (no progressive, no manner), d a definite object only, 1 one object only, 2 gives its object to a
+# person, n no place.
 # flags | subjects | objects | English base, past and -ing if irregular, (particle) | German, "+" after a prefix that
 # parts, "*" with sein, du, er and participle if irregular | case | French, "*" with être, je, tu, il, nous, ils,
 # participle, future stem if irregular | preposition ("à!" takes lui, leur).
@@ -184,7 +185,7 @@ s | PKA | | stay | bleiben* bleibst bleibt geblieben | | rester* |
 n | PKA | | come_back came_back coming_back | zurück+kommen* kommst kommt gekommen | | \
 revenir* reviens reviens revient revenons reviennent revenu reviendr |
 n | PKA | | leave left | weg+gehen* gehst geht gegangen | | partir* pars pars part partons partent parti |
-s | PKA | PKAVLG | see saw | sehen siehst sieht gesehen | A | voir vois vois voit voyons voient vu verr |
+s | PKA | PKAVLG | see saw seeing | sehen siehst sieht gesehen | A | voir vois vois voit voyons voient vu verr |
 | PK | FMDRTECV | buy bought | kaufen | A | acheter achète achètes achète achetons achètent acheté achèter |
 | PK | FMDRTECV | sell sold | verkaufen | A | vendre vends vends vend vendons vendent vendu |
 | PKA | FM | eat ate | essen isst isst gegessen | A | manger |
@@ -217,14 +218,14 @@ appeler appelle appelles appelle appelons appellent appelé appeller |
 | PK | PK | think thought (of) | denken denkst denkt gedacht | an A | penser | à
 | PK | PK | talk (with) | sprechen sprichst spricht gesprochen | mit D | parler | avec
 | PKA | PKA | play (with) | spielen | mit D | jouer | avec
-n | PKA | LG | go went (to) | gehen* gehst geht gegangen | zu D | aller* vais vas va allons vont allé ir | à
+n1d | PKA | G | go went (to) | gehen* gehst geht gegangen | zu D | aller* vais vas va allons vont allé ir | à
 | PK | ACV | wash | waschen wäschst wäscht gewaschen | A | laver |
 | PK | OVH | clean | putzen | A | nettoyer nettoie nettoies nettoie nettoyons nettoient nettoyé nettoier |
 | PK | EV | repair | reparieren | A | réparer |
 | PK | A | feed fed | füttern | A | nourrir nourris nourris nourrit nourrissons nourrissent nourri |
 | PK | RTC | throw_away threw_away throwing_away | weg+werfen wirfst wirft geworfen | A | \
 jeter jette jettes jette jetons jettent jeté jetter |
-s | PK | PKRTC | forget forgot | vergessen vergisst vergisst vergessen | A | oublier |
+s | PK | PKRTC | forget forgot forgetting | vergessen vergisst vergisst vergessen | A | oublier |
 | PK | RTECV | steal stole | stehlen stiehlst stiehlt gestohlen | A | voler |
 | PKA | FRTO | carry | tragen trägst trägt getragen | A | porter |
 | PK | RTC | pack | ein+packen | A | emballer |
@@ -633,6 +634,7 @@ def _noun_de(noun: Noun, plural: bool, case: str) -> str:
     if noun.weak and case != "N":
         return noun.de[1]
     form = noun.de[0]
+    # Right for persons, who alone own things here.
     if case == "G" and noun.gender != "f":
         return form + ("es" if len(_SYLLABLE.findall(form.lower())) == 1 else "s")
     return form
@@ -831,7 +833,8 @@ def _clause_fr(c: Clause) -> str:
     if c.to and c.to.head in PRONOUN:
         clitic = PRONOUN[c.to.head].fr[2]
     elif c.to:
-        arguments.append(_np_fr(c.to, "à"))
+        # After a relative clause the person would seem to belong to that clause.
+        arguments.insert(0 if obj and obj.rel else 1, _np_fr(c.to, "à"))
 
     often = c.often[2] if c.often else ""
     ne = "ne" if c.neg or often == "jamais" else ""
@@ -874,8 +877,12 @@ def _clause_fr(c: Clause) -> str:
 # Sentences
 
 
+_COMMAS = re.compile(r"(?: ,)+")
+
+
 def _finish(text: str, end: str) -> str:
-    text = " ".join(text.split()).replace(" ,", ",").replace(",,", ",").rstrip(",") + end
+    # A subordinate clause closes itself with a comma, and so may the one around it.
+    text = _COMMAS.sub(",", " ".join(text.split())).rstrip(",") + end
     return text[0].upper() + text[1:]
 
 
@@ -1077,6 +1084,8 @@ class _Draw:
                 semi = self.pick(("can", "must", "want", "try", "hope", "begin", "promise"))
                 if time_of == "past" and not SEMIS[semi].zu:
                     semi = ""
+            if semi and SEMIS[semi].zu and "s" in verb.flags:
+                semi = ""
             neg = ask is None and time_of != "prog" and semi not in ("must", "try", "hope", "begin", "promise")
             neg = neg and self.chance(20)
             who = subj or self.someone(verb.subjects, neg, not plain)
@@ -1099,6 +1108,8 @@ class _Draw:
             obj = self.object(verb.objects, who, definite, rich and not negative)
             if negative and (obj.det == "many" or obj.det in NUMBER):
                 obj = replace(obj, det="the")
+            if "1" in verb.flags:
+                obj = replace(obj, plural=False)
             if "2" in verb.flags:
                 to = self.object("PK", who, True, False)
         busy = plain or bool(who.rel or obj and obj.rel)

@@ -131,6 +131,7 @@ class Params(Base):
     keep: list[Fraction] = [0.05]
     decoding: Decoding = Decoding()
     threads: Positive = 1
+    ablations: bool = False
 
     @model_validator(mode="after")
     def in_order(self):
@@ -149,14 +150,19 @@ def check_levels(levels) -> None:
         raise ValueError(f"levels {list(levels)} must rise: a pruned weight does not come back")
 
 
-def folder() -> Path:
-    """`params/` beside the library's checkout, or the one in the current directory where it has one."""
-    here = Path.cwd() / "params"
-    return here if here.is_dir() else Path(__file__).resolve().parent.parent / "params"
+def home() -> Path:
+    """The project: the nearest folder upwards that holds `params/`, else the checkout of this library.
+
+    So a notebook opened in `notebooks/` and a job started at the top find the same study, runs and figures.
+    """
+    for folder in (here := Path.cwd(), *here.parents):
+        if (folder / "params").is_dir():
+            return folder
+    return Path(__file__).resolve().parent.parent
 
 
 def known() -> list[str]:
-    return sorted(path.stem for path in folder().glob("*.yaml"))
+    return sorted(path.stem for path in (home() / "params").glob("*.yaml"))
 
 
 def load(study: str) -> Params:
@@ -164,7 +170,7 @@ def load(study: str) -> Params:
 
     Raises InputError, one line that names the file, the key and what it should be.
     """
-    path = Path(study) if study.endswith(".yaml") else folder() / f"{study}.yaml"
+    path = Path(study) if study.endswith(".yaml") else home() / "params" / f"{study}.yaml"
     shown = os.path.relpath(path)
     if not path.is_file() or Path(study).name != study and not study.endswith(".yaml"):
         raise InputError(f"study {study!r}: there is no {shown}; known studies: {', '.join(known()) or 'none'}")

@@ -1,6 +1,7 @@
 """From scored runs to a study's figures folder: every row in a part of its own, named by what it is about.
 
-A part is overwritten by the next run of the same row, so a changed parameter leaves nothing stale. `report` merges them.
+A part is overwritten by the next run of the same row, so a changed parameter leaves nothing stale; `report`
+merges them.
 """
 
 import json
@@ -10,9 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from slt_lib import masks
-from slt_lib.report.data import KINDS, RESULT_COLUMNS, _csv_bytes
+from slt_lib.params import home
+from slt_lib.report.data import KINDS, RESULT_COLUMNS, csv_bytes
 from slt_lib.store import digest, write_bytes
 from slt_lib.study import Chain, Run, Study
 from slt_lib.transformer import prunable
@@ -20,7 +23,7 @@ from slt_lib.transformer import prunable
 
 def figures(study: str) -> Path:
     """`$SLT_FIGURES/<study>`, by default `figures/<study>`."""
-    return Path(os.environ.get("SLT_FIGURES") or "figures").absolute() / study
+    return Path(os.environ.get("SLT_FIGURES") or home() / "figures").absolute() / study
 
 
 def record(study: Study, chains: Iterable[Chain]) -> pd.DataFrame:
@@ -163,15 +166,46 @@ def provenance_row(run: Run) -> dict:
         known = {}
     tokens, seconds = run.record["target_tokens"], known.get("seconds", 0)
     empty = dict.fromkeys(KINDS["provenance"][1], "")
-    return empty | known | {
-        "run": run.id,
-        "target_tokens": tokens,
-        "tokens_per_second": round(tokens / seconds) if seconds else "",
-    }
+    return (
+        empty
+        | known
+        | {
+            "run": run.id,
+            "target_tokens": tokens,
+            "tokens_per_second": round(tokens / seconds) if seconds else "",
+        }
+    )
 
 
 def write_part(folder: Path, name: str, kind: str, rows: list[dict]) -> None:
     """One CSV of `parts/`; it appears whole or not at all."""
     file, columns, _ = KINDS[kind]
     cells = [[row[column] for column in columns] for row in rows]
-    write_bytes(folder / "parts" / f"{name}.{file}", _csv_bytes(columns, cells, packed=file.endswith(".gz")))
+    write_bytes(folder / "parts" / f"{name}.{file}", csv_bytes(columns, cells, packed=file.endswith(".gz")))
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds on the first test set, a line a variant and sparsity (in percent)."""
+    rows = rows[(rows.test_set == rows.test_set.iloc[0]) & (rows.status == "ok")]
+    shown = rows.assign(sparsity=(100 * rows.sparsity.astype(float)).map("{:g}%".format))
+    groups = shown.groupby(["technique", "variant", "sparsity"], sort=False)
+    means = groups[["bleu", "ter", "ter_13a", "memory_mib"]].mean().round(2)
+    return means.assign(kept=groups.kept.first(), seeds=groups.seed.nunique())
+
+
+def plot(rows: pd.DataFrame, metric: str = "bleu") -> Figure:
+    """Score against sparsity on the first test set: a dot a seed, a line through their mean, dense as a level line."""
+    rows = rows[(rows.test_set == rows.test_set.iloc[0]) & (rows.status == "ok")]
+    rows = rows.assign(percent=100 * rows.sparsity.astype(float))
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    dense = rows[rows.technique == "dense"]
+    if len(dense):
+        axes.axhline(dense[metric].mean(), color="0.4", linestyle="--", linewidth=1, label="dense")
+    for (technique, variant), part in rows[rows.technique != "dense"].groupby(["technique", "variant"], sort=False):
+        [line] = axes.plot(part.groupby("percent")[metric].mean(), label=f"{technique} {variant}".strip())
+        axes.plot(part.percent, part[metric], "o", color=line.get_color(), markersize=4)
+    axes.set(xlabel="sparsity (%)", ylabel=metric.upper())
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure

@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from slt_lib.errors import InputError
+from slt_lib.params import home
 
 RECORD, RESUME = "run.json", "resume.safetensors"
 
@@ -31,7 +32,7 @@ class Damaged(Exception):
 
 
 def root() -> Path:
-    return Path(os.environ.get("SLT_RUNS") or "runs").absolute()
+    return Path(os.environ.get("SLT_RUNS") or home() / "runs").absolute()
 
 
 def canonical(value) -> str:
@@ -63,9 +64,13 @@ def write_bytes(path: Path, content: bytes) -> str:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             need = len(content) / 2**20
-            raise InputError(f"{path}: no space left on the disk ({need:.1f} MiB needed); free some, then run it again") from None
+            raise InputError(
+                f"{path}: no space left on the disk ({need:.1f} MiB needed); free some, then run it again"
+            ) from None
         if isinstance(error, PermissionError | NotADirectoryError) or error.errno == errno.EROFS:
-            raise InputError(f"{path}: {error.strerror}; set SLT_RUNS or SLT_FIGURES to a folder that can be written") from None
+            raise InputError(
+                f"{path}: {error.strerror}; set SLT_RUNS or SLT_FIGURES to a folder that can be written"
+            ) from None
         raise
     return hashlib.sha256(content).hexdigest()
 
@@ -181,5 +186,3 @@ class Store:
 
     def remove(self, train_id: str) -> None:
         shutil.rmtree(self.folder(train_id).path, ignore_errors=True)
-
-

@@ -51,8 +51,9 @@ class Ticket:
     optimizer: str
     sparsity: float = 0.0
     runs: Mapping[str, "Run"] = field(default_factory=dict, repr=False, compare=False)
+    listed: bool = field(default=True, compare=False)
 
-    # The algebra -------------------------------------------------------------------------------------------------------
+    # The algebra ------------------------------------------------------------
 
     def prune(self, by: "Run", sparsity: float, checkpoint: str = "final") -> "Ticket":
         """Keep the largest magnitudes of `by`'s weights: exactly `sparsity` of each matrix is zero, masks nest.
@@ -95,6 +96,10 @@ class Ticket:
         """A control: fresh random weights under the same mask."""
         return self._with((*self.operations, {"do": "reinitialise"}))
 
+    def unlisted(self) -> "Ticket":
+        """The same ticket, trained because its chain needs it, with no row in the results."""
+        return replace(self, listed=False)
+
     def _with(self, operations: tuple[dict, ...], *runs: "Run", **changes) -> "Ticket":
         return replace(self, operations=operations, runs={**self.runs, **{run.id: run for run in runs}}, **changes)
 
@@ -104,7 +109,7 @@ class Ticket:
         if sparsity < least:
             raise InputError(f"sparsity {sparsity} is below {least}, which is pruned already: levels must rise")
 
-    # Identity ----------------------------------------------------------------------------------------------------------
+    # Identity ------------------------------------------------------------
 
     @functools.cached_property
     def depth(self) -> int:
@@ -154,7 +159,7 @@ class Ticket:
             return "dense"
         return "slt" if kinds[0] == "rewind" else "lt"
 
-    # Values ------------------------------------------------------------------------------------------------------------
+    # Values ------------------------------------------------------------
 
     def start(self) -> training.Start:
         """The weights and mask it stands for; reads the runs it leans on."""
@@ -252,9 +257,9 @@ class Run:
         if name in self.record["files"]:
             return self._load(name)
         with self.study.threads():
-            return training.train(
-                self.study.params.training, self.study.data, self.ticket.start(), until=step
-            )["weights"]
+            return training.train(self.study.params.training, self.study.data, self.ticket.start(), until=step)[
+                "weights"
+            ]
 
     def _load(self, name: str) -> dict[str, Tensor]:
         return self.folder.load(name, self.record["files"][name])[0]
@@ -380,7 +385,7 @@ class Study:
     def __repr__(self) -> str:
         return f"Study({self.name}, {self.pair}, seeds {self.seeds}, levels {self.levels})"
 
-    # Data --------------------------------------------------------------------------------------------------------------
+    # Data ------------------------------------------------------------
 
     @functools.cached_property
     def corpus(self) -> corpora.Corpus:
@@ -396,7 +401,9 @@ class Study:
     def vocabulary(self) -> Vocabulary:
         """Built once from the training text, then read from the store by what it was built from."""
         size = self.params.vocabulary
-        key = digest({"corpus": self.corpus.digest, "size": size, "tokenizers": importlib.metadata.version("tokenizers")})
+        key = digest(
+            {"corpus": self.corpus.digest, "size": size, "tokenizers": importlib.metadata.version("tokenizers")}
+        )
         path = self.store.path / "vocabularies" / f"{key[:32]}.json"
         with self.store.lock(f"vocabulary-{key[:32]}"):
             try:
@@ -429,7 +436,7 @@ class Study:
     def threads(self):
         return _Threads(self.params.threads)
 
-    # Training ----------------------------------------------------------------------------------------------------------
+    # Training ------------------------------------------------------------
 
     def ticket(self, seed: int, optimizer: str = "") -> Ticket:
         """The dense ticket: theta_0 of `seed`, no mask. `optimizer`: "adafactor", "adam" or the study's own."""
@@ -470,7 +477,7 @@ class Study:
             return Run(ticket, record)
 
     def chain(self, recipe: Callable[..., Recipe], seed: int, levels: Iterable[float] = (), **knobs) -> Chain:
-        """A recipe for one seed, labelled: technique by the recipe's name, variant by the knobs that differ from its own.
+        """A recipe for one seed, labelled: technique by the recipe's name, variant by the knobs that differ.
 
         `levels`: empty for the study's. Raises InputError for a knob that the recipe does not have.
         """
@@ -483,13 +490,14 @@ class Study:
             changed.pop("optimizer", None)
         variant = ",".join(f"{name}={value}" for name, value in sorted(changed.items()))
         generator = recipe(self, seed, list(levels) or self.levels, **knobs)
-        return Chain(recipe.__name__.replace("_", "-"), variant, seed, generator)
+        technique = getattr(recipe, "technique", recipe.__name__.replace("_", "-"))
+        return Chain(technique, variant, seed, generator)
 
     def follow(self, chains: Iterable[Chain | Recipe], progress: "Progress | None" = None) -> list[Chain]:
         """Advance all chains in waves until each has ended; a chain may be a bare generator of a recipe of your own.
 
-        Tickets that are ready train together, equal ones once. A chain whose run failed stops there with its reason; the
-        others go on.
+        Tickets that are ready train together, equal ones once. A chain whose run failed stops there with its reason;
+        the others go on.
         """
         chains = [chain if isinstance(chain, Chain) else _bare(chain) for chain in chains]
         waiting: dict[int, list[Ticket]] = {}
@@ -514,7 +522,7 @@ class Study:
             runs = dict(zip(unique, self.train(unique.values(), progress), strict=True))
             for i, asked in wave.items():
                 answer = [runs[ticket.train_id] for ticket in asked]
-                chains[i].runs += answer
+                chains[i].runs += [run for run, ticket in zip(answer, asked, strict=True) if ticket.listed]
                 advance(i, answer[0] if shape[i] else answer)
         return chains
 
@@ -547,7 +555,9 @@ class _Report:
         self.done += steps
         self.bar.update(steps)
         if point is not None:
-            text = f"loss {point['loss']:.3f}, dev BLEU {point['dev_bleu']:.1f}, sparsity {100 * point['sparsity']:.1f}%"
+            text = (
+                f"loss {point['loss']:.3f}, dev BLEU {point['dev_bleu']:.1f}, sparsity {100 * point['sparsity']:.1f}%"
+            )
             self.bar.set_postfix_str(text, refresh=False)
             if self.lines:
                 print(f"{self.label}: step {point['step']}/{self.steps}, {text}", file=sys.stderr, flush=True)

@@ -1,9 +1,13 @@
-"""The paper's techniques, each a generator of tickets: section 3 in a few lines (FACTS.md section 7)."""
+"""The paper's six techniques, each a generator of tickets: its section 3 in a few lines (FACTS.md section 7).
+
+A chain yields a ticket, or a list of independent ones, and is sent the trained run, or the list. `levels` are the
+sparsities wanted, rising. Every knob's default is the paper's setting; the ablations are the same recipes with others.
+"""
 
 from slt_lib.study import Recipe, Study
 
 
-def dense(study: Study, seed: int, levels: list[float], optimizer: str = "") -> Recipe:
+def dense(study: Study, seed: int, levels: list[float] = (), optimizer: str = "") -> Recipe:
     """The dense Transformer from theta_0: every chain's first run."""
     yield study.ticket(seed, optimizer)
 
@@ -13,10 +17,134 @@ def mp(study: Study, seed: int, levels: list[float], optimizer: str = "") -> Rec
     yield [study.ticket(seed, optimizer).gradual(final=sparsity) for sparsity in levels]
 
 
-def slt(
-    study: Study, seed: int, levels: list[float], rewind: float = 0.05, source: str = "last", checkpoint: str = "final"
-) -> Recipe:
-    """Stabilized lottery ticket (section 3.3): prune by theta_T, restart from theta_t of the last run."""
+def lt(study: Study, seed: int, levels: list[float], checkpoint: str = "final") -> Recipe:
+    """Lottery ticket (section 3.2): prune by theta_T, restart from theta_0, level after level."""
     run = yield study.ticket(seed)
     for sparsity in levels:
+        run = yield run.rewind(at=0).prune(by=run, sparsity=sparsity, checkpoint=checkpoint)
+
+
+def slt(
+    study: Study,
+    seed: int,
+    levels: list[float],
+    rewind: float = 0.05,
+    source: str = "last",
+    checkpoint: str = "final",
+    optimizer: str = "",
+    iterative: bool = True,
+) -> Recipe:
+    """Stabilized lottery ticket (section 3.3): prune by theta_T, restart from theta_t of the last run.
+
+    Without `iterative` each level is pruned at once from the dense run.
+    """
+    run = yield study.ticket(seed, optimizer)
+    if not iterative:
+        yield [run.rewind(at=rewind).prune(by=run, sparsity=sparsity, checkpoint=checkpoint) for sparsity in levels]
+        return
+    for sparsity in levels:
         run = yield run.rewind(at=rewind, source=source).prune(by=run, sparsity=sparsity, checkpoint=checkpoint)
+
+
+def clt(study: Study, seed: int, levels: list[float], rewind: float = 0.05, source: str = "last") -> Recipe:
+    """Constant lottery ticket (section 3.4): as SLT, but all that is left of theta_t is its signs, times alpha."""
+    run = yield study.ticket(seed)
+    for sparsity in levels:
+        run = yield run.rewind(at=rewind, source=source).prune(by=run, sparsity=sparsity).constant()
+
+
+def slt_mp(
+    study: Study,
+    seed: int,
+    levels: list[float],
+    rewind: float = 0.05,
+    source: str = "last",
+    first: float = 0.5,
+    switch: float = 0.6,
+    start: str = "first",
+    stepwise: bool = False,
+) -> Recipe:
+    """SLT to 60%, then MP (section 3.5): the ticket at `switch` is pruned on gradually, its mask kept from step 0.
+
+    SLT goes straight to `first`, or there in ten-point steps where `stepwise`. `start`: MP replaces the training of the
+    ticket at `switch` ("first"), or follows it ("second"): FACTS.md section 7, SLT-MP 4.
+    """
+    run = yield study.ticket(seed)
+    path = [round(0.1 * i, 1) for i in range(1, 10) if 0.1 * i < first - 1e-9] if stepwise else []
+    for sparsity in path:
+        run = yield run.rewind(at=rewind, source=source).prune(by=run, sparsity=sparsity).unlisted()
+    run = yield run.rewind(at=rewind, source=source).prune(by=run, sparsity=first)
+    ticket = run.rewind(at=rewind, source=source).prune(by=run, sparsity=switch)
+    if start == "second" or switch in levels:
+        run = yield ticket
+    if start == "second":
+        ticket = run.rewind(at=rewind, source=source)
+    yield [ticket.gradual(final=sparsity, initial=switch) for sparsity in levels if sparsity > switch]
+
+
+def mp_slt(
+    study: Study,
+    seed: int,
+    levels: list[float],
+    rewind: float = 0.05,
+    switch: float = 0.6,
+    retrain: bool = True,
+) -> Recipe:
+    """MP to 60%, then SLT (section 3.6): the first ticket is theta_t of the MP run under its final mask.
+
+    With `retrain` that ticket is trained at `switch` before the next level is pruned; without, the next level's mask
+    comes from the MP run itself: FACTS.md section 7, MP-SLT 3.
+    """
+    run = yield study.ticket(seed).gradual(final=switch)
+    if retrain:
+        run = (
+            yield run.rewind(at=rewind).prune(by=run, sparsity=switch).unlisted()
+        )  # the paper's table has no such cell
+    for sparsity in [level for level in levels if level > switch]:
+        run = yield run.rewind(at=rewind).prune(by=run, sparsity=sparsity)
+
+
+# Controls and comparisons ------------------------------------------------------------
+
+
+def clt_control(
+    study: Study,
+    seed: int,
+    levels: list[float],
+    at: float = 0.5,
+    signs: str = "kept",
+    magnitudes: str = "constant",
+    rewind: float = 0.05,
+) -> Recipe:
+    """One ticket of the CLT chain, at the level `at`, with other signs or magnitudes under the same mask.
+
+    The paper's ablation is `signs="random"`; Frankle et al. (2020) keep signs with other magnitudes.
+    """
+    run = yield study.ticket(seed)
+    for sparsity in [level for level in levels if level <= at]:
+        ticket = run.rewind(at=rewind).prune(by=run, sparsity=sparsity)
+        if sparsity == at:
+            yield ticket.constant(signs, magnitudes)
+        else:
+            run = yield ticket.constant().unlisted()
+
+
+def slt_control(
+    study: Study, seed: int, levels: list[float], control: str, at: float = 0.5, rewind: float = 0.05
+) -> Recipe:
+    """One ticket of the SLT chain, at the level `at`, with a random mask ("mask") or fresh weights ("weights")."""
+    run = yield study.ticket(seed)
+    for sparsity in [level for level in levels if level <= at]:
+        ticket = run.rewind(at=rewind).prune(by=run, sparsity=sparsity)
+        if sparsity < at:
+            run = yield ticket.unlisted()
+        elif control == "mask":
+            yield run.root.rewind(at=rewind).prune_randomly(sparsity)
+        else:
+            yield ticket.reinitialised()
+
+
+clt_control.technique = "clt"  # their rows stand beside the recipe that they vary
+slt_control.technique = "slt"
+
+RECIPES = {"dense": dense, "mp": mp, "lt": lt, "slt": slt, "clt": clt, "slt-mp": slt_mp, "mp-slt": mp_slt}

@@ -39,8 +39,8 @@ class Data:
 class Start:
     """A ticket's values: weights by name (theta_0, theta_t, ...), what may be left of them, and how it trains.
 
-    `mask`: name of each prunable matrix -> BoolTensor, True = kept; None: dense. `gradual`: (initial, final) sparsity of
-    magnitude pruning while training, or None for a mask that stays. `depth`: how many trainings came before in the chain.
+    `mask`: name of each prunable matrix -> BoolTensor, True = kept; None: dense. `gradual`: (initial, final) sparsity
+    of magnitude pruning while training, or None for a mask that stays. `depth`: trainings before it in the chain.
     """
 
     weights: Mapping[str, Tensor]
@@ -78,8 +78,8 @@ def train(
     """Train `start` for `training.steps` steps and write the run into `folder`; returns its record.
 
     Checkpoints stay at the fractions `keep`, at the best step on dev and at the last step. A training found in
-    `folder` is resumed and ends in the same bytes as one without a cut. `report(steps, point)` hears of finished steps and
-    of each checkpoint. With `until` (a step) nothing is written: the weights and mask at that step are returned as
+    `folder` is resumed and ends in the same bytes as one without a cut. `report(steps, point)` hears of finished
+    steps and of each checkpoint. With `until` (a step) nothing is written: the weights and mask at that step are returned as
     {"weights", "mask"}. Raises Damaged where the folder holds something else. Source: FACTS.md section 7.
     """
     began = time.monotonic()
@@ -102,7 +102,9 @@ def train(
     marks = checkpoints(training)
     kept_steps = {schedules.at_step(fraction, training.steps) for fraction in keep} - {0}
     candidates = set(marks[-training.gradual_candidates :] if start.gradual else marks)
-    updates = set(schedules.every(training.gradual.every, training.gradual.until, training.steps)) if start.gradual else ()
+    updates = (
+        set(schedules.every(training.gradual.every, training.gradual.until, training.steps)) if start.gradual else ()
+    )
     end = schedules.at_step(training.gradual.until, training.steps)
 
     state = {"step": 0, "curve": [], "files": {}, "best": None, "loss": 0.0, "since": 0, "tokens": 0, "seconds": 0.0}
@@ -177,7 +179,9 @@ def train(
                 state["position"] = [where.epoch, where.offset, list(where.waiting)]
                 state["seconds"] += time.monotonic() - began
                 began = time.monotonic()
-                folder.save(RESUME, _tensors(model, optimizer, mask, stale), state | {"of": digest(training.model_dump())})
+                folder.save(
+                    RESUME, _tensors(model, optimizer, mask, stale), state | {"of": digest(training.model_dump())}
+                )
                 folder.drop(named)
                 report(0, point)
     except NotFinite as error:
@@ -228,7 +232,11 @@ def commit() -> str:
     here = Path(__file__).resolve().parent
     try:
         run = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"], cwd=here, capture_output=True, text=True, check=True
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return ""
@@ -248,13 +256,15 @@ def dev_bleu(model: Transformer, data: Data, training: Training) -> float:
     count = min(training.dev_sentences or len(data.dev_source), len(data.dev_source))
     sources = data.dev_source.lists()[:count]
     try:
-        found = decoding.translate(model, sources, training.dev_beam, extra=training.dev_extra, batch_sentences=DEV_BATCH)
+        found = decoding.translate(
+            model, sources, training.dev_beam, extra=training.dev_extra, batch_sentences=DEV_BATCH
+        )
     except FloatingPointError as error:
         raise NotFinite(f"logits not finite on dev: {error}") from None
     return scoring.bleu(data.vocabulary.decode(found), data.dev_reference[:count]).value
 
 
-# Optimizer -------------------------------------------------------------------------------------------------------------
+# Optimizer ------------------------------------------------------------
 
 
 def new_optimizer(training: Training, name: str, weights) -> torch.optim.Optimizer:
@@ -272,7 +282,7 @@ def _set_rate(optimizer, training: Training, step: int) -> None:
             group["lr"] = schedules.learning_rate(step, warmup, training.peak_lr.adam, ramp=True)
 
 
-# Masks -----------------------------------------------------------------------------------------------------------------
+# Masks ------------------------------------------------------------
 
 
 def _new_mask(training: Training, matrices, sparsity: float, mask, first):
@@ -304,7 +314,7 @@ def _split(matrices, factors) -> dict[str, Tensor]:
     return stale
 
 
-# Resuming --------------------------------------------------------------------------------------------------------------
+# Resuming ------------------------------------------------------------
 
 
 def _tensors(model, optimizer, mask, stale) -> dict[str, Tensor]:
@@ -341,5 +351,3 @@ def _resume(folder: RunFolder, identity: str) -> tuple[dict, dict] | None:
         (folder / RESUME).unlink()
         return None
     return state, tensors
-
-

@@ -1,8 +1,8 @@
 """The Transformer of the paper: Tensor2Tensor's transformer_base_v3 with its TPU settings, at any size.
 
-Pre-norm, one embedding shared by source, target and softmax, separate q/k/v/o without biases, sin|cos positions, dropout
-masks shared as on TPU, a zero vector as the decoder's start (FACTS.md section 1). The forward pass is a pure function of
-weights, batch and dropout masks: it draws no random number.
+Pre-norm, one embedding shared by source, target and softmax, separate q/k/v/o without biases, sin|cos positions,
+dropout masks shared as on TPU, a zero vector as the decoder's start (FACTS.md section 1). The forward pass is a pure
+function of weights, batch and dropout masks: it draws no random number.
 """
 
 import math
@@ -176,9 +176,14 @@ class Transformer(nn.Module):
 
     def encode(self, source: Tensor) -> Tensor:
         """Memory [B, S, hidden] of padded sentences `source` [B, S]."""
+        self._reach(source.shape[1])
         segment = (source != PAD).long()
         position = torch.arange(source.shape[1], device=source.device).expand_as(source)
         return self._encode(source, position, segment_bias(segment, segment), {})
+
+    def _reach(self, length: int) -> None:
+        if length > len(self.positions):  # a longer sentence than any before
+            self.positions = positions(2 * length, self.shape.hidden).to(self.positions.device)
 
     def start(self, memory: Tensor, source: Tensor) -> dict[str, Tensor]:
         """The cache of a decoding: cross keys and values, the bias of padding, and empty self keys and values."""
@@ -193,6 +198,7 @@ class Transformer(nn.Module):
 
     def step(self, previous: Tensor, position: int, cache: dict[str, Tensor]) -> Tensor:
         """Logits [B, V] in fp32 after the ids `previous` [B] (PAD at position 0); the cache grows in place."""
+        self._reach(position + 1)
         x = (self.embed(previous) + self.positions[position]).unsqueeze(1)
         for i, layer in enumerate(self.decoder):
             attention, y = layer.self_attention, layer.self_norm(x)
@@ -250,11 +256,11 @@ def theta_0(model: nn.Module, seed: int) -> dict[str, Tensor]:
     return weights
 
 
-# Dropout ---------------------------------------------------------------------------------------------------------------
+# Dropout ------------------------------------------------------------
 
 
 def dropout_sites(shape: Shape, rows: int, source: int, target: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Site -> (kind, shape of its mask), shared as T2T does on TPU: attention over batch and heads, the rest over length.
+    """Site -> (kind, shape of its mask), shared as on TPU: attention over batch and heads, the rest over length.
 
     Kinds: "residual" (also the inputs, which share nothing), "attention", "relu".
     """
@@ -286,7 +292,7 @@ def dropout_masks(sites, rates: Mapping[str, float], seed: int, step: int) -> di
     return masks
 
 
-# Loss ------------------------------------------------------------------------------------------------------------------
+# Loss ------------------------------------------------------------
 
 
 def smoothed_cross_entropy(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:

@@ -1,7 +1,7 @@
 """One shared word-piece vocabulary for both languages of a pair: cased, and lossless apart from unseen characters.
 
 The nearest equivalent of T2T's subword encoder in a kept library: WordPiece (greedy longest match) over words marked at
-their start and runs of punctuation (FACTS.md section 4). The mark is U+2581: text that holds it reads it back as a space.
+their start and runs of punctuation (FACTS.md section 4). The mark is U+2581: text that holds it gets a space there.
 """
 
 import hashlib
@@ -77,7 +77,9 @@ class Vocabulary:
         tokenizer.train_from_iterator((" " + line for line in sentences), trainer)
         built = tokenizer.get_vocab_size()
         if built != size:
-            raise InputError(f"vocabulary: {size} pieces were asked for, but this text gives {built}; set it to {built}")
+            raise InputError(
+                f"vocabulary: {size} pieces were asked for, but this text gives {built}; set it to {built}"
+            )
         return cls(tokenizer.to_str())
 
     @cached_property

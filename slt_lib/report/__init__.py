@@ -5,23 +5,16 @@
     figures = load("figures/multi30k")
     table(figures, "en-de")                   # Tables 1 and 2 of the paper, shown as Markdown
     plot_scores(figures, "en-de", "bleu")     # a matplotlib Figure
-    claims(figures)                           # a verdict on every claim of the paper
+    claims_table(figures)                     # a verdict on every claim of the paper
 """
 
 import os
 from pathlib import Path
 
-from slt_lib.report.claims import CLAIMS, MARGIN, Claim, Claims, Verdict, claims, judge
-from slt_lib.report.data import (
-    Cell,
-    Figures,
-    load,
-    merge,
-    paper_figures,
-    paper_folder,
-    paper_table,
-    write_atomically,
-)
+from slt_lib.report.claims import CLAIMS, Claims, claims_table
+from slt_lib.report.data import Cell, Figures, load, merge, write_atomically
+from slt_lib.report.judging import MARGIN, Claim, Verdict, judge
+from slt_lib.report.paper import paper_figures, paper_folder, paper_table
 from slt_lib.report.plots import all_plots, plot_cost, plot_kept, plot_magnitudes, plot_scores, save_plot
 from slt_lib.report.statistics import Contrast, contrast, interval, replicates
 from slt_lib.report.tables import Table, ablations, table
@@ -38,7 +31,7 @@ __all__ = [
     "Verdict",
     "ablations",
     "all_plots",
-    "claims",
+    "claims_table",
     "contrast",
     "interval",
     "judge",
@@ -74,7 +67,7 @@ def render(folder: str | os.PathLike) -> dict[str, Path]:
             texts |= {f"{name}.md": shown.markdown, f"{name}.tex": shown.latex, f"{name}.csv": shown.csv}
         other = ablations(figures, pair)
         texts |= {f"ablations_{pair}.md": other.markdown, f"ablations_{pair}.csv": other.csv}
-    verdicts = claims(figures)
+    verdicts = claims_table(figures)
     texts |= {"claims.csv": verdicts.csv, "claims.md": verdicts.markdown, "contrasts.csv": verdicts.contrasts}
     for name, text in texts.items():
         paths[name] = write_atomically(figures.path / name, text)

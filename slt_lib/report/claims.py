@@ -1,16 +1,7 @@
 """Every claim of the paper as a test, with a verdict on the study and one on the paper's own tables.
 
-A claim is a list of contrasts (`statistics.Contrast`), each turned so that it favours the claim, and a rule:
-
-- above: every contrast lies above a threshold. Holds if all intervals do, fails if one lies below it;
-- level: every contrast lies within +-MARGIN. Holds if all intervals do, fails if one lies outside;
-- most: more than half of the contrasts are not negative. The share is counted in every resample.
-
-Intervals have 95%. A claim about many cells holds only where each cell's own test says so, which needs no correction; it
-fails where one cell says so at 5% divided by the number of cells. Anything else is undecided. With one seed the noise of
-training is unknown, so that the verdict is undecided whatever the sentences say. Figures that are printed and no more
-(the paper's) are judged as worded, from the point estimates; where a shift of all differences by their rounding would
-change the verdict, the reason says so.
+The rules are in `judging`. The claims are worded after the paper's sections 1, 4, 5 and 6 and its abstract; where its
+two versions on arXiv differ (MP-SLT against SLT), both wordings are judged.
 """
 
 from collections.abc import Callable
@@ -18,172 +9,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slt_lib.report.data import TECHNIQUES, Cell, Figures, csv_text, label, paper_figures, percent
-from slt_lib.report.statistics import LEVEL, POWER, RESAMPLES, Contrast, contrast, seed_spread
+from slt_lib.report.data import TECHNIQUES, Cell, Figures, csv_text, label, percent
+from slt_lib.report.judging import GROWTH, MARGIN, UNDECIDED, Claim, Verdict, in_units, judge
+from slt_lib.report.paper import paper_figures
+from slt_lib.report.statistics import POWER, RESAMPLES, Contrast, contrast, mean_magnitudes, seed_spread
 from slt_lib.report.tables import markdown_rows, signed
 
-# Points of BLEU within which two scores are called level. The paper itself calls a loss of 0.4 (SLT at 60%, en-de) no
-# significant drop, and half a point is about what a test set of 3,000 lines can resolve.
-MARGIN = 0.5
-PRINTED = 0.1  # the paper's figures are rounded to 0.1, so a difference of two is known to +-0.1
 LEVEL_WITH_MP = 0.85  # "similar ... up to 85%" (abstract)
 NO_LOSS_UP_TO = 0.6  # section 5, SLT
 HALF = 0.5  # section 5: MP at 50% misses the baseline; random signs at 50%
 
-HOLDS, FAILS, UNDECIDED, WITHHELD = "holds", "fails", "undecided", "withheld"
 CLAIM_COLUMNS = (
     "claim statement source pair metric verdict effect low high detectable unit at supported reason paper_verdict "
     "paper_effect paper_reason"
 ).split()
 CONTRAST_COLUMNS = "claim pair metric contrast sparsity effect low high detectable unit paper_effect".split()
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What the paper says, where, and how it is tested.
-
-    `contrasts(figures, pair, metric)` returns those that could be computed; `paper_says` stands in for figures that the
-    paper does not print.
-    """
-
-    name: str
-    statement: str
-    source: str
-    rule: str
-    contrasts: Callable[[Figures, str, str], list[Contrast]]
-    threshold: float = 0.0
-    metric: str = "bleu"
-    unit: str = "BLEU"
-    paper_says: str = ""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A verdict with the contrast it turns on (for `most`: the share of levels) and the reason in words."""
-
-    verdict: str
-    reason: str = ""
-    effect: float = float("nan")
-    low: float = float("nan")
-    high: float = float("nan")
-    detectable: float = float("nan")
-    at: str = ""
-    supported: str = ""
-    contrasts: tuple[Contrast, ...] = ()
-
-
-def judge(claim: Claim, figures: Figures, pair: str) -> Verdict:
-    """The verdict of a claim on one pair: holds, fails, undecided, or withheld in a rehearsal."""
-    if figures.rehearsal:
-        return Verdict(WITHHELD, figures.note)
-    found = claim.contrasts(figures, pair, claim.metric)
-    if not found:
-        missing = figures.sentences is None and not figures.printed
-        return Verdict(UNDECIDED, "no sentence statistics" if missing else "no rows")
-    if claim.rule == "most":
-        return _judge_most(claim, found)
-    supported = f"{sum(_favours(claim, one.effect) for one in found)} of {len(found)}"
-    decisive = _decisive(claim, found)
-    verdict, reasons = _rule(claim, found), []
-    if found[0].printed:
-        reasons += _against_in_words(claim, found)
-        moved = {_rule(claim, found, shift) for shift in (-PRINTED, PRINTED)}
-        reasons += ["turns on the rounding to 0.1"] if moved != {verdict} else []
-    elif verdict == UNDECIDED:
-        reasons.append(f"interval of {decisive.what} includes both answers")
-    elif verdict == FAILS:
-        reasons.append(f"contradicted by {decisive.what}")
-    if not found[0].seeds_known:
-        sure = "" if verdict == UNDECIDED else f"; the sentences alone say {verdict}"
-        verdict, reasons = UNDECIDED, [f"one seed: the noise of training is unknown{sure}"]
-    if claim.name.startswith("slt_mp_best"):
-        reasons.append(_best_from(found))
-    low, high = decisive.bounds()
-    numbers = (decisive.effect, low, high, decisive.detectable)
-    return Verdict(verdict, "; ".join(reasons), *numbers, decisive.what, supported, tuple(found))
-
-
-def _favours(claim: Claim, effect: float) -> bool:
-    if claim.rule == "level":
-        return abs(effect) <= MARGIN + 1e-9
-    # "No loss" allows a loss of the margin itself; "above" and "clearly above" mean more than the threshold.
-    return effect >= claim.threshold - 1e-9 if claim.threshold < 0 else effect > claim.threshold + 1e-9
-
-
-def _rule(claim: Claim, contrasts: list[Contrast], shift: float = 0.0) -> str:
-    if contrasts[0].printed:
-        # A shift moves "level" outward or inward, the others up or down: the least and the most favourable rounding.
-        effects = [one.effect for one in contrasts]
-        if claim.rule == "level":
-            effects = [max(abs(effect) - shift, 0.0) for effect in effects]
-        else:
-            effects = [effect + shift for effect in effects]
-        return HOLDS if all(_favours(claim, effect) for effect in effects) else FAILS
-    lowest, highest = (-MARGIN, MARGIN) if claim.rule == "level" else (claim.threshold, np.inf)
-    usual = [one.bounds() for one in contrasts]
-    if all(lowest < low and high < highest for low, high in usual):
-        return HOLDS
-    strict = [one.bounds((1 - LEVEL) / len(contrasts)) for one in contrasts]
-    return FAILS if any(high < lowest or low > highest for low, high in strict) else UNDECIDED
-
-
-def _decisive(claim: Claim, contrasts: list[Contrast]) -> Contrast:
-    """The contrast least favourable to the claim, measured against its own error where it has one."""
-    gaps = [MARGIN - abs(one.effect) if claim.rule == "level" else one.effect - claim.threshold for one in contrasts]
-    errors = [one.error or 1.0 for one in contrasts]
-    return contrasts[int(np.argmin([gap / error for gap, error in zip(gaps, errors, strict=True)]))]
-
-
-def _against_in_words(claim: Claim, contrasts: list[Contrast]) -> list[str]:
-    against = [one for one in contrasts if not _favours(claim, one.effect)]
-    equal = [one for one in against if claim.rule != "level" and abs(one.effect) < 1e-9]
-    opposed = [one for one in against if one not in equal]
-    words = [f"equal: {', '.join(one.what for one in equal)}"] if equal else []
-    shown = [f"{one.what} = {one.effect:+.1f}" for one in sorted(opposed, key=lambda one: one.effect)]
-    more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
-    return words + ([f"against: {', '.join(shown[:3])}{more}"] if shown else [])
-
-
-def _best_from(contrasts: list[Contrast]) -> str:
-    levels = sorted({one.sparsity for one in contrasts})
-    ahead = [level for level in levels if all(one.effect > 1e-9 for one in contrasts if one.sparsity >= level)]
-    sure = [level for level in levels if all(one.bounds()[0] > 0 for one in contrasts if one.sparsity >= level)]
-    words = f"ahead of every other from {percent(ahead[0])}%" if ahead else "ahead of every other from no level"
-    if contrasts[0].printed:
-        return words
-    return words + (f", beyond doubt from {percent(sure[0])}%" if sure else ", beyond doubt from no level")
-
-
-def _judge_most(claim: Claim, contrasts: list[Contrast]) -> Verdict:
-    """More than half of the levels not negative; the share's interval comes from the resamples.
-
-    To each resampled difference the spread between seeds is added as a t-distributed term of the contrast's own error,
-    less what the resamples already hold.
-    """
-    share = float(np.mean([one.effect > -1e-9 for one in contrasts]))
-    supported = f"{round(share * len(contrasts))} of {len(contrasts)}"
-    at = f"share of {len(contrasts)} levels"
-    if contrasts[0].printed:
-        verdicts = [
-            HOLDS if np.mean([one.effect + shift > -1e-9 for one in contrasts]) > 0.5 else FAILS
-            for shift in (0.0, -PRINTED, PRINTED)
-        ]
-        reason = "turns on the rounding to 0.1" if len(set(verdicts)) > 1 else ""
-        return Verdict(verdicts[0], reason, 100 * share, np.nan, np.nan, np.nan, at, supported, tuple(contrasts))
-    random = np.random.Generator(np.random.Philox(len(contrasts)))
-    shares = np.zeros(len(contrasts[0].draws))
-    for one in contrasts:
-        training = max(one.error**2 - np.var(one.draws, ddof=1), 0.0) ** 0.5
-        noise = random.standard_t(one.freedom, len(one.draws)) if np.isfinite(one.freedom) else 0.0
-        shares += one.draws + training * noise > 0
-    low, high = np.quantile(shares / len(contrasts), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    verdict = HOLDS if low > 0.5 else FAILS if high < 0.5 else UNDECIDED
-    reason = "" if verdict != UNDECIDED else "interval of the share includes one half"
-    if not contrasts[0].seeds_known:
-        verdict, reason = UNDECIDED, "one seed: the noise of training is unknown"
-    power = float(np.median([one.detectable for one in contrasts]))
-    reason = "; ".join(filter(None, [reason, f"detectable a level (median): {power:.1f} BLEU"]))
-    return Verdict(verdict, reason, 100 * share, 100 * low, 100 * high, np.nan, at, supported, tuple(contrasts))
 
 
 def _against(plus: str, minus: str, lowest: float = 0.0, highest: float = 1.0) -> Callable:
@@ -250,30 +90,12 @@ def _random_signs(cell: Cell, options: dict[str, str]) -> bool:
 
 
 def _rewound(cell: Cell, options: dict[str, str]) -> bool:
-    # Rewinding to 0 is LT, on which the paper has a claim of its own; 1.0 resets nothing and is among the paper's trials.
+    # Rewinding to 0 is LT, which has a claim of its own; 1.0 resets nothing and is among the paper's trials.
     return cell.technique == "slt" and set(options) == {"rewind"} and float(options["rewind"]) > 0
 
 
 def _adam(cell: Cell, options: dict[str, str]) -> bool:
     return options == {"optimizer": "adam"}
-
-
-def mean_magnitudes(figures: Figures, pair: str, technique: str, column: str) -> dict[float, dict[float, float]]:
-    """sparsity -> seed -> mean magnitude over all kept weights; `column` is mean_abs_start or mean_abs_final.
-
-    Dense at 0, then the technique's own cells. Empty where the folder has no magnitudes.
-    """
-    if figures.magnitudes is None:
-        return {}
-    sums = figures.magnitudes.assign(total=figures.magnitudes["kept"] * figures.magnitudes[column]).groupby("run")
-    means = (sums["total"].sum() / sums["kept"].sum()).to_dict()
-    cells = [figures.cell(pair, "dense", 0), *figures.own_cells(pair, technique)]
-    found = {
-        cell.sparsity: {row["seed"]: means[row["run"]] for row in cell.rows if row["run"] in means}
-        for cell in cells
-        if cell
-    }
-    return {sparsity: seeds for sparsity, seeds in found.items() if seeds}
 
 
 def _growth(column: str) -> Callable:
@@ -372,10 +194,19 @@ CLAIMS = (
         threshold=MARGIN,
     ),
     Claim("slt_mp_best", "SLT-MP is best at all its levels", "section 5, SLT-MP", "above", _best()),
-    Claim("slt_mp_best_ter", "SLT-MP is best at all its levels", "section 5, SLT-MP", "above", _best(), 0.0, "ter", "TER"),
+    Claim(
+        "slt_mp_best_ter", "SLT-MP is best at all its levels", "section 5, SLT-MP", "above", _best(), 0.0, "ter", "TER"
+    ),
     Claim("slt_mp_best_above_85", "SLT-MP is best above 85%", "abstract", "above", _best(LEVEL_WITH_MP)),
     Claim(
-        "slt_mp_best_above_85_ter", "SLT-MP is best above 85%", "abstract", "above", _best(LEVEL_WITH_MP), 0.0, "ter", "TER"
+        "slt_mp_best_above_85_ter",
+        "SLT-MP is best above 85%",
+        "abstract",
+        "above",
+        _best(LEVEL_WITH_MP),
+        0.0,
+        "ter",
+        "TER",
     ),
     Claim(
         "mp_slt_below_mp",
@@ -404,7 +235,7 @@ CLAIMS = (
         "section 5, SLT",
         "above",
         _growth("mean_abs_final"),
-        unit="% growth",
+        unit=GROWTH,
         paper_says="over 100 at 98% (text; no table)",
     ),
     Claim(
@@ -413,7 +244,7 @@ CLAIMS = (
         "section 5, SLT",
         "above",
         _growth("mean_abs_start"),
-        unit="% growth",
+        unit=GROWTH,
         paper_says="said in the text; no table",
     ),
     Claim(
@@ -422,7 +253,7 @@ CLAIMS = (
         "not in the paper",
         "above",
         _beyond_mp,
-        unit="% growth",
+        unit=GROWTH,
         paper_says="not tested there",
     ),
     Claim(
@@ -456,7 +287,7 @@ class Claims:
         return self.markdown
 
 
-def claims(figures: Figures) -> Claims:
+def claims_table(figures: Figures) -> Claims:
     """Judge every claim on every pair of the study, and beside it on the paper's own figures of that pair.
 
     Columns of the CSV: effect, interval and detectable difference of the contrast on which the verdict turns, in `unit`
@@ -486,11 +317,11 @@ def _paper_verdict(claim: Claim, pair: str) -> Verdict:
 
 def _row(claim: Claim, pair: str, ours: Verdict, paper: Verdict) -> list[str]:
     metric = " (TER)" if claim.metric == "ter" else ""
-    effect, unit = _shown(ours), "" if claim.unit in ("BLEU", "TER") else f" {claim.unit}"
+    effect, unit = _shown(ours), "" if claim.unit in ("BLEU", "TER") else claim.unit
     power = "–" if np.isnan(ours.detectable) else f"{ours.detectable:.1f}"
     theirs = f"**{paper.verdict}**" + ("" if np.isnan(paper.effect) else f" ({_digits(claim, paper.effect)}{unit})")
-    where = f"; {ours.at}" if ours.at and ours.at not in ours.reason else ""
-    why = (ours.reason + where).removeprefix("; ") or "–"
+    where = f"least: {ours.at}" if ours.at and ours.at not in ours.reason and claim.rule != "most" else ""
+    why = "; ".join(filter(None, [where, ours.reason])) or "–"
     return [
         claim.statement + metric,
         claim.source,
@@ -514,17 +345,15 @@ def _shown(verdict: Verdict) -> str:
         return "–"
     whole = verdict.at.startswith("share")
     values = [f"{value:.0f}" if whole else f"{value:+.1f}" for value in (verdict.effect, verdict.low, verdict.high)]
-    # Printed figures have no interval: the bounds are the effect itself, or nothing.
-    known = not np.isnan(verdict.low) and verdict.low < verdict.high
-    return values[0] + (f" [{values[1]}, {values[2]}]" if known else "")
+    return values[0] + ("" if np.isnan(verdict.low) else f" [{values[1]}, {values[2]}]")
 
 
 def _details(claim: Claim, pair: str, ours: Verdict, paper: Verdict) -> list[list[str]]:
     theirs = {one.what: one.effect for one in paper.contrasts}
     rows = []
     for one in ours.contrasts:
-        low, high = one.bounds()
-        numbers = [signed(number) for number in (one.effect, low, high, one.detectable)]
+        low, high = (np.nan, np.nan) if one.printed else one.bounds()
+        numbers = [signed(in_units(claim, number)) for number in (one.effect, low, high, one.detectable)]
         beside = signed(theirs.get(one.what, np.nan))
         unit = claim.metric.upper() if claim.rule == "most" else claim.unit
         rows.append([claim.name, pair, claim.metric, one.what, percent(one.sparsity), *numbers, unit, beside])
@@ -543,15 +372,17 @@ def _preface(figures: Figures) -> str:
         f"An interval has 95%: the paired bootstrap over sentences ({RESAMPLES} resamples) and the spread between "
         f"seeds, pooled over the cells of a pair ({'; '.join(spreads)}). *Detectable* is the true difference that this "
         f"design would have found with {100 * POWER:.0f}% power. *Level* and *no significant loss* mean within "
-        f"{MARGIN} BLEU, *clearly* means by more than that. *Effect* is that of the least favourable comparison, turned "
-        "so that positive favours the claim (*level*: signed as named); *agree* counts the comparisons whose point "
-        "estimate favours it. The last two columns are the same code on the paper's own printed figures, judged as "
-        "worded and without any interval: they are rounded to 0.1, so a difference is known to 0.1 at best."
+        f"{MARGIN} BLEU, *clearly* means by more than that. *Effect* is that of the least favourable comparison, "
+        "turned so that positive favours the claim (*level*: signed as named); *agree* counts the comparisons whose "
+        "point estimate favours it. The last two columns are the same code on the paper's own printed figures, judged "
+        "as worded and without any interval: they are rounded to 0.1, so a difference is known to 0.1 at best."
     )
     if figures.printed:
         method = "The paper's own figures, judged as worded from what is printed: rounded to 0.1, without any interval."
     if figures.rehearsal:
-        method = "A rehearsal: every verdict is withheld, for its numbers are no evidence. The last two columns are the "
+        method = (
+            "A rehearsal: every verdict is withheld, for its numbers are no evidence. The last two columns are the "
+        )
         method += "same code on the paper's own printed figures."
     failed = _failed(figures)
     return f"{title}\n\n{method}\n" + (f"\nLeft out because every seed failed: {failed}.\n" if failed else "")

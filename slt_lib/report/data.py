@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +21,9 @@ from slt_lib.errors import InputError
 TECHNIQUES = ("mp", "lt", "slt", "clt", "slt-mp", "mp-slt")  # the order of Table 1
 HYBRID_SWITCH = 0.6  # SLT-MP and MP-SLT change technique here (paper, section 4 and caption of Table 1)
 SLT_MP_FIRST = 0.5  # SLT-MP is pruned to 50% at once, so it has no cell below (paper, section 4)
-PAPER_STEPS = 500_000
-PAPER_TEST_SET = "newstest2014"
-# The one score that the paper gives in its text and not in a table (section 5, CLT; FACTS.md section 7, point 14).
-PAPER_ABLATION = {"pair": "en-de", "technique": "clt", "variant": "signs=random", "sparsity": "0.5"} | {
-    "trained_with": "clt",
-    "bleu": "24.6",
-    "ter": "67.5",
-}
-
 RESULT_COLUMNS = (
-    "study pair technique variant trained_with sparsity seed test_set status reason bleu ter ter_13a dev_bleu checkpoint "
-    "best_step steps memory_mib kept prunable bleu_signature ter_signature run"
+    "study pair technique variant trained_with sparsity seed test_set status reason bleu ter ter_13a dev_bleu "
+    "checkpoint best_step steps memory_mib kept prunable bleu_signature ter_signature run"
 ).split()
 STATISTICS = "m1 m2 m3 m4 t1 t2 t3 t4 sys_len ref_len ter_edits ter_words ter13a_edits ter13a_words".split()
 # kind -> file name, columns, and the columns that tell one row from another
@@ -66,7 +56,7 @@ def merge(folder: str | os.PathLike) -> dict[str, Path]:
         parts = sorted((folder / "parts").glob(f"*.{name}"))
         if parts:
             header, rows = _merged(parts, columns, key, strict=kind != "provenance")
-            write_atomically(folder / name, _csv_bytes(header, rows, packed=name.endswith(".gz")))
+            write_atomically(folder / name, csv_bytes(header, rows, packed=name.endswith(".gz")))
     return {kind: folder / name for kind, (name, _, _) in KINDS.items() if (folder / name).is_file()}
 
 
@@ -83,7 +73,9 @@ def _merged(parts: list[Path], columns: list[str], key: list[str], strict: bool)
         first, rows = _read_rows(part, columns)
         header = header or first
         if first != header:
-            raise InputError(f"{part}: columns differ from those of {parts[0].name}; delete the older part and rerun it")
+            raise InputError(
+                f"{part}: columns differ from those of {parts[0].name}; delete the older part and rerun it"
+            )
         places = [header.index(column) for column in key]
         for row in rows:
             if row in seen:
@@ -123,11 +115,13 @@ def _read_rows(path: Path, columns: Iterable[str]) -> tuple[list[str], list[tupl
         raise InputError(f"{path}: column {', '.join(missing)} is missing; delete the file and rerun the study")
     for number, line in enumerate(lines[1:], start=2):
         if len(line) != len(header):
-            raise InputError(f"{path}, line {number}: {len(line)} cells where the header has {len(header)}; rerun the job")
+            raise InputError(
+                f"{path}, line {number}: {len(line)} cells where the header has {len(header)}; rerun the job"
+            )
     return header, [tuple(line) for line in lines[1:]]
 
 
-def _csv_bytes(header: Iterable[str], rows: Iterable[Iterable[str]], packed: bool = False) -> bytes:
+def csv_bytes(header: Iterable[str], rows: Iterable[Iterable[str]], packed: bool = False) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -143,7 +137,7 @@ def _csv_bytes(header: Iterable[str], rows: Iterable[Iterable[str]], packed: boo
 
 def csv_text(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """The rows as CSV text with one line end everywhere."""
-    return _csv_bytes(header, rows).decode()
+    return csv_bytes(header, rows).decode()
 
 
 def write_atomically(path: Path, content: bytes | str) -> Path:
@@ -275,9 +269,9 @@ class Figures:
         """Training steps behind one cell, all trainings that it needs counted; None where the cell was not run.
 
         Paper, sections 3 and 5, and FACTS.md section 7: MP needs its own training alone. LT, SLT, CLT and a user's own
-        chain need the dense one and every level up to this. SLT-MP needs the dense one, the SLT levels before the switch
-        and its own MP training, which takes the place of the last SLT level's. MP-SLT needs the MP training at 60%, the
-        SLT training at 60%, and every level from there.
+        chain need the dense one and every level up to this. SLT-MP needs the dense one, the SLT levels before the
+        switch and its own MP training, which takes the place of the last SLT level's. MP-SLT needs the MP training at
+        60%, the SLT training at 60%, and every level from there.
         """
         cell = self.cell(pair, technique, sparsity)
         if cell is None or not cell.rows:
@@ -329,6 +323,8 @@ def _read_study(path: Path) -> dict:
     for key, kind in {**kinds, "test_sets": dict}.items():
         if not isinstance(study, dict) or not isinstance(study.get(key), kind):
             raise InputError(f"{path}: {key} is missing or no {kind.__name__}; delete it and rerun the study")
+    if not all(isinstance(level, int | float) and 0 <= level <= 1 for level in study["levels"]):
+        raise InputError(f"{path}: levels are not fractions from 0 to 1; delete it and rerun the study")
     for pair in study["pairs"]:
         if not study["test_sets"].get(pair):
             raise InputError(f"{path}: test_sets names no test set for {pair}; delete it and rerun the study")
@@ -357,7 +353,7 @@ def _reject(path: Path, column: str, values: pd.Series, wrong: pd.Series, fault:
         place = int(np.flatnonzero(wrong)[0])
         raise InputError(
             f"{path}, line {place + 2}, column {column}: {str(values.iloc[place])!r} {fault}; "
-            "delete the file and rerun the report"
+            "restore the file or rerun the study"
         )
 
 
@@ -389,56 +385,3 @@ def label(technique: str) -> str:
 def variant_label(cell: Cell) -> str:
     """The cell's recipe in words for labels, such as "CLT (signs=random)"."""
     return f"{label(cell.technique)} ({cell.variant})" if cell.variant else label(cell.technique)
-
-
-def paper_table() -> list[dict[str, str]]:
-    """Tables 1 and 2 of the paper as text: pair, technique, sparsity [%], bleu, ter, memory_mib, note."""
-    with resources.files("slt_lib").joinpath("paper_tables.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def paper_folder(path: str | os.PathLike) -> Path:
-    """Write the paper's own Tables 1 and 2 as a figures folder and return it.
-
-    One row a cell, seed 0 standing for the mean of the paper's two runs; cells that the tables repeat are left to the
-    report's copying. The single run at 98% (Table 2) has a failed row beside it. `printed` in study.json says that the
-    figures are rounded to 0.1 and have no sentences.
-    """
-    path, pairs, rows = Path(path), {}, []
-    for source in paper_table():
-        pair, technique, sparsity = source["pair"], source["technique"], int(source["sparsity"]) / 100
-        pairs.setdefault(pair, [])
-        if technique not in pairs[pair]:
-            pairs[pair].append(technique)
-        if sparsity == 0 and technique != "mp" or technique == "mp-slt" and sparsity <= HYBRID_SWITCH:
-            continue
-        technique = "dense" if sparsity == 0 else technique
-        second = source["note"].removeprefix("trained with ") if source["note"].startswith("trained") else ""
-        trained_with = second or {"mp-slt": "slt"}.get(technique, technique)
-        row = {"pair": pair, "technique": technique, "variant": "", "trained_with": trained_with}
-        row |= {"sparsity": f"{sparsity:g}", "bleu": source["bleu"], "ter": source["ter"]}
-        rows.append(_paper_row(row | {"memory_mib": source["memory_mib"]}))
-        if source["note"] == "single run":
-            rows.append(_paper_row(row | {"seed": "1", "status": "failed", "reason": "single run", "bleu": "", "ter": ""}))
-    rows.append(_paper_row(PAPER_ABLATION))
-    study = {"study": "paper", "rehearsal": False, "printed": True, "pairs": pairs}
-    study |= {"levels": sorted({float(row["sparsity"]) for row in rows} - {0.0}), "seeds": [0], "steps": PAPER_STEPS}
-    study |= {"test_sets": {pair: [PAPER_TEST_SET] for pair in pairs}}
-    write_atomically(path / "study.json", json.dumps(study, indent=1) + "\n")
-    table = [[row[column] for column in RESULT_COLUMNS] for row in rows]
-    write_atomically(path / "results.csv", csv_text(RESULT_COLUMNS, table))
-    return path
-
-
-def _paper_row(row: Mapping[str, str]) -> dict[str, str]:
-    usual = {"study": "paper", "seed": "0", "test_set": PAPER_TEST_SET, "status": "ok", "steps": str(PAPER_STEPS)}
-    return dict.fromkeys(RESULT_COLUMNS, "") | usual | dict(row)
-
-
-@functools.cache
-def paper_figures() -> Figures:
-    """The paper's own tables, read like any study; no file outlives the call."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        return load(paper_folder(folder))

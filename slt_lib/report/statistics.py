@@ -59,7 +59,9 @@ def _replicates(figures: Figures, pair: str) -> dict[str, dict[str, np.ndarray]]
         return {metric: {} for metric in SCORES}
     lines = chosen["line"].to_numpy()
     if len(set(sizes)) > 1 or not (lines.reshape(len(runs), -1) == lines[: sizes[0]]).all():
-        raise InputError(f"{path}: runs of {pair} on {test_set} have different lines; delete the parts and rerun the study")
+        raise InputError(
+            f"{path}: runs of {pair} on {test_set} have different lines; delete the parts and rerun the study"
+        )
     table = chosen[STATISTICS].to_numpy(float).reshape(len(runs), -1, len(STATISTICS)).transpose(1, 0, 2)
     counts = np.vstack([np.ones((1, len(table))), line_counts(len(table))])
     # Counts are whole and far below 2^53, so these sums are exact whatever the order in which a machine adds.
@@ -93,8 +95,8 @@ def seed_matrix(figures: Figures, pair: str, cell: Cell, metric: str) -> np.ndar
 def resampled_means(matrix: np.ndarray) -> np.ndarray:
     """Means over seeds that are drawn with replacement, one draw a resampled test set: [seeds, 1 + R] -> [R].
 
-    With S seeds, drawing S of them anew underestimates the spread of their mean by (S - 1) / S, a half at two seeds; the
-    deviations from the mean are therefore stretched by sqrt(S / (S - 1)). One seed stays as it is.
+    With S seeds, drawing S of them anew underestimates the spread of their mean by (S - 1) / S, a half at two seeds;
+    the deviations from the mean are therefore stretched by sqrt(S / (S - 1)). One seed stays as it is.
     """
     seeds, resamples = matrix.shape[0], matrix[:, 1:]
     centre = resamples.mean(axis=0)
@@ -123,8 +125,8 @@ def interval(figures: Figures, pair: str, cell: Cell, metric: str, minus: Cell |
 def seed_spread(figures: Figures, pair: str, metric: str) -> tuple[float, int]:
     """Standard deviation between seeds, pooled over all cells of the pair with two seeds or more, and its freedom.
 
-    (nan, 0) where no cell has two. Pooling takes the spread to be the same at all levels; seeds of one chain share their
-    early history, which makes the freedom an upper bound.
+    (nan, 0) where no cell has two. Pooling takes the spread to be the same at all levels; the cells of one
+    chain share a history, which makes the freedom an upper bound.
     """
     cells = [figures.cell(pair, "dense", 0), *figures.variants(pair)]
     cells += [cell for technique in figures.techniques(pair) for cell in figures.own_cells(pair, technique)]
@@ -166,12 +168,14 @@ class Contrast:
         return (stats.t.ppf((1 + LEVEL) / 2, self.freedom) + stats.t.ppf(POWER, self.freedom)) * self.error
 
 
-def contrast(figures: Figures, pair: str, plus: Cell | None, minus: Cell | None, metric: str = "bleu") -> Contrast | None:
+def contrast(
+    figures: Figures, pair: str, plus: Cell | None, minus: Cell | None, metric: str = "bleu"
+) -> Contrast | None:
     """`plus` less `minus` in points of the metric (means over seeds), or None where one was not scored.
 
-    The variance is that of the paired bootstrap over lines plus that between seeds, s^2 (1/S + 1/S'), with s pooled over
-    the pair (`seed_spread`); its freedom is Satterthwaite's. The two cells count as independent in their seeds although
-    they share initial weights, which can only widen the interval.
+    The variance is that of the paired bootstrap over lines plus that between seeds, s^2 (1/S + 1/S'), with s pooled
+    over the pair (`seed_spread`); its freedom is Satterthwaite's. The two cells count as independent in their seeds
+    although they share initial weights, which can only widen the interval.
     """
     if plus is None or minus is None or np.isnan(effect := plus.mean(metric) - minus.mean(metric)):
         return None
@@ -203,3 +207,21 @@ def _with_error(
     # Welch-Satterthwaite: the freedom of a sum of two estimated variances.
     parts = sentence**2 / max(lines - 1, 1) + (seed**2 / freedom if freedom else 0.0)
     return Contrast(what, where, effect, total**0.5, total**2 / parts if parts else np.inf, freedom > 0, draws=draws)
+
+
+def mean_magnitudes(figures: Figures, pair: str, technique: str, column: str) -> dict[float, dict[float, float]]:
+    """sparsity -> seed -> mean magnitude over all kept weights; `column` is mean_abs_start or mean_abs_final.
+
+    Dense at 0, then the technique's own cells. Empty where the folder has no magnitudes.
+    """
+    if figures.magnitudes is None:
+        return {}
+    sums = figures.magnitudes.assign(total=figures.magnitudes["kept"] * figures.magnitudes[column]).groupby("run")
+    means = (sums["total"].sum() / sums["kept"].sum()).to_dict()
+    cells = [figures.cell(pair, "dense", 0), *figures.own_cells(pair, technique)]
+    found = {
+        cell.sparsity: {row["seed"]: means[row["run"]] for row in cell.rows if row["run"] in means}
+        for cell in cells
+        if cell
+    }
+    return {sparsity: seeds for sparsity, seeds in found.items() if seeds}

@@ -95,7 +95,9 @@ def _score(value: float) -> str:
 
 
 def _with_best(row: list[_Entry]) -> list[_Entry]:
-    running = [entry for entry in row if entry.cell and not entry.cell.copied]
+    running = [entry for entry in row if entry.cell and entry.cell.rows and not entry.cell.copied]
+    if len(running) < 2:
+        return row
     best = {}
     for metric, choose in (("bleu", max), ("ter", min)):
         values = [getattr(entry, metric) for entry in running if getattr(entry, metric) != MISSING]
@@ -112,7 +114,7 @@ def _memory(figures: Figures, pair: str, techniques: list[str], levels: list[flo
     sizes = []
     for level in levels:
         cells = [figures.cell(pair, name, level) for name in techniques]
-        values = [cell.mean("memory_mib") for cell in cells if cell]
+        values = [cell.mean("memory_mib") for cell in cells if cell and (not cell.copied or level == 0)]
         values = [value for value in values if not np.isnan(value)]
         sizes.append(float(np.mean(values)) if values else None)
     largest = max((size for size in sizes if size), default=1.0)
@@ -137,7 +139,9 @@ def _notes(techniques: list[str], rows: list[list[_Entry]]) -> list[str]:
     copied = {technique for row in rows for technique, entry in zip(techniques, row, strict=True) if _copies_mp(entry)}
     notes += ["MP-SLT repeats MP up to the switch."] if copied else []
     notes += [f"{NONE}: the cell does not exist."] if any(entry.bleu == NONE for row in rows for entry in row) else []
-    notes += [f"{MISSING} not run, or not scored."] if any(entry.bleu == MISSING for row in rows for entry in row) else []
+    notes += (
+        [f"{MISSING} not run, or not scored."] if any(entry.bleu == MISSING for row in rows for entry in row) else []
+    )
     return notes
 
 
@@ -148,21 +152,23 @@ def _copies_mp(entry: _Entry) -> bool:
 def ablations(figures: Figures, pair: str) -> Table:
     """Every cell that is no recipe's default, beside the default recipe at the same sparsity.
 
-    The difference is variant less default in BLEU points, with its 95% interval and the difference that the design could
-    have detected (`statistics.contrast`); "sentences only" says that one seed leaves out the noise of training.
+    The difference is variant less default in BLEU points, with its 95% interval and the difference that the design
+    could have detected (`statistics.contrast`); "sentences only" says that one seed leaves out the noise of training.
     """
     body, lines = [], []
     for cell in figures.variants(pair):
         default = figures.cell(pair, cell.technique, cell.sparsity)
         gap = contrast(figures, pair, cell, default)
-        low, high = gap.bounds() if gap else (np.nan, np.nan)
+        low, high = gap.bounds() if gap and not gap.printed else (np.nan, np.nan)
         note = "; ".join(dict.fromkeys(cell.failures))
         if gap and not gap.seeds_known:
             note = "; ".join(filter(None, [note, "sentences only"]))
         bleu, ter = _score(cell.mean("bleu")), _score(cell.mean("ter"))
         before = _score(default.mean("bleu")) if default else MISSING
         mark = STAR if cell.failures else ""
-        shown = MISSING if gap is None else f"{gap.effect:+.1f}" + ("" if gap.printed else f" [{low:+.1f}, {high:+.1f}]")
+        shown = (
+            MISSING if gap is None else f"{gap.effect:+.1f}" + ("" if gap.printed else f" [{low:+.1f}, {high:+.1f}]")
+        )
         power = MISSING if gap is None or gap.printed else f"{gap.detectable:.1f}"
         body.append(
             [label(cell.technique), f"`{cell.variant}`", f"{percent(cell.sparsity)}%", bleu + mark, ter + mark]

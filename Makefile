@@ -1,0 +1,40 @@
+# make study [STUDY=quick]   set up and run a study: trainings, tables, plots
+# make test                  set up and run all tests
+# make lab                   set up and open JupyterLab on the notebooks
+STUDY ?= quick
+ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
+BIN := $(ROOT)/.venv/bin
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys, venv; assert (3, 11) <= sys.version_info < (3, 14)' 2>/dev/null && echo $$p && break; done)
+export PATH := $(BIN):$(PATH)
+export JUPYTER_PREFER_ENV_PATH := 1
+unexport PYTHONPATH
+
+.PHONY: study test lab notebooks lint clean
+study: $(ROOT)/.venv/ready
+	@cd $(ROOT) && python -m slt_lib data $(STUDY)
+	@cd $(ROOT) && snakemake --profile profiles/default --config study=$(STUDY)
+	@echo "Read $${SLT_FIGURES:-figures}/$(STUDY)/report.html; the notebooks are in $${SLT_BUILD:-build}/$(STUDY)/"
+
+test: $(ROOT)/.venv/ready
+	@cd $(ROOT) && bash tests/run
+
+lab: $(ROOT)/.venv/ready
+	@cd $(ROOT) && jupyter lab --ServerApp.root_dir=$(ROOT) notebooks/00_corpus.ipynb
+
+# Re-execute the committed notebooks on the quick study and clean them of what differs from run to run.
+notebooks: $(ROOT)/.venv/ready
+	@cd $(ROOT) && bash notebooks/execute
+
+lint: $(ROOT)/.venv/ready
+	@cd $(ROOT) && ruff check . && ruff format --check .
+
+clean:
+	rm -rf $(ROOT)/.venv $(ROOT)/build $(ROOT)/.snakemake
+
+$(ROOT)/.venv/ready: $(ROOT)/requirements.txt $(ROOT)/pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, with venv; set PYTHON=/path/to/python3.x"; exit 2; }
+	$(PYTHON) -m venv $(ROOT)/.venv
+	$(BIN)/python -m pip install --quiet --requirement $(ROOT)/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable $(ROOT)
+	@touch $@

@@ -1,0 +1,132 @@
+# One job is one notebook for one pair and seed (MP also one level); a display job shows all its seeds; a report closes.
+# A job's marker in figures/<study>/parts is set after papermill has ended well: a notebook that it wrote is no proof.
+import os
+
+from slt_lib import params
+from slt_lib.errors import InputError
+
+STUDY = config.get("study", "quick")
+try:
+    SETTINGS = params.load(STUDY)
+except InputError as error:
+    raise WorkflowError(str(error))
+
+FIGURES = os.path.join(os.environ.get("SLT_FIGURES", "figures"), STUDY)
+BUILD = os.path.join(os.environ.get("SLT_BUILD", "build"), STUDY)
+PARTS = f"{FIGURES}/parts"
+NOTEBOOKS = {
+    "mp": "02_mp",
+    "lt": "03_lt",
+    "slt": "04_slt",
+    "clt": "05_clt",
+    "slt-mp": "06_slt_mp",
+    "mp-slt": "07_mp_slt",
+}
+PAPERMILL = (
+    "OMP_NUM_THREADS={threads} SLT_PROGRESS=lines papermill {input.notebook} {params.out} -k python3"
+    " --no-progress-bar -p study " + STUDY
+)
+
+
+def job(notebook, pair, seed, level=None):
+    return f"{PARTS}/{notebook}.{pair}.seed{seed}" + (f".level{level:g}" if level is not None else "") + ".done"
+
+
+def jobs(notebook, pair):
+    """The markers of a notebook's jobs."""
+    levels = SETTINGS.levels if notebook == "02_mp" else [None]
+    return [job(notebook, pair, seed, level) for seed in SETTINGS.seeds for level in levels]
+
+
+def notebooks(pair):
+    own = [NOTEBOOKS[technique] for technique in SETTINGS.pairs[pair]]
+    return ["01_dense", *own] + (["08_ablations"] if SETTINGS.ablations and pair == next(iter(SETTINGS.pairs)) else [])
+
+
+DISPLAYS = [f"{BUILD}/{pair}/{name}.ipynb" for pair in SETTINGS.pairs for name in ["00_corpus", *notebooks(pair)]]
+
+
+wildcard_constraints:
+    notebook=r"\d\d_\w+",
+    pair="|".join(SETTINGS.pairs),
+    seed=r"\d+",
+    level=r"[\d.]+",
+
+
+rule all:
+    input:
+        DISPLAYS,
+        f"{BUILD}/99_report.ipynb",
+
+
+def before(wildcards):
+    """All but the dense runs start from them, or, like MP, from nothing."""
+    if wildcards.notebook in ("01_dense", "02_mp"):
+        return []
+    return job("01_dense", wildcards.pair, wildcards.seed)
+
+
+rule train:
+    input:
+        before,
+        notebook="notebooks/{notebook}.ipynb",
+        study=f"params/{STUDY}.yaml",
+    output:
+        PARTS + "/{notebook}.{pair}.seed{seed}.done",
+    params:
+        out=BUILD + "/{pair}/jobs/{notebook}.seed{seed}.ipynb",
+    log:
+        BUILD + "/{pair}/jobs/{notebook}.seed{seed}.log",
+    threads: SETTINGS.threads
+    shell:
+        "mkdir -p $(dirname {params.out}) && " + PAPERMILL + " -p pair {wildcards.pair}"
+        " -y 'seeds: [{wildcards.seed}]' --log-output > {log} 2>&1 && touch {output}"
+
+
+rule train_level:
+    input:
+        notebook="notebooks/{notebook}.ipynb",
+        study=f"params/{STUDY}.yaml",
+    output:
+        PARTS + "/{notebook}.{pair}.seed{seed}.level{level}.done",
+    params:
+        out=BUILD + "/{pair}/jobs/{notebook}.seed{seed}.level{level}.ipynb",
+    log:
+        BUILD + "/{pair}/jobs/{notebook}.seed{seed}.level{level}.log",
+    threads: SETTINGS.threads
+    shell:
+        "mkdir -p $(dirname {params.out}) && " + PAPERMILL + " -p pair {wildcards.pair}"
+        " -y '{{seeds: [{wildcards.seed}], levels: [{wildcards.level}]}}' --log-output > {log} 2>&1 && touch {output}"
+
+
+rule display:
+    input:
+        lambda w: [] if w.notebook == "00_corpus" else jobs(w.notebook, w.pair),
+        lambda w: [] if w.notebook in ("00_corpus", "01_dense") else jobs("01_dense", w.pair),
+        notebook="notebooks/{notebook}.ipynb",
+        study=f"params/{STUDY}.yaml",
+    output:
+        BUILD + "/{pair}/{notebook}.ipynb",
+    params:
+        out=BUILD + "/{pair}/.{notebook}.ipynb",
+    log:
+        BUILD + "/{pair}/{notebook}.log",
+    threads: SETTINGS.threads
+    shell:
+        PAPERMILL + " -p pair {wildcards.pair} > {log} 2>&1 && mv {params.out} {output}"
+
+
+rule report:
+    input:
+        [marker for pair in SETTINGS.pairs for name in notebooks(pair) for marker in jobs(name, pair)],
+        notebook="notebooks/99_report.ipynb",
+        study=f"params/{STUDY}.yaml",
+    output:
+        f"{BUILD}/99_report.ipynb",
+    params:
+        out=f"{BUILD}/.99_report.ipynb",
+    log:
+        f"{BUILD}/99_report.log",
+    shell:
+        PAPERMILL + " > {log} 2>&1 && jupyter nbconvert --to html --output-dir {FIGURES} --output report {params.out} >> {log} 2>&1"
+        " && mv {params.out} {output}"

@@ -1,0 +1,142 @@
+"""The command line: python -m slt_lib data | run | runs | translate | report."""
+
+import argparse
+import json
+import os
+import sys
+
+from slt_lib.errors import InputError
+
+
+def data(options) -> None:
+    """Fetch, check and count the corpora of a study, and build its vocabularies."""
+    from slt_lib import params
+    from slt_lib.study import Study
+
+    for pair in params.load(options.study).pairs:
+        study = Study(options.study, pair)
+        corpus = study.corpus
+        counts = ", ".join(f"{name} {len(split):,}" for name, split in corpus.tests.items())
+        print(f"{pair}: {corpus.name}, train {len(corpus.train):,}, dev {len(corpus.dev):,}, {counts} pairs")
+        print(f"{pair}: vocabulary of {len(study.vocabulary):,} word pieces, sha256 {study.vocabulary.digest[:16]}")
+
+
+def run(options) -> None:
+    """Advance all chains of a study in one process, score their runs and write the report."""
+    from slt_lib import params, report
+    from slt_lib.results import figures, record
+    from slt_lib.study import Study
+    from slt_lib.techniques import RECIPES
+
+    settings = params.load(options.study)
+    for pair in [options.pair] if options.pair else settings.pairs:
+        study = Study(options.study, pair, options.seeds, options.levels)
+        wanted = options.techniques or ["dense", *settings.pairs[pair]]
+        chains = [study.chain(RECIPES[name], seed) for seed in study.seeds for name in wanted]
+        study.follow(chains)
+        record(study, chains)
+    for path in report.render(figures(study.name)).values():
+        print(os.path.relpath(path))
+
+
+def runs(options) -> None:
+    """List the runs of the store, show one, or remove those that no study of the store's own list names."""
+    from slt_lib.store import Damaged, Store
+
+    store = Store()
+    if options.what == "list":
+        for train_id in store.ids():
+            try:
+                record = store.folder(train_id).record()
+            except Damaged as error:
+                print(f"{train_id}  damaged: {error}")
+                continue
+            share = 1 - record["kept"] / record["prunable"]
+            best = f"dev BLEU {record['best']['dev_bleu']:.1f}" if record["best"] else record["reason"]
+            print(f"{train_id}  {record['status']}  sparsity {100 * share:.1f}%  {record['steps']} steps  {best}")
+        return
+    matches = [train_id for train_id in store.ids() if train_id.startswith(options.id or "-")]
+    if len(matches) != 1:
+        raise InputError(f"{options.id!r} names {len(matches)} runs under {store.path}; `runs list` shows them")
+    folder = store.folder(matches[0])
+    if options.what == "show":
+        try:
+            ticket = json.loads((folder / "ticket.json").read_text(encoding="utf-8"))
+            print(json.dumps({"ticket": ticket, "record": folder.record()}, indent=1))
+        except (Damaged, OSError, ValueError) as error:
+            raise InputError(f"{folder.path}: {error}") from None
+    else:
+        store.remove(matches[0])
+        print(f"removed {folder.path}")
+
+
+def translate(options) -> None:
+    """Translate standard input, a sentence a line, with the run of a technique, sparsity and seed."""
+    from slt_lib.study import Study
+    from slt_lib.techniques import RECIPES
+
+    study = Study(options.study, options.pair)
+    sparsity = options.sparsity
+    levels = [level for level in study.levels if level <= sparsity] if sparsity else []
+    if sparsity and sparsity not in levels:
+        raise InputError(f"sparsity {sparsity} is no level of {study.name}; it has {study.levels}")
+    technique = options.technique if sparsity else "dense"
+    [chain] = study.follow([study.chain(RECIPES[technique], options.seed, levels)])
+    lines = [line.rstrip("\r\n") for line in sys.stdin]
+    for line in chain.runs[-1].translate(lines):
+        print(line)
+
+
+def report(options) -> None:
+    """Tables, plots and claims of a study, from its figures folder alone."""
+    from slt_lib import report as room
+    from slt_lib.results import figures
+
+    for path in room.render(figures(options.study)).values():
+        print(os.path.relpath(path))
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m slt_lib", description=__doc__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(function, study=True):
+        added = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
+        added.set_defaults(function=function)
+        if study:
+            added.add_argument("study", help="name of a file in params/, or a path that ends in .yaml")
+        return added
+
+    command(data)
+    added = command(run)
+    added.add_argument("--pair", default="", help="one language pair; default: all of the study")
+    added.add_argument("--seeds", type=int, nargs="+", default=(), help="default: the study's")
+    added.add_argument("--levels", type=float, nargs="+", default=(), help="default: the study's")
+    names = ("dense", "mp", "lt", "slt", "clt", "slt-mp", "mp-slt")
+    added.add_argument("--techniques", nargs="+", choices=names, default=(), help="default: the pair's")
+    added = command(runs, study=False)
+    added.add_argument("what", choices=("list", "show", "remove"))
+    added.add_argument("id", nargs="?", help="a run's id or how it begins")
+    added = command(translate)
+    added.add_argument("--pair", default="")
+    added.add_argument("--technique", default="slt", choices=names)
+    added.add_argument("--sparsity", type=float, default=0.0, help="a level of the study; 0: the dense model")
+    added.add_argument("--seed", type=int, default=1)
+    command(report)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        options.function(options)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

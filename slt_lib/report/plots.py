@@ -1,0 +1,273 @@
+"""The plots of a study, as matplotlib Figures: colours of Okabe and Ito, a marker each, on an opaque light ground."""
+
+import io
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from slt_lib.report.data import TECHNIQUES, Figures, label, percent, write_atomically
+from slt_lib.report.paper import paper_figures
+from slt_lib.report.statistics import interval, mean_magnitudes
+
+# Okabe and Ito's palette; yellow is left out, it does not stand out from a light ground.
+COLOURS = dict(zip(TECHNIQUES, ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"], strict=True))
+MARKERS = dict(zip(TECHNIQUES, "os^DPv", strict=True))
+SIZES = {"P": 9.0, "X": 9.0, "*": 9.0}  # cross-shaped markers need more room to be seen
+SPARE = list(itertools.product(["#000000", "#7F7F7F"], "X*<>"))  # a user's own techniques, in their order
+GROUND, INK, GRID = "#FFFFFF", "#222222", "#D9D9D9"
+STYLE = {
+    "svg.hashsalt": "slt_lib",
+    "figure.facecolor": GROUND,
+    "savefig.facecolor": GROUND,
+    "axes.facecolor": GROUND,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+}
+DODGE = 0.07  # levels are one apart; techniques stand beside each other so that their intervals do not overlap
+METRICS = {"bleu": "BLEU [%]", "ter": "TER [%] (lower is better)"}
+
+
+def plot_scores(figures: Figures, pair: str, metric: str = "bleu", overlay: bool = False) -> Figure:
+    """Score against sparsity, a line a technique; metric is "bleu" or "ter".
+
+    Bars are 95% intervals over sentences, and over seeds where there are several (`statistics.interval`). With
+    `overlay` the paper's own curves of this pair are drawn dotted, and both are shown as differences to their own dense
+    model in points: other data and another size of model, so that the heights themselves cannot be compared.
+    """
+    with mpl.rc_context(STYLE):
+        figure, axes = _canvas()
+        levels = figures.sparsities(pair)
+        paper = paper_figures() if overlay and pair in paper_figures().pairs else None
+        if paper:
+            levels = sorted({*levels, *paper.sparsities(pair)})
+        names = figures.techniques(pair)
+        for place, name in enumerate(names):
+            points = _score_points(figures, pair, name, metric, overlay)
+            x = [levels.index(level) + DODGE * (place - (len(names) - 1) / 2) * (level > 0) for level in points]
+            y = np.array([value for value, _ in points.values()])
+            bounds = np.array([bounds for _, bounds in points.values()]).reshape(-1, 2)
+            bars = np.nan_to_num(np.abs(bounds.T - y))
+            axes.errorbar(x, y, yerr=bars, elinewidth=1.0, label=label(name), **_look(name, names))
+            if paper and name in paper.techniques(pair):
+                theirs = _score_points(paper, pair, name, metric, overlay)
+                x = [levels.index(level) for level in theirs]
+                axes.plot(
+                    x, [value for value, _ in theirs.values()], ":", color=_look(name, names)["color"], linewidth=1.2
+                )
+        if paper:
+            axes.plot([], [], ":", color=INK, linewidth=1.2, label="paper (WMT14)")
+        dense = figures.cell(pair, "dense", 0)
+        if dense and dense.rows:
+            height = 0 if overlay else dense.mean(metric)
+            axes.axhline(height, color=INK, linewidth=1, linestyle="--", label="dense")
+        _level_axis(axes, levels)
+        axes.set_ylabel(f"{metric.upper()} less dense's [points]" if overlay else METRICS[metric])
+        axes.set_title(_title(figures, f"{pair}, {figures.test_set(pair)}"))
+        if overlay:
+            axes.set_title(_title(figures, f"{pair}, each less its own dense model"))
+        several = " and seeds" if figures.results["seed"].nunique() > 1 else ""
+        axes.legend(
+            loc="lower left" if metric == "bleu" else "upper left",
+            ncols=2,
+            title=None if figures.sentences is None else f"bars: 95% over sentences{several}",
+            title_fontsize=8,
+            alignment="left",
+        )
+    return figure
+
+
+def _score_points(figures: Figures, pair: str, name: str, metric: str, relative: bool) -> dict[float, tuple]:
+    """sparsity -> (score, interval), in points from dense where `relative`; what failed or was not run is left out."""
+    dense, points = figures.cell(pair, "dense", 0), {}
+    for level in figures.sparsities(pair):
+        cell = figures.cell(pair, name, level)
+        if cell is None or np.isnan(cell.mean(metric)) or (relative and dense is None):
+            continue
+        if relative and level == 0:
+            points[level] = 0.0, (0.0, 0.0)
+            continue
+        value = cell.mean(metric) - (dense.mean(metric) if relative else 0)
+        points[level] = value, interval(figures, pair, cell, metric, dense if relative else None)
+    return points
+
+
+def plot_cost(figures: Figures, pair: str) -> Figure:
+    """BLEU against the training steps behind a cell, all trainings that it needs counted (`Figures.spent`).
+
+    Paper, section 5: LT at 98% costs 13 trainings, MP one. Each marker is a level; the last of a line is labelled.
+    """
+    with mpl.rc_context(STYLE):
+        figure, axes = _canvas()
+        names, labelled = figures.techniques(pair), []
+        for name in names:
+            cells = figures.own_cells(pair, name)
+            spent = [figures.spent(pair, name, cell.sparsity) / figures.steps for cell in cells]
+            scores = [cell.mean("bleu") for cell in cells]
+            axes.plot(spent, scores, label=label(name), **_look(name, names))
+            if cells and not any(abs(spent[-1] - x) < 0.5 and abs(scores[-1] - y) < 2 for x, y in labelled):
+                labelled.append((spent[-1], scores[-1]))
+                text = f"{percent(cells[-1].sparsity)}%"
+                axes.annotate(text, labelled[-1], xytext=(7, -3), textcoords="offset points", fontsize=8)
+        dense = figures.cell(pair, "dense", 0)
+        if dense and dense.rows:
+            axes.plot([1], [dense.mean("bleu")], "*", color=INK, markersize=11, label="dense")
+        axes.set_xlim(left=0.5)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+        axes.set_xlabel(f"Training spent up to this model [trainings of {figures.steps:,} steps]")
+        axes.set_ylabel(METRICS["bleu"])
+        axes.set_title(_title(figures, f"{pair}, {figures.test_set(pair)}: what a model costs"))
+        axes.legend(loc="lower left", ncols=2)
+    return figure
+
+
+def plot_magnitudes(figures: Figures, pair: str) -> Figure:
+    """Mean magnitude of the kept weights by level, at the start of a training and at its end, mean over seeds.
+
+    Paper, section 5: under SLT both grow with every level. A part of any growth is selection, since the smallest
+    weights go first; MP at the same level shows how large that part is.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 4.2), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        names, levels = figures.techniques(pair), figures.sparsities(pair)
+        columns = {"mean_abs_start": "at the start of training", "mean_abs_final": "after training"}
+        for axes, (column, text) in zip(panels, columns.items(), strict=True):
+            for name in names:
+                chain = mean_magnitudes(figures, pair, name, column)
+                if "-" in name:
+                    chain.pop(0.0, None)  # a hybrid's first level follows another technique, not the dense run
+                x = [levels.index(level) for level in chain]
+                y = [np.mean(list(seeds.values())) for seeds in chain.values()]
+                axes.plot(x, y, label=label(name), **_look(name, names))
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_locator(ticker.NullLocator())
+            _level_axis(axes, levels)
+            axes.set_title(text)
+        panels[0].set_ylabel("Mean |w| of kept weights")
+        panels[0].legend(loc="upper left", ncols=2)
+        figure.suptitle(_title(figures, f"{pair}: magnitudes"), fontsize=11)
+    return figure
+
+
+def plot_kept(figures: Figures, pair: str, level: float | None = None) -> Figure:
+    """Weights kept in each matrix at a level (default: the study's highest), a column a technique, mean over seeds.
+
+    Each matrix is pruned on its own to the same sparsity (FACTS.md section 3), so that with exact selection every field
+    has one colour; what differs from the level stands out.
+    """
+    level = max(figures.levels) if level is None else level
+    with mpl.rc_context(STYLE | {"axes.grid": False}):
+        names, columns = [], []
+        for name in figures.techniques(pair):
+            cell = figures.cell(pair, name, level)
+            column = _kept(figures, [row["run"] for row in cell.rows] if cell else [])
+            if column:
+                names.append(name)
+                columns.append(column)
+        matrices = list(dict.fromkeys(itertools.chain.from_iterable(columns)))
+        figure = Figure(figsize=(2.6 + 0.75 * len(names), max(2.6, 1.4 + 0.16 * len(matrices))), layout="constrained")
+        axes = figure.subplots()
+        values = 100 * np.array([[column.get(matrix, np.nan) for column in columns] for matrix in matrices])
+        if values.size:
+            middle, span = (
+                100 * (1 - level),
+                max(np.nanmax(np.abs(values - 100 * (1 - level))), 0.05 * 100 * (1 - level)),
+            )
+            limits = {"vmin": middle - span, "vmax": middle + span}
+            image = axes.imshow(values, aspect="auto", cmap="PuOr", interpolation="nearest", **limits)
+            bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 12 / len(matrices) + 0.3))
+            bar.set_label("Weights kept [%]")
+            axes.set_xticks(range(len(names)), [label(name) for name in names], rotation=45, ha="right", fontsize=8)
+            axes.set_yticks(range(len(matrices)), matrices, fontsize=6)
+            axes.set_title(_kept_title(figures, pair, level, values), fontsize=9, loc="right")
+            axes.set_xticks(np.arange(len(names) - 1) + 0.5, minor=True)
+            axes.set_yticks(np.arange(len(matrices) - 1) + 0.5, minor=True)
+            axes.grid(which="minor", color=GROUND, linewidth=1.0)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(which="both", length=0)
+    return figure
+
+
+def _kept(figures: Figures, runs: list[str]) -> dict[str, float]:
+    if figures.magnitudes is None or not runs:
+        return {}
+    rows = figures.magnitudes[figures.magnitudes["run"].isin(runs)]
+    shares = rows["kept"] / (rows["rows"] * rows["columns"])
+    return shares.groupby(rows["matrix"], sort=False).mean().to_dict()
+
+
+def _kept_title(figures: Figures, pair: str, level: float, values: np.ndarray) -> str:
+    low, high = np.nanmin(values), np.nanmax(values)
+    spread = f"{low:.2f}%" if high - low < 0.005 else f"{low:.2f}% to {high:.2f}%"
+    return _title(figures, f"{pair}, {percent(level)}%: {spread} kept")
+
+
+def all_plots(figures: Figures) -> Iterator[tuple[str, Figure]]:
+    """(file name without its ending, Figure) of every plot that the folder has the data for."""
+    for pair in figures.pairs:
+        for metric in METRICS:
+            yield f"{metric}_{pair}", plot_scores(figures, pair, metric)
+            if pair in paper_figures().pairs and not figures.printed and not figures.rehearsal:
+                yield f"{metric}_{pair}_paper", plot_scores(figures, pair, metric, overlay=True)
+        yield f"cost_{pair}", plot_cost(figures, pair)
+        if figures.magnitudes is not None:
+            yield f"magnitudes_{pair}", plot_magnitudes(figures, pair)
+            yield f"kept_{pair}", plot_kept(figures, pair)
+
+
+def save_plot(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write `<name>.svg` and `<name>.png` without dates or versions: the same figure gives the same bytes."""
+    blank = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
+    paths = []
+    with mpl.rc_context(STYLE):
+        for kind, metadata in blank.items():
+            out = io.BytesIO()
+            figure.savefig(out, format=kind, dpi=150, metadata=metadata)
+            paths.append(write_atomically(Path(folder) / f"{name}.{kind}", out.getvalue()))
+    return paths
+
+
+def _canvas() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _look(name: str, names: list[str]) -> dict:
+    if name in COLOURS:
+        colour, marker = COLOURS[name], MARKERS[name]
+    else:
+        own = [other for other in names if other not in COLOURS]
+        colour, marker = SPARE[own.index(name) % len(SPARE)]
+    edge = {"markeredgecolor": GROUND, "markeredgewidth": 0.5}
+    return {"color": colour, "marker": marker, "markersize": SIZES.get(marker, 6.5)} | edge
+
+
+def _level_axis(axes: Axes, levels: list[float]) -> None:
+    axes.set_xticks(range(len(levels)), [percent(level) for level in levels])
+    axes.set_xlabel("Sparsity [%] (levels evenly spaced)")
+
+
+def _title(figures: Figures, text: str) -> str:
+    return f"{figures.name}: {text}" + (f" ({figures.note})" if figures.note else "")

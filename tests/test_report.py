@@ -1,0 +1,484 @@
+"""The report from a figures folder alone: made folders of six techniques and two seeds, and the paper's own tables."""
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import random
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+import sacrebleu
+
+from slt_lib import report
+from slt_lib.errors import InputError
+from slt_lib.report import statistics
+from slt_lib.report.data import KINDS, RESULT_COLUMNS, TECHNIQUES, csv_text, percent
+from slt_lib.scoring import corpus_bleu, sentence_statistics
+
+LEVELS = (0.5, 0.8, 0.9, 0.98)
+LINES = 120
+SEEDS = (1, 2)
+# BLEU is driven by the share of n-grams that match; these stand for how well a technique keeps it.
+STRENGTH = {"dense": 0.0, "mp": 1.0, "lt": 2.2, "slt": 1.1, "clt": 1.05, "slt-mp": 0.5, "mp-slt": 1.3}
+
+
+def make_folder(path, rehearsal=False, seeds=SEEDS, user=False, strength=STRENGTH):
+    """Write a figures folder of six techniques as a study's jobs would: a part a technique, dense rows in each."""
+    (path / "parts").mkdir(parents=True)
+    pairs = {"en-de": list(TECHNIQUES)}
+    study = {"study": "made", "rehearsal": rehearsal, "pairs": pairs, "levels": LEVELS, "seeds": seeds, "steps": 1000}
+    (path / "study.json").write_text(json.dumps(study | {"test_sets": {"en-de": ["test_a", "test_b"]}}))
+    names = [*TECHNIQUES, *(["mine"] if user else [])]
+    for technique in names:
+        runs = [run_of("dense", "", 0.0, seed) for seed in seeds] + list(runs_of(technique, seeds))
+        part = {"results": [], "sentences": [], "magnitudes": [], "provenance": []}
+        for run in runs:
+            add_run(part, run, strength)
+        for kind, (name, columns, _) in KINDS.items():
+            text = csv_text(columns, part[kind]).encode()
+            file = path / "parts" / f"{technique}.{name}"
+            file.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    return path
+
+
+def runs_of(technique, seeds):
+    levels = {"slt-mp": (0.5, 0.6, 0.8, 0.9, 0.98), "mp-slt": (0.8, 0.9, 0.98)}.get(technique, LEVELS)
+    for sparsity, seed in itertools.product(levels, seeds):
+        yield run_of(technique, "", sparsity, seed)
+    for seed in seeds:
+        if technique == "clt":
+            yield run_of("clt", "signs=random", 0.5, seed)
+        if technique == "slt":
+            yield run_of("slt", "rewind=0.025", 0.9, seed)
+        if technique == "mp":
+            yield run_of("dense", "optimizer=adam", 0.0, seed)
+
+
+def run_of(technique, variant, sparsity, seed):
+    return {"technique": technique, "variant": variant, "sparsity": sparsity, "seed": seed}
+
+
+def add_run(part, run, strength):
+    name = f"{run['technique']}-{run['variant']}-{run['sparsity']}-{run['seed']}"
+    # The same lines are hard for every run: the seed of the corpus alone draws them.
+    corpus, own = np.random.default_rng(7), np.random.default_rng(zlib.crc32(name.encode()))
+    loss = strength.get(run["technique"], 1.0) * run["sparsity"] ** 4 * 0.25 + 0.1 * bool(run["variant"])
+    words = corpus.integers(8, 20, LINES)
+    ease = corpus.uniform(0.6, 0.95, LINES)
+    rows, chance = [], np.clip(ease - loss + own.normal(0, 0.02, LINES) + own.normal(0, 0.003), 0.02, 1)
+    for line in range(LINES):
+        totals = [words[line] - n for n in range(4)]
+        matches = [int(round(total * chance[line] ** (n + 1))) for n, total in enumerate(totals)]
+        edits = int(round(words[line] * (1 - chance[line])))
+        rows.append([*matches, *totals, words[line], words[line], edits, words[line], edits, words[line]])
+    sums = dict(zip(statistics.STATISTICS, np.array(rows).T, strict=True))
+    trained = run["technique"]
+    if trained in ("slt-mp", "mp-slt"):
+        trained = "mp" if trained == "slt-mp" and run["sparsity"] > 0.6 else "slt"
+    row = {"study": "made", "pair": "en-de", "trained_with": trained, "status": "ok", "run": name, "steps": 1000} | run
+    row |= {"bleu": f"{corpus_bleu(sums):.4f}", "ter": f"{100 * sums['ter_edits'].sum() / words.sum():.4f}"}
+    row["memory_mib"] = f"{20 * (1 - run['sparsity']) + 0.5:.4f}"
+    for test_set in ("test_a", "test_b"):
+        part["results"].append([row.get(column, test_set if column == "test_set" else "") for column in RESULT_COLUMNS])
+        part["sentences"] += [[name, test_set, line, *counts] for line, counts in enumerate(rows)]
+    for matrix in range(4):
+        kept = round((1 - run["sparsity"]) * 64 * 64)
+        size = (1 + run["sparsity"]) * (2 if trained == "slt" and run["sparsity"] else 1) * (1 + 0.01 * run["seed"])
+        part["magnitudes"].append([name, f"layer.{matrix}", 64, 64, kept, 0.5 * size, size])
+    part["provenance"].append([name, "1.5", *[""] * 9])
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    folder = make_folder(tmp_path_factory.mktemp("figures") / "made")
+    return folder, report.render(folder)
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory):
+    return report.load(report.paper_folder(tmp_path_factory.mktemp("figures") / "paper"))
+
+
+def read(path):
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+def test_the_papers_tables_come_back_to_the_digit(paper):
+    printed = {(row["pair"], row["technique"], row["sparsity"]): row for row in report.paper_table()}
+    shown = [row for pair in paper.pairs for row in csv.DictReader(io.StringIO(report.table(paper, pair).csv))]
+    cells = {(row["pair"], row["technique"], row["sparsity"]): row for row in shown}
+    assert set(printed) <= set(cells)
+    for key, row in cells.items():
+        if key not in printed:
+            # SLT-MP has no model below 50%, and there alone the paper prints n/a.
+            assert key[1] == "slt-mp" and int(key[2]) < 50 and row["bleu"] == row["ter"] == "n/a"
+            continue
+        for column in ("bleu", "ter", "memory_mib", "note"):
+            assert row[column] == printed[key][column], (key, column)
+
+
+def test_the_papers_rows_look_as_printed(paper):
+    ende, enfr = report.table(paper, "en-de"), report.table(paper, "en-fr")
+    assert (
+        "| 60% | 112 | 25.9 | 65.5 | 24.9 | 66.5 | 26.4 | 65.7 | **26.8** | **65.0** | 26.4† | 65.1† | 25.9 | 65.5 |"
+        in (ende.markdown)
+    )
+    assert "| **26.2** | 65.8 | **26.2**‡ | **65.3**‡ |" in ende.markdown
+    assert (
+        "| 10% | 226 | 26.8 | **64.5** | 26.7 | 64.6 | 26.8 | 64.9 | **26.9** | 64.7 | n/a | n/a | 26.8 | 64.5 |"
+        in (ende.markdown)
+    )
+    assert r"| 98% | 27.1 | 69.6 | 21.8\* | 73.9\* | 19.6 | 75.9 | **27.3**‡ | **68.9**‡ |" in enfr.markdown
+    assert "Memory" not in enfr.markdown
+    assert r"21.8\textsuperscript{*}" in enfr.latex and r"\textbf{27.3}\textsuperscript{\textdaggerdbl}" in enfr.latex
+
+
+def test_nothing_is_best_in_the_dense_row(paper):
+    rows = csv.DictReader(io.StringIO(report.table(paper, "en-de").csv))
+    assert not any(row["best"] for row in rows if row["sparsity"] == "0")
+
+
+def test_merge_counts_equal_rows_once_and_sorts(rendered):
+    folder, paths = rendered
+    rows = read(folder / "results.csv")
+    assert len({tuple(row.values()) for row in rows}) == len(rows)
+    assert sum(row["technique"] == "dense" and not row["variant"] for row in rows) == 2 * len(SEEDS)
+    assert [float(row["sparsity"]) for row in rows if row["technique"] == "lt"] == sorted(4 * LEVELS)
+    assert set(KINDS[kind][0] for kind in KINDS) <= set(paths)
+
+
+def test_merge_is_blind_to_the_order_of_parts_and_rows(rendered, tmp_path):
+    folder, _ = rendered
+    (tmp_path / "parts").mkdir()
+    names = sorted((folder / "parts").iterdir())
+    for place, part in enumerate(names):
+        packed = part.name.endswith(".gz")
+        head, *lines = (gzip.decompress(part.read_bytes()) if packed else part.read_bytes()).splitlines(keepends=True)
+        random.Random(place).shuffle(lines)
+        kind = part.name.partition(".")[2]
+        text = head + b"".join(lines)
+        (tmp_path / "parts" / f"{len(names) - place}.{kind}").write_bytes(gzip.compress(text) if packed else text)
+    for kind, path in report.merge(tmp_path).items():
+        assert path.read_bytes() == (folder / KINDS[kind][0]).read_bytes()
+
+
+def test_the_same_folder_gives_the_same_bytes(rendered, tmp_path):
+    folder, paths = rendered
+    for path in folder.iterdir():
+        if path.name == "study.json" or path.name in {name for name, _, _ in KINDS.values()}:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    # The copy has no parts, as a committed folder has none.
+    again = report.render(tmp_path)
+    assert list(again) == list(paths)
+    for name, path in again.items():
+        assert path.read_bytes() == paths[name].read_bytes(), name
+
+
+def test_what_is_written(rendered):
+    _, paths = rendered
+    for stem in ("bleu", "ter", "bleu_paper", "cost", "magnitudes", "kept"):
+        name = f"{stem.split('_')[0]}_en-de{'_paper' if '_' in stem else ''}"
+        assert paths[f"{name}.png"].read_bytes()[:4] == b"\x89PNG"
+        text = paths[f"{name}.svg"].read_text()
+        assert "<svg" in text and "<dc:date>" not in text
+    assert {"table_en-de.md", "table_en-de.tex", "table_en-de.csv", "table_en-de_test_b.md"} <= set(paths)
+    assert {"claims.csv", "claims.md", "contrasts.csv", "ablations_en-de.md", "ablations_en-de.csv"} <= set(paths)
+    assert not [path for path in paths["claims.csv"].parent.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_shared_cells_are_copied(rendered):
+    figures = report.load(rendered[0])
+    assert figures.cell("en-de", "mp-slt", 0.5).mean("bleu") == figures.cell("en-de", "mp", 0.5).mean("bleu")
+    for technique in TECHNIQUES:
+        assert figures.cell("en-de", technique, 0).mean("bleu") == figures.cell("en-de", "dense", 0).mean("bleu")
+    assert figures.cell("en-de", "slt-mp", 0.3) is None
+
+
+def test_trainings_behind_a_cell(paper):
+    spent = {name: paper.spent("en-de", name, 0.98) / paper.steps for name in TECHNIQUES}
+    # Paper, section 5: 13 trainings for LT at 98%, one for MP. SLT-MP: dense, 50%, MP. MP-SLT: MP, 60%, six levels.
+    assert spent == {"mp": 1, "lt": 13, "slt": 13, "clt": 13, "slt-mp": 3, "mp-slt": 8}
+    assert paper.spent("en-de", "mp-slt", 0.5) == paper.steps
+
+
+@pytest.mark.parametrize("corruption", ["none", "short", "hopeless", "empty"])
+def test_bleu_from_statistics_is_sacrebleus(corruption):
+    random.seed(3)
+    words = "a man in the red shirt walks his small dog over old green hills near water".split()
+    references = [" ".join(random.choices(words, k=random.randint(5, 15))) for _ in range(30)]
+    change = {
+        "none": lambda text: " ".join(word if random.random() < 0.9 else "x" for word in text.split()),
+        "short": lambda text: " ".join(text.split()[:4]),  # the brevity penalty
+        "hopeless": lambda text: f"{text.split()[0]} x y z {text.split()[1]}",  # no 4-gram: smoothing
+        "empty": lambda text: "",
+    }[corruption]
+    hypotheses = [change(text) for text in references]
+    counts = sentence_statistics(hypotheses, [*references])
+    table = np.array([counts[name] for name in statistics.STATISTICS], dtype=float).T
+    draws = np.vstack([np.ones((1, 30)), statistics.line_counts(30, 5)])
+    sums = draws @ table
+    scores = corpus_bleu({name: sums[:, place, None] for place, name in enumerate(statistics.STATISTICS)})
+    for draw, score in zip(draws.astype(int), scores, strict=True):
+        lines = np.repeat(np.arange(30), draw)
+        exact = sacrebleu.corpus_bleu([hypotheses[line] for line in lines], [[references[line] for line in lines]])
+        assert score == pytest.approx(exact.score, abs=1e-9)
+
+
+def test_every_resample_has_as_many_lines_as_the_set():
+    counts = statistics.line_counts(50, 200)
+    assert counts.shape == (200, 50) and (counts.sum(axis=1) == 50).all()
+    assert (counts == statistics.line_counts(50, 200)).all()
+
+
+def test_interval_covers_the_score_and_seeds_widen_it(rendered):
+    figures = report.load(rendered[0])
+    cell = figures.cell("en-de", "slt", 0.9)
+    low, high = report.interval(figures, "en-de", cell, "bleu")
+    assert low < cell.mean("bleu") < high
+    matrix = statistics.seed_matrix(figures, "en-de", cell, "bleu")
+    apart = matrix + np.array([[3.0], [-3.0]])
+    assert np.var(statistics.resampled_means(apart)) > np.var(statistics.resampled_means(matrix))
+    # Two seeds at +-3 have a standard deviation of 18 ** 0.5 and their mean one of 3.
+    flat = np.zeros((2, 20001)) + np.array([[3.0], [-3.0]])
+    assert np.std(statistics.resampled_means(flat)) == pytest.approx(3, rel=0.05)
+
+
+def test_a_paired_difference_is_surer_than_its_parts(rendered):
+    figures = report.load(rendered[0])
+    slt, mp = (figures.cell("en-de", name, 0.9) for name in ("slt", "mp"))
+    gap = report.contrast(figures, "en-de", slt, mp)
+    low, high = report.interval(figures, "en-de", slt, "bleu")
+    assert gap.error < (high - low) / 2
+    assert gap.effect == pytest.approx(slt.mean("bleu") - mp.mean("bleu"))
+    assert gap.detectable == pytest.approx(2.8 * gap.error, rel=0.1)
+
+
+def verdicts(figures):
+    rows = csv.DictReader(io.StringIO(report.claims_table(figures).csv))
+    return {(row["claim"], row["pair"]): row for row in rows}
+
+
+def test_claims_find_what_was_put_in(rendered):
+    rows = verdicts(report.load(rendered[0]))
+    for claim in (
+        "lt_below_mp",
+        "random_signs_worse",
+        "adafactor_above_adam",
+        "mp_slt_below_mp",
+        "magnitudes_above_mp",
+    ):
+        assert rows[claim, "en-de"]["verdict"] in ("holds", "undecided"), claim
+    assert rows["random_signs_worse", "en-de"]["verdict"] == "holds"
+    assert rows["adafactor_above_adam", "en-de"]["verdict"] == "holds"
+    assert rows["mp_misses_baseline_at_50", "en-de"]["verdict"] != "fails"
+    assert rows["rewind_hardly_matters", "en-de"]["verdict"] == "fails"
+    assert rows["magnitudes_grow_final", "en-de"]["verdict"] == "holds"
+    for row in rows.values():
+        if row["low"]:
+            assert float(row["low"]) <= float(row["effect"]) <= float(row["high"])
+            assert row["claim"] == "clt_at_or_above_slt" or float(row["detectable"]) >= 0
+
+
+def test_a_reversed_world_reverses_the_verdict(tmp_path):
+    reverse = STRENGTH | {"lt": 0.2, "mp": 2.5}
+    rows = verdicts_of(make_folder(tmp_path / "made", strength=reverse))
+    assert rows["lt_below_mp", "en-de"]["verdict"] == "fails"
+
+
+def verdicts_of(folder):
+    report.merge(folder)
+    return verdicts(report.load(folder))
+
+
+def test_one_seed_decides_nothing(tmp_path):
+    rows = verdicts_of(make_folder(tmp_path / "made", seeds=(1,)))
+    assert {row["verdict"] for row in rows.values()} == {"undecided"}
+    assert "one seed" in rows["lt_below_mp", "en-de"]["reason"]
+
+
+def test_a_rehearsal_judges_nothing(tmp_path):
+    folder = make_folder(tmp_path / "made", rehearsal=True)
+    report.merge(folder)
+    figures = report.load(folder)
+    judged = report.claims_table(figures)
+    rows = list(csv.DictReader(io.StringIO(judged.csv)))
+    assert {row["verdict"] for row in rows} == {"withheld"} and not any(row["effect"] for row in rows)
+    for shown in (judged, report.table(figures, "en-de"), report.ablations(figures, "en-de")):
+        assert "rehearsal: no evidence" in shown.markdown
+    for _, figure in report.all_plots(figures):
+        titles = [axes.get_title(loc) for axes in figure.axes for loc in ("center", "right")]
+        assert any("rehearsal: no evidence" in text for text in [*titles, figure.get_suptitle()])
+
+
+PAPER_VERDICTS = {
+    "mp_falls": ("fails", "fails"),
+    "mp_misses_baseline_at_50": ("holds", "holds"),
+    "lt_below_mp": ("holds", "undecided"),
+    "slt_no_loss_to_60": ("holds", "holds"),
+    "slt_level_with_mp_to_85": ("fails", "fails"),
+    "slt_below_mp_above_85": ("holds", "holds"),
+    "clt_at_or_above_slt": ("holds", "fails"),
+    "random_signs_worse": ("holds", "undecided"),
+    "slt_mp_best": ("fails", "fails"),
+    "slt_mp_best_ter": ("fails", "fails"),
+    "slt_mp_best_above_85": ("holds", "holds"),
+    "slt_mp_best_above_85_ter": ("fails", "holds"),
+    "mp_slt_below_mp": ("fails", "undecided"),
+    "mp_slt_below_slt": ("fails", "undecided"),
+    "mp_slt_above_slt": ("fails", "undecided"),
+    "magnitudes_grow_final": ("undecided", "undecided"),
+    "magnitudes_grow_start": ("undecided", "undecided"),
+    "magnitudes_above_mp": ("undecided", "undecided"),
+    "rewind_hardly_matters": ("undecided", "undecided"),
+    "adafactor_above_adam": ("undecided", "undecided"),
+}
+
+
+def test_the_papers_own_tables_judged_as_worded(paper, rendered):
+    rows = verdicts(paper)
+    for claim, expected in PAPER_VERDICTS.items():
+        assert tuple(rows[claim, pair]["verdict"] for pair in ("en-de", "en-fr")) == expected, claim
+    assert set(PAPER_VERDICTS) == {claim.name for claim in report.CLAIMS}
+    # FACTS.md section 7, 1 and 1b: an equal score at 85%, and SLT-MP ahead in BLEU from 80% only.
+    assert "equal: MP 85% - MP-SLT 85%" in rows["mp_slt_below_mp", "en-de"]["reason"]
+    assert "from 80%" in rows["slt_mp_best", "en-de"]["reason"] and "from 80%" in rows["slt_mp_best", "en-fr"]["reason"]
+    assert rows["clt_at_or_above_slt", "en-de"]["supported"] == "9 of 12"
+    beside = {row["claim"]: row["paper_verdict"] for row in read(rendered[1]["claims.csv"])}
+    assert beside == {claim: expected[0] for claim, expected in PAPER_VERDICTS.items()}
+
+
+def test_failed_seed_gets_an_asterisk_and_its_reason(tmp_path):
+    folder = fail_rows(make_folder(tmp_path / "made"), lambda row: row["sparsity"] == "0.98" and row["seed"] == "2")
+    shown = report.table(report.load(folder), "en-de")
+    rows = [row for row in csv.DictReader(io.StringIO(shown.csv)) if row["sparsity"] == "98"]
+    assert all("loss not finite at step 120" in row["note"] for row in rows)
+    assert shown.markdown.count(r"\*") > 12 and "Failed: MP 98%: loss not finite at step 120" in shown.markdown
+    assert rows[0]["bleu"] != "–"
+
+
+def test_where_every_seed_failed_nothing_is_invented(tmp_path):
+    folder = fail_rows(
+        make_folder(tmp_path / "made"), lambda row: row["technique"] == "slt" and row["sparsity"] == "0.9"
+    )
+    figures = report.load(folder)
+    rows = list(csv.DictReader(io.StringIO(report.table(figures, "en-de").csv)))
+    row = next(row for row in rows if (row["technique"], row["sparsity"]) == ("slt", "90"))
+    assert row["bleu"] == row["ter"] == "–"
+    assert "every seed failed: en-de SLT 90%" in report.claims_table(figures).markdown
+    assert len(list(report.all_plots(figures))) == 7
+
+
+def fail_rows(folder, which):
+    report.merge(folder)
+    for part in (folder / "parts").iterdir():
+        part.unlink()
+    rows = read(folder / "results.csv")
+    for row in rows:
+        if row["technique"] in TECHNIQUES and which(row):
+            row |= {"status": "failed", "reason": "loss not finite at step 120", "bleu": "", "ter": ""}
+    (folder / "results.csv").write_text(csv_text(RESULT_COLUMNS, [row.values() for row in rows]))
+    return folder
+
+
+def test_a_users_own_technique_is_shown_like_the_six(tmp_path):
+    folder = make_folder(tmp_path / "made", user=True)
+    report.merge(folder)
+    figures = report.load(folder)
+    assert "mine BLEU" in report.table(figures, "en-de").markdown
+    assert figures.techniques("en-de") == [*TECHNIQUES, "mine"]
+    assert "mine" in report.plot_scores(figures, "en-de").axes[0].get_legend_handles_labels()[1]
+
+
+def test_a_variant_is_set_against_the_default(rendered):
+    rows = {row["variant"]: row for row in read(rendered[1]["ablations_en-de.csv"])}
+    assert set(rows) == {"optimizer=adam", "signs=random", "rewind=0.025"}
+    for row in rows.values():
+        assert float(row["low"]) < float(row["difference"]) < float(row["high"]) < 0
+        assert row["seeds"] == "2"
+
+
+def break_header(folder):
+    file = folder / "results.csv"
+    file.write_text(file.read_text().replace(",bleu,", ",blue,", 1))
+
+
+def break_number(folder):
+    rows = read(folder / "results.csv")
+    rows[0]["sparsity"] = "1.2"
+    (folder / "results.csv").write_text(csv_text(RESULT_COLUMNS, [row.values() for row in rows]))
+
+
+def break_score(folder):
+    rows = read(folder / "results.csv")
+    rows[3]["bleu"] = "many"
+    (folder / "results.csv").write_text(csv_text(RESULT_COLUMNS, [row.values() for row in rows]))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: (folder / "results.csv").unlink(), ["results.csv", "missing", "run the study"]),
+        (lambda folder: (folder / "study.json").unlink(), ["study.json", "missing"]),
+        (lambda folder: (folder / "study.json").write_text("{"), ["study.json", "not JSON"]),
+        (lambda folder: (folder / "study.json").write_text("{}"), ["study.json", "study is missing"]),
+        (break_header, ["results.csv", "column bleu is missing"]),
+        (break_number, ["results.csv", "line 2", "sparsity", "between 0 and 1"]),
+        (break_score, ["results.csv", "line 5", "bleu", "'many'", "no number"]),
+        (
+            lambda folder: (folder / "results.csv").write_text(",".join(RESULT_COLUMNS) + "\na,b\n"),
+            ["line 2", "2 cells"],
+        ),
+        (lambda folder: (folder / "sentences.csv.gz").write_bytes(b"no gzip"), ["sentences.csv.gz", "cannot be read"]),
+    ],
+)
+def test_bad_input_is_one_clear_line(rendered, tmp_path, damage, words):
+    folder, _ = rendered
+    for name in ("study.json", "results.csv", "sentences.csv.gz", "magnitudes.csv"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    damage(tmp_path)
+    with pytest.raises(InputError) as error:
+        report.render(tmp_path)
+    assert "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert not (tmp_path / "claims.csv").exists()
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(InputError, match="nowhere: no such figures folder"):
+        report.render(tmp_path / "nowhere")
+
+
+def test_parts_that_disagree_are_named(rendered, tmp_path):
+    folder, _ = rendered
+    (tmp_path / "parts").mkdir()
+    head, first, *_ = (folder / "results.csv").read_text().splitlines()
+    (tmp_path / "parts" / "a.results.csv").write_text(f"{head}\n{first}\n")
+    (tmp_path / "parts" / "b.results.csv").write_text(f"{head}\n{first.replace(',ok,', ',failed,')}\n")
+    with pytest.raises(InputError, match="b.results.csv: disagrees with a.results.csv on pair en-de, technique clt"):
+        report.merge(tmp_path)
+
+
+def test_sentences_of_another_run_are_refused(rendered, tmp_path):
+    folder, _ = rendered
+    for name in ("study.json", "results.csv", "sentences.csv.gz"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    rows = read(tmp_path / "results.csv")
+    rows[0]["bleu"] = str(float(rows[0]["bleu"]) + 5)
+    (tmp_path / "results.csv").write_text(csv_text(RESULT_COLUMNS, [row.values() for row in rows]))
+    with pytest.raises(InputError, match="BLEU for run"):
+        report.render(tmp_path)
+
+
+def test_a_report_needs_no_torch():
+    code = "import sys, slt_lib.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("level", "text"), [(0.5, "50"), (0.975, "97.5"), (0.29, "29"), (0, "0")])
+def test_percent(level, text):
+    assert percent(level) == text
