@@ -60,10 +60,13 @@ rule all:
 
 
 def before(wildcards):
-    """All but the dense runs start from them, or, like MP, from nothing."""
-    if wildcards.notebook in ("01_dense", "02_mp"):
+    """What a job would otherwise wait for at a lock: the dense run, and for ablations the chains that they vary."""
+    if wildcards.notebook == "01_dense":
         return []
-    return job("01_dense", wildcards.pair, wildcards.seed)
+    first = ["01_dense"]
+    if wildcards.notebook == "08_ablations":
+        first += [NOTEBOOKS[name] for name in ("slt", "clt") if name in SETTINGS.pairs[wildcards.pair]]
+    return [job(name, wildcards.pair, wildcards.seed) for name in first]
 
 
 rule train:

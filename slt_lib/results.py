@@ -83,11 +83,10 @@ def describe(study: Study, folder: Path) -> None:
 
 
 def labels(study: Study, chain: Chain, run: Run) -> tuple[str, str]:
-    """Technique and variant of a row: runs that techniques share go under the name of the one that owns them."""
-    kinds = [operation["do"] for operation in run.ticket.operations]
-    if kinds in (["theta_0"], ["theta_0", "gradual"]):
+    """Technique and variant of a row: the dense run, which all chains share, has a name of its own."""
+    if run.ticket.trained_with == "dense":
         own = run.ticket.optimizer == study.params.training.optimizer
-        return run.ticket.trained_with, "" if own else f"optimizer={run.ticket.optimizer}"
+        return "dense", "" if own else f"optimizer={run.ticket.optimizer}"
     return chain.technique, chain.variant
 
 

@@ -290,7 +290,7 @@ class Run:
             operations, runs = ({"do": "rewind", "run": run.id, "step": step},), {run.id: run}
         if self.sparsity:
             operations, runs = (*operations, {"do": "mask", "run": self.id}), {**runs, self.id: self}
-        return replace(self.ticket, operations=operations, runs=runs)
+        return replace(self.ticket, operations=operations, runs=runs, listed=True)
 
     def translate(self, sentences: list[str], checkpoint: str = "best", progress: Callable | None = None) -> list[str]:
         """Translations of raw sentences by beam search with the study's decoding settings."""

@@ -95,7 +95,7 @@ def mp_slt(
     With `retrain` that ticket is trained at `switch` before the next level is pruned; without, the next level's mask
     comes from the MP run itself: FACTS.md section 7, MP-SLT 3.
     """
-    run = yield study.ticket(seed).gradual(final=switch)
+    run = yield study.ticket(seed).gradual(final=switch).unlisted()  # MP has this row where the study has its level
     if retrain:
         run = (
             yield run.rewind(at=rewind).prune(by=run, sparsity=switch).unlisted()

@@ -79,7 +79,7 @@ def train(
 
     Checkpoints stay at the fractions `keep`, at the best step on dev and at the last step. A training found in
     `folder` is resumed and ends in the same bytes as one without a cut. `report(steps, point)` hears of finished
-    steps and of each checkpoint. With `until` (a step) nothing is written: the weights and mask at that step are returned as
+    steps and of each checkpoint. With `until` (a step) nothing is written: the weights and mask there are returned as
     {"weights", "mask"}. Raises Damaged where the folder holds something else. Source: FACTS.md section 7.
     """
     began = time.monotonic()

@@ -1,0 +1,147 @@
+"""Study files: each mistake is one line that names the file, the key and the remedy."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from slt_lib import params
+from slt_lib.errors import InputError
+
+SHIPPED = sorted((Path(__file__).parents[1] / "params").glob("*.yaml"))
+
+
+@pytest.fixture
+def written(study_file, monkeypatch):
+    """A function that writes the tiny study with changes and gives the one line that reading it raises."""
+
+    def line(changes) -> str:
+        path = Path(study_file(changes))
+        monkeypatch.chdir(path.parent)
+        with pytest.raises(InputError) as caught:
+            params.load(str(path))
+        message = str(caught.value)
+        assert "\n" not in message and message.startswith("tiny.yaml: ")
+        return message.removeprefix("tiny.yaml: ")
+
+    return line
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"training": {"model": {"hiden": 16}}}, "unknown key 'training.model.hiden'; did you mean 'hidden'?"),
+        ({"training": {"warm_up": 0.1}}, "unknown key 'training.warm_up'; did you mean 'warmup'?"),
+        ({"seed": [1]}, "unknown key 'seed'; did you mean 'seeds'?"),
+        (
+            {"decoding": {"zzz": 1}},
+            "unknown key 'decoding.zzz'; known keys here: beam, alpha, extra",
+        ),
+        ({"corpus": {"name": "multi30k", "train": 9}}, "unknown key 'corpus.train'; known keys here: name"),
+        ({"levels": [0.5, 1.2]}, "levels.1: Input should be less than 1, not 1.2"),
+        ({"levels": [50]}, "levels.0: Input should be less than 1, not 50"),
+        ({"levels": [0.9, 0.5]}, "levels [0.9, 0.5] must rise: a pruned weight does not come back"),
+        ({"levels": [0.5, 0.5]}, "levels [0.5, 0.5] must rise: a pruned weight does not come back"),
+        ({"training": {"steps": "many"}}, "training.steps: Input should be a valid integer, not 'many'"),
+        ({"training": {"steps": 12.5}}, "training.steps: Input should be a valid integer, not 12.5"),
+        (
+            {"training": {"peak_lr": {"adafactor": "1e-4"}}},
+            "training.peak_lr.adafactor: Input should be a valid number, not '1e-4'; write 1.0e-4, not 1e-4",
+        ),
+        ({"rehearsal": "yes"}, "rehearsal: Input should be a valid boolean, not 'yes'"),
+        ({"seeds": [True]}, "seeds.0: Input should be a valid integer, not True"),
+        ({"seeds": [3, 3]}, "seeds [3, 3] must differ from each other"),
+        ({"training": None}, "key 'training' is missing"),
+        ({"training": {"model": {"layers": None}}}, "key 'training.model.layers' is missing"),
+        ({"corpus": {"name": "files"}}, "key 'corpus.folder' is missing"),
+        ({"training": {"model": {"heads": 3}}}, "training.model: hidden (16) must be a multiple of heads (3)"),
+        ({"training": {"batch": {"length": 47}}}, "training.batch.length: Input should be a multiple of 8, not 47"),
+        ({"training": {"optimizer": "sgd"}}, "training.optimizer: Input should be 'adafactor' or 'adam', not 'sgd'"),
+        ({"training": {"steps": 0, "warmup": 7}}, "training.steps: Input should be greater than or equal to 2, not 0 (and 1 more)"),
+    ],
+)  # fmt: skip
+def test_each_mistake_is_one_line(written, changes, line):
+    assert written(changes) == line
+
+
+def test_unknown_corpus_and_technique_name_the_known_ones(written):
+    line = written({"corpus": {"name": "wmt"}})
+    assert line.startswith("corpus: ") and all(name in line for name in ("'wmt'", "grammar", "multi30k", "files"))
+    line = written({"pairs": {"en-de": ["prune"]}})
+    assert line.startswith("pairs.en-de.0: ") and "'slt-mp'" in line and "'prune'" in line
+
+
+@pytest.mark.xfail(strict=True, reason="bug: a key named like a corpus is left out of its own message")
+@pytest.mark.parametrize("key", ["files", "grammar", "multi30k"])
+def test_unknown_key_named_like_a_corpus(written, key):
+    assert written({key: 3}).startswith(f"unknown key '{key}'")
+
+
+@pytest.mark.xfail(strict=True, reason="bug: infinity passes, and no hash can be taken of it later")
+@pytest.mark.parametrize(
+    "changes", [{"training": {"peak_lr": {"adafactor": float("inf")}}}, {"decoding": {"alpha": float("inf")}}]
+)
+def test_numbers_are_finite(written, changes):
+    assert "finite" in written(changes)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"levels: [0.5", "not YAML: "),
+        (b"a: b: c", "not YAML: "),
+        (b"x: !!python/object/apply:os.getcwd []", "not YAML: "),  # and nothing is executed
+        (b"seeds: [1]\xff", "not UTF-8 (byte 10); save it as UTF-8"),
+        (b"", "a study file is a mapping of keys to values; see params/quick.yaml"),
+        (b"- pairs", "a study file is a mapping of keys to values; see params/quick.yaml"),
+    ],
+)
+def test_what_is_no_study_file(tmp_path, monkeypatch, content, line):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.yaml").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        params.load("bad.yaml")
+    assert str(caught.value).startswith(f"bad.yaml: {line}") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["nosuch", "../params/one", "", "params/one"])
+def test_a_study_that_is_not_there(tmp_path, monkeypatch, name):
+    (tmp_path / "params").mkdir()
+    for known in ("one", "two"):
+        (tmp_path / "params" / f"{known}.yaml").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        params.load(name)
+    assert str(caught.value).startswith(f"study {name!r}: there is no params/")
+    assert str(caught.value).endswith("; known studies: one, two")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_studies_load(path):
+    study = params.load(str(path))
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert study.levels == raw["levels"] and study.training.steps == raw["training"]["steps"]
+    for field in ("adafactor", "adam"):  # DESIGN.md: every study sets its own
+        assert field in raw["training"]["peak_lr"]
+    assert "quick" in params.known()
+
+
+def test_defaults_are_the_paper_s(tiny):
+    training = params.parse(tiny, "tiny").training
+    sizes = training.model
+    assert (sizes.residual_dropout, sizes.attention_dropout, sizes.relu_dropout) == (0.1, 0.1, 0.1)
+    assert (training.optimizer, training.label_smoothing, training.precision) == ("adafactor", 0.1, "fp32")
+    assert (training.pruned, training.thresholds, training.order) == ("zeroed", "exact", "fresh")
+    plain = {key: params.Training.model_fields[key].default for key in ("gradual_candidates", "checkpoint", "warmup")}
+    assert plain == {"gradual_candidates": 4, "checkpoint": 0.05, "warmup": 0.02}
+    assert params.Gradual() == params.Gradual(every=0.02, until=0.8)
+    assert params.Params.model_fields["keep"].default == [0.05]
+    assert params.Decoding().model_dump() == {"beam": 4, "alpha": 0.6, "extra": 100}
+
+
+def test_parameters_do_not_change(tiny):
+    study = params.parse(tiny, "tiny")
+    with pytest.raises(ValueError, match="frozen"):
+        study.vocabulary = 3
+    with pytest.raises(ValueError, match="frozen"):
+        study.training.steps = 3
