@@ -84,7 +84,7 @@ def describe(study: Study, folder: Path) -> None:
 
 def labels(study: Study, chain: Chain, run: Run) -> tuple[str, str]:
     """Technique and variant of a row: the dense run, which all chains share, has a name of its own."""
-    if run.ticket.trained_with == "dense":
+    if [operation["do"] for operation in run.ticket.operations] == ["theta_0"]:
         own = run.ticket.optimizer == study.params.training.optimizer
         return "dense", "" if own else f"optimizer={run.ticket.optimizer}"
     return chain.technique, chain.variant
