@@ -23,6 +23,9 @@ class Adafactor(torch.optim.Optimizer):
     def __init__(self, params, warmup_steps: int = 10_000, peak: float | None = None, stacked: int = 0):
         super().__init__(params, {"warmup_steps": warmup_steps, "peak": peak, "stacked": stacked, "k": 0})
 
+    # the decorated one imports torch's compiler on first use: over a second in every job, for nothing
+    add_param_group = torch.optim.Optimizer.add_param_group.__wrapped__
+
     @torch.no_grad()
     def step(self, closure=None):
         loss = closure() if closure is not None else None

@@ -112,7 +112,6 @@ class Training(Base):
     thresholds: Literal["exact", "histogram"] = "exact"
     gradual: Gradual = Gradual()
     checkpoint: Annotated[float, Field(gt=0, le=1)] = 0.05
-    gradual_candidates: Positive = 4  # of a gradual training only the last checkpoints compete (paper section 4)
     dev_beam: Positive = 1
     dev_extra: Annotated[int, Field(ge=0)] = 100  # pieces a translation of dev may be longer than its source
     dev_sentences: Positive | None = None  # None: the whole dev set

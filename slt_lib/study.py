@@ -131,7 +131,7 @@ class Ticket:
         settings["peak_lr"] = settings["peak_lr"][self.optimizer]
         settings["optimizer"] = self.optimizer
         if self.schedule is None:
-            for key in ("gradual", "gradual_candidates", "thresholds"):
+            for key in ("gradual", "thresholds"):
                 del settings[key]
         return {
             "recipe": RECIPE_VERSION,

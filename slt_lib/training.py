@@ -101,11 +101,12 @@ def train(
     rates = {"residual": sizes.residual_dropout, "attention": sizes.attention_dropout, "relu": sizes.relu_dropout}
     marks = checkpoints(training)
     kept_steps = {schedules.at_step(fraction, training.steps) for fraction in keep} - {0}
-    candidates = set(marks[-training.gradual_candidates :] if start.gradual else marks)
     updates = (
         set(schedules.every(training.gradual.every, training.gradual.until, training.steps)) if start.gradual else ()
     )
     end = schedules.at_step(training.gradual.until, training.steps)
+    # of a gradual training only checkpoints at its final sparsity compete: the paper's last four (section 4)
+    candidates = {mark for mark in marks if mark > end or mark == training.steps} if start.gradual else set(marks)
 
     state = {"step": 0, "curve": [], "files": {}, "best": None, "loss": 0.0, "since": 0, "tokens": 0, "seconds": 0.0}
     mask = dict(start.mask) if start.mask is not None else None
@@ -144,7 +145,8 @@ def train(
                     matrices[name].add_(values)
                 _set_rate(optimizer, training, step)
                 optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                for weight in weights.values():
+                    weight.grad = None
                 if step + 1 in updates:
                     wanted = schedules.gradual_sparsity(step + 1, *start.gradual, end)
                     mask = _new_mask(training, matrices, wanted, mask, start.mask)
@@ -318,24 +320,26 @@ def _split(matrices, factors) -> dict[str, Tensor]:
 
 
 def _tensors(model, optimizer, mask, stale) -> dict[str, Tensor]:
-    tensors = {f"theta.{name}": w for name, w in model.named_parameters()}
+    tensors = {}
+    for name, weight in model.named_parameters():
+        tensors[f"theta.{name}"] = weight
+        tensors |= {f"optimizer.{key}.{name}": value for key, value in optimizer.state[weight].items()}
     tensors |= {f"stale.{name}": values for name, values in stale.items()}
-    for i, slots in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{key}": value for key, value in slots.items()}
     return tensors | {f"mask.{name}": kept for name, kept in (mask or {}).items()}
 
 
 def _restore(model, optimizer, tensors, step: int) -> None:
-    model.load_state_dict({k.removeprefix("theta."): v for k, v in tensors.items() if k.startswith("theta.")})
-    state = optimizer.state_dict()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(tensors[f"theta.{name}"])
+    weights = dict(model.named_parameters())
     for key, value in tensors.items():
         if key.startswith("optimizer."):
-            _, i, slot = key.split(".")
-            state["state"].setdefault(int(i), {})[slot] = value
-    for group in state["param_groups"]:
+            _, slot, name = key.split(".", 2)
+            optimizer.state[weights[name]][slot] = value
+    for group in optimizer.param_groups:
         if "k" in group:  # Adafactor's own count of steps
             group["k"] = step
-    optimizer.load_state_dict(state)
 
 
 def _resume(folder: RunFolder, identity: str) -> tuple[dict, dict] | None:

@@ -331,19 +331,22 @@ class SoftmaxLoss(torch.autograd.Function):
         real = ids != PAD
         count = int(real.sum())
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        column_sum = matrix.float().sum(0)  # summed logits are states @ column_sum: no pass over the logits
         d_states = torch.empty_like(states)
         d_matrix = torch.zeros_like(embedding)
         for start in range(0, len(ids), SoftmaxLoss.CHUNK):
             part = slice(start, start + SoftmaxLoss.CHUNK)
             keep, gold = real[part].float(), ids[part].unsqueeze(-1)
             logits = (states[part] @ matrix.t()).float()
-            right, summed = logits.gather(-1, gold).squeeze(-1), logits.sum(-1)
-            log_norm = logits.logsumexp(-1)
-            loss = log_norm - (1 - smoothing - wrong) * right - wrong * summed - entropy
+            right, summed = logits.gather(-1, gold).squeeze(-1), states[part].float() @ column_sum
+            largest = logits.amax(-1, keepdim=True)
+            powers = logits.sub_(largest).exp_()
+            norm = powers.sum(-1, keepdim=True)
+            loss = (norm.log() + largest).squeeze(-1) - (1 - smoothing - wrong) * right - wrong * summed - entropy
             total += (loss * keep).sum()
-            gradient = logits.sub_(log_norm.unsqueeze(-1)).exp_().sub_(wrong)
-            gradient.scatter_add_(-1, gold, torch.full_like(gold, smoothing + wrong - 1, dtype=gradient.dtype))
-            gradient = gradient.mul_((keep / count).unsqueeze(-1)).to(dtype)
+            scale = (keep / count).unsqueeze(-1)
+            gradient = powers.mul_(scale / norm).sub_(wrong * scale)
+            gradient = gradient.scatter_add_(-1, gold, (smoothing + wrong - 1) * scale).to(dtype)
             torch.mm(gradient, matrix, out=d_states[part])
             d_matrix += gradient.t() @ states[part]
         ctx.save_for_backward(d_states.reshape(hidden.shape).to(hidden.dtype), d_matrix)

@@ -57,11 +57,12 @@ def tiny() -> dict:
 
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
-    """An empty folder for study files, with SLT_RUNS and SLT_FIGURES in it and no progress bars."""
+    """An empty folder for study files, with SLT_RUNS and SLT_FIGURES in it, and lines for progress bars."""
     for name in ("runs", "figures"):
         monkeypatch.setenv(f"SLT_{name.upper()}", str(tmp_path / name))
     monkeypatch.delenv("SLT_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("SLT_PROGRESS", "lines")
     return tmp_path
 
 

@@ -42,7 +42,14 @@ def test_learning_rate_without_a_step_of_warm_up():
 
 @pytest.mark.parametrize(
     ("step", "initial", "percent", "digits"),
-    [(10, 0, 6.58, 2), (20, 0, 12.84, 2), (100, 0, 52.0, 1), (200, 0, 78.75, 2), (10, 60, 62.2, 1), (200, 60, 86.25, 2)],
+    [
+        (10, 0, 6.58, 2),
+        (20, 0, 12.84, 2),
+        (100, 0, 52.0, 1),
+        (200, 0, 78.75, 2),
+        (10, 60, 62.2, 1),
+        (200, 60, 86.25, 2),
+    ],
 )
 def test_gradual_sparsity_of_the_paper(step, initial, percent, digits):
     assert round(100 * gradual_sparsity(1000 * step, initial / 100, 0.9, 400_000), digits) == percent

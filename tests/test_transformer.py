@@ -87,8 +87,7 @@ class Slow:
     def attention(self, name, site, x, memory, causal=False):
         size = self.shape.hidden // self.shape.heads
         query, key, value = (
-            states @ self.w[f"{name}.{part}"].T
-            for states, part in ((x, "query"), (memory, "key"), (memory, "value"))
+            states @ self.w[f"{name}.{part}"].T for states, part in ((x, "query"), (memory, "key"), (memory, "value"))
         )
         out = np.zeros((len(x), self.shape.hidden))
         for head in range(self.shape.heads):
@@ -250,7 +249,9 @@ def test_positions():
         rates = [1, 10 ** (-4 / 3), 10 ** (-8 / 3), 1e-4]
         wanted = [math.sin(p * r) for r in rates] + [math.cos(p * r) for r in rates]
         assert found[p].tolist() == pytest.approx(wanted, abs=1e-6)
-    assert positions(3, 2).tolist() == pytest.approx(np.array([[0, 1], [0.84147, 0.5403], [0.9093, -0.41615]]), abs=1e-4)
+    assert positions(3, 2).tolist() == pytest.approx(
+        np.array([[0, 1], [0.84147, 0.5403], [0.9093, -0.41615]]), abs=1e-4
+    )
 
 
 def test_padding_is_embedded_as_exact_zeros(model):
@@ -288,7 +289,8 @@ def test_theta_0_comes_from_the_seed_alone():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "alpha"), [((512, 512), 0.07655), ((512, 2048), 0.04841), ((2048, 512), 0.04841), ((33_708, 512), 0.01324)]
+    ("sizes", "alpha"),
+    [((512, 512), 0.07655), ((512, 2048), 0.04841), ((2048, 512), 0.04841), ((33_708, 512), 0.01324)],
 )
 def test_glorot_bound(sizes, alpha):
     assert glorot(torch.empty(sizes, device="meta")) == pytest.approx(alpha, abs=5e-6)
@@ -361,7 +363,7 @@ def test_a_rate_of_zero_needs_no_mask():
 
 
 def by_torch(values, target, smoothing):
-    """T2T spreads `smoothing` over the V - 1 wrong tokens; torch over all V: the same for e = smoothing * V / (V - 1)."""
+    """T2T spreads `smoothing` over the V - 1 wrong tokens, torch over all V: so torch needs smoothing * V / (V - 1)."""
     count = values.shape[-1]
     wrong = smoothing / (count - 1)
     entropy = -(1 - smoothing) * math.log(1 - smoothing) - (smoothing * math.log(wrong) if smoothing else 0)
@@ -399,15 +401,15 @@ def test_loss_and_gradients_are_torch_s(states, smoothing):
 
 
 def test_gradients_against_differences(states):
-    hidden, embedding, target = (t[:1, :7] if t.dim() > 1 and len(t) == 3 else t for t in states)
-    hidden = hidden.clone().requires_grad_()
+    embedding, target = states[1], states[2][:1, :7]
+    hidden = states[0][:1, :7].clone().requires_grad_()
     SoftmaxLoss.apply(hidden, embedding, target, 0.1, torch.float64).backward()
     for i in (0, 3, 6):
-        for sign in (0, 5):
+        for unit in (0, 5):
             step = torch.zeros_like(hidden)
-            step[0, i, sign] = 1e-5
+            step[0, i, unit] = 1e-5
             up, down = (by_torch((hidden.detach() + s * step) @ embedding.t(), target, 0.1).item() for s in (1, -1))
-            assert hidden.grad[0, i, sign].item() == pytest.approx((up - down) / 2e-5, rel=1e-4, abs=1e-7)
+            assert hidden.grad[0, i, unit].item() == pytest.approx((up - down) / 2e-5, rel=1e-4, abs=1e-7)
 
 
 def test_a_perfect_guess_loses_nothing():

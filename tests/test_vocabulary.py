@@ -89,9 +89,7 @@ def test_same_text_same_vocabulary_in_fresh_processes(vocabulary):
         "made = corpora.grammar('en-de', 300, 40, 20, 1);"
         "print(Vocabulary.build([*made.train.source, *made.train.target], 300).digest)"
     )
-    started = [
-        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
+    started = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate()[0].strip() for process in started] == [vocabulary.digest] * 2
 
 
