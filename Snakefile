@@ -77,6 +77,7 @@ rule train:
     output:
         PARTS + "/{notebook}.{pair}.seed{seed}.done",
     params:
+        recipe=params.RECIPE_VERSION,
         out=BUILD + "/{pair}/jobs/{notebook}.seed{seed}.ipynb",
     log:
         BUILD + "/{pair}/jobs/{notebook}.seed{seed}.log",
@@ -93,6 +94,7 @@ rule train_level:
     output:
         PARTS + "/{notebook}.{pair}.seed{seed}.level{level}.done",
     params:
+        recipe=params.RECIPE_VERSION,
         out=BUILD + "/{pair}/jobs/{notebook}.seed{seed}.level{level}.ipynb",
     log:
         BUILD + "/{pair}/jobs/{notebook}.seed{seed}.level{level}.log",
@@ -111,6 +113,7 @@ rule display:
     output:
         BUILD + "/{pair}/{notebook}.ipynb",
     params:
+        recipe=params.RECIPE_VERSION,
         out=BUILD + "/{pair}/.{notebook}.ipynb",
     log:
         BUILD + "/{pair}/{notebook}.log",
@@ -127,6 +130,7 @@ rule report:
     output:
         f"{BUILD}/99_report.ipynb",
     params:
+        recipe=params.RECIPE_VERSION,
         out=f"{BUILD}/.99_report.ipynb",
     log:
         f"{BUILD}/99_report.log",

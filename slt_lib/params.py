@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from slt_lib.errors import InputError
 
+RECIPE_VERSION = 1  # raise by hand when a change of code changes the weights of a run
 TECHNIQUES = ("mp", "lt", "slt", "clt", "slt-mp", "mp-slt")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -26,9 +26,10 @@ def figures(study: str) -> Path:
     return Path(os.environ.get("SLT_FIGURES") or home() / "figures").absolute() / study
 
 
-def record(study: Study, chains: Iterable[Chain]) -> pd.DataFrame:
+def record(study: Study, chains: Iterable[Chain], checkpoint: str = "best") -> pd.DataFrame:
     """Score the runs of `chains` where they are not yet, write their parts, and return their rows.
 
+    `checkpoint`: "best" on dev, "final", or "average N" for the mean of the last N; other than "best" it is a variant.
     One row a run and test set, in the columns of results.csv. Raises InputError where the folder can't be written.
     """
     folder = figures(study.name)
@@ -37,11 +38,13 @@ def record(study: Study, chains: Iterable[Chain]) -> pd.DataFrame:
     for chain in chains:
         for run in chain.runs:
             technique, variant = labels(study, chain, run)
+            if checkpoint != "best":
+                variant = ",".join(filter(None, [variant, f"checkpoint={checkpoint}"]))
             name = f"{study.pair}.{technique}.{variant or 'default'}.{run.sparsity:g}.{run.ticket.seed}"
             if name not in rows:
-                rows[name] = result_rows(study, technique, variant, run)
+                rows[name] = result_rows(study, technique, variant, run, checkpoint)
                 write_part(folder, name, "results", rows[name])
-                write_part(folder, name, "sentences", sentence_rows(run))
+                write_part(folder, name, "sentences", sentence_rows(run, checkpoint))
                 write_part(folder, name, "magnitudes", magnitude_rows(run))
                 write_part(folder, name, "provenance", [provenance_row(run)])
     frame = pd.DataFrame([row for part in rows.values() for row in part], columns=RESULT_COLUMNS)
@@ -90,10 +93,10 @@ def labels(study: Study, chain: Chain, run: Run) -> tuple[str, str]:
     return chain.technique, chain.variant
 
 
-def result_rows(study: Study, technique: str, variant: str, run: Run) -> list[dict]:
+def result_rows(study: Study, technique: str, variant: str, run: Run, checkpoint: str) -> list[dict]:
     record = run.record
     stands = record["status"] == "ok"
-    scores = run.scores() if stands else {name: None for name in study.corpus.tests}
+    scores = run.scores(checkpoint) if stands else {name: None for name in study.corpus.tests}
     rows = []
     for test_set, score in scores.items():
         rows.append(
@@ -112,7 +115,7 @@ def result_rows(study: Study, technique: str, variant: str, run: Run) -> list[di
                 "ter": f"{score['ter']:.4f}" if score else "",
                 "ter_13a": f"{score['ter_13a']:.4f}" if score else "",
                 "dev_bleu": f"{record['best']['dev_bleu']:.4f}" if record["best"] else "",
-                "checkpoint": "best",
+                "checkpoint": checkpoint,
                 "best_step": record["best"]["step"] if record["best"] else "",
                 "steps": record["steps"],
                 "memory_mib": f"{run.memory_mib:.3f}" if stands else "",
@@ -120,18 +123,24 @@ def result_rows(study: Study, technique: str, variant: str, run: Run) -> list[di
                 "prunable": record["prunable"],
                 "bleu_signature": score["signatures"]["bleu"] if score else "",
                 "ter_signature": score["signatures"]["ter"] if score else "",
-                "run": run.id,
+                "run": scored(run, checkpoint),
             }
         )
     return rows
 
 
-def sentence_rows(run: Run) -> list[dict]:
+def scored(run: Run, checkpoint: str) -> str:
+    """The id that ties a row to its sentences: the run's, with the checkpoint where that is not the default."""
+    return run.id if checkpoint == "best" else f"{run.id}+{checkpoint.replace(' ', '-')}"
+
+
+def sentence_rows(run: Run, checkpoint: str) -> list[dict]:
     if run.record["status"] != "ok":
         return []
     return [
-        {"run": run.id, "test_set": test_set, "line": line} | dict(zip(score["statistics"], values, strict=True))
-        for test_set, score in run.scores().items()
+        {"run": scored(run, checkpoint), "test_set": test_set, "line": line}
+        | dict(zip(score["statistics"], values, strict=True))
+        for test_set, score in run.scores(checkpoint).items()
         for line, values in enumerate(zip(*score["statistics"].values(), strict=True), start=1)
     ]
 

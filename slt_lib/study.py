@@ -25,7 +25,6 @@ from slt_lib.store import Damaged, RunFolder, Store, digest, sealed, unseal, wri
 from slt_lib.transformer import Transformer, glorot, prunable, theta_0
 from slt_lib.vocabulary import Vocabulary
 
-RECIPE_VERSION = 1  # raise by hand when a change of code changes the weights of a run
 SCORE_VERSION = 1  # the same for scores
 
 CONSTANT_SIGNS = ("kept", "random")
@@ -134,7 +133,7 @@ class Ticket:
             for key in ("gradual", "thresholds"):
                 del settings[key]
         return {
-            "recipe": RECIPE_VERSION,
+            "recipe": params.RECIPE_VERSION,
             "training": settings,
             "corpus": self.study.corpus.digest,
             "vocabulary": self.study.vocabulary.digest,
@@ -242,24 +241,39 @@ class Run:
         return self._load("mask.safetensors") if "mask.safetensors" in self.record["files"] else None
 
     def weights(self, checkpoint: str = "final") -> dict[str, Tensor]:
-        """theta_T ("final") or the best on dev ("best"), pruned entries zero."""
-        _among("checkpoint", checkpoint, ("final", "best"))
+        """theta_T ("final"), the best on dev ("best"), or the mean of the last N checkpoints ("average N").
+
+        Pruned entries are zero. Raises InputError for another name, Failed where the run has no such checkpoint.
+        """
         self._must_stand()
-        step = self.record["steps"] if checkpoint == "final" else self.record["best"]["step"]
-        return self.theta(step)
+        match checkpoint.split():
+            case ["final"]:
+                return self.theta(self.record["steps"])
+            case ["best"]:
+                return self.theta(self.record["best"]["step"])
+            case ["average", count] if count.isdigit() and int(count) > 0:
+                steps = training.checkpoints(self.study.params.training)[-int(count) :]
+                thetas = list(self.thetas(steps).values())
+                return {name: torch.stack([theta[name] for theta in thetas]).mean(0) for name in thetas[0]}
+        raise InputError(f'checkpoint {checkpoint!r} is none of "final", "best", "average 4"')
 
     def theta(self, step: int) -> dict[str, Tensor]:
-        """Weights after `step` steps; trained again up to there where that checkpoint was not kept."""
-        if step == 0:
+        """Weights after `step` steps."""
+        return self.thetas([step])[step]
+
+    def thetas(self, steps: Iterable[int]) -> dict[int, dict[str, Tensor]]:
+        """Step -> weights; those that were not kept come from training the ticket again up to there."""
+        steps = list(steps)
+        found = {step: self._load(name) for step in steps if (name := RunFolder.theta(step)) in self.record["files"]}
+        if 0 in steps:
             start = self.ticket.start()
-            return masks.apply(start.weights, start.mask or {})
-        name = RunFolder.theta(step)
-        if name in self.record["files"]:
-            return self._load(name)
-        with self.study.threads():
-            return training.train(self.study.params.training, self.study.data, self.ticket.start(), until=step)[
-                "weights"
-            ]
+            found[0] = masks.apply(start.weights, start.mask or {})
+        missing = [step for step in steps if step not in found]
+        if missing:
+            with self.study.threads():
+                settings = self.study.params.training
+                found |= training.train(settings, self.study.data, self.ticket.start(), until=missing)
+        return {step: found[step] for step in steps}
 
     def _load(self, name: str) -> dict[str, Tensor]:
         return self.folder.load(name, self.record["files"][name])[0]
@@ -304,11 +318,11 @@ class Run:
             )
         return self.study.vocabulary.decode(found)
 
-    def scores(self) -> dict[str, dict]:
+    def scores(self, checkpoint: str = "best") -> dict[str, dict]:
         """Test set -> bleu, ter, ter_13a (percent), signatures, sentence statistics; stored once computed."""
-        return {name: self._score(name) for name in self.study.corpus.tests}
+        return {name: self._score(name, checkpoint) for name in self.study.corpus.tests}
 
-    def score_id(self, test_set: str) -> str:
+    def score_id(self, test_set: str, checkpoint: str = "best") -> str:
         """Identity of a score: the run, the test set and what only reaches scores."""
         return digest(
             {
@@ -316,19 +330,19 @@ class Run:
                 "version": SCORE_VERSION,
                 "sacrebleu": importlib.metadata.version("sacrebleu"),
                 "decoding": self.study.params.decoding.model_dump(),
-                "checkpoint": "best",
+                "checkpoint": checkpoint,
                 "test": self.study.corpus.tests[test_set].digest,
             }
         )[:32]
 
-    def _score(self, test_set: str) -> dict:
-        path = self.folder.path / "scores" / f"{self.score_id(test_set)}.json"
+    def _score(self, test_set: str, checkpoint: str) -> dict:
+        path = self.folder.path / "scores" / f"{self.score_id(test_set, checkpoint)}.json"
         try:
             return unseal(path)
         except Damaged:
             pass
         split = self.study.corpus.tests[test_set]
-        hypotheses = self.translate(list(split.source))
+        hypotheses = self.translate(list(split.source), checkpoint)
         statistics = scoring.sentence_statistics(hypotheses, list(split.target))
         score = {
             "test_set": test_set,

@@ -1,11 +1,12 @@
 """The loop that turns a ticket into a run: it reads top to bottom, and a killed training goes on where it was."""
 
+import contextlib
 import datetime
 import math
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,14 +74,15 @@ def train(
     folder: RunFolder | None = None,
     keep: tuple[float, ...] = (),
     report: Callable[[int, dict | None], None] = lambda steps, point: None,
-    until: int | None = None,
+    until: Collection[int] = (),
 ) -> dict:
     """Train `start` for `training.steps` steps and write the run into `folder`; returns its record.
 
     Checkpoints stay at the fractions `keep`, at the best step on dev and at the last step. A training found in
     `folder` is resumed and ends in the same bytes as one without a cut. `report(steps, point)` hears of finished
-    steps and of each checkpoint. With `until` (a step) nothing is written: the weights and mask there are returned as
-    {"weights", "mask"}. Raises Damaged where the folder holds something else. Source: FACTS.md section 7.
+    steps and of each checkpoint. With `until` (steps) nothing is written: the training goes up to the last of
+    them, and what is returned is step -> weights. Raises NotFinite then; else a failure is part of the record. Source:
+    FACTS.md section 7, TRAIN.
     """
     began = time.monotonic()
     model = new_model(training, len(data.vocabulary))
@@ -113,7 +115,7 @@ def train(
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(start.weights[name])
-    resumed = _resume(folder, digest(training.model_dump())) if until is None and folder is not None else None
+    resumed = None if until else _resume(folder, digest(training.model_dump()))
     if resumed:
         state, tensors = resumed
         mask = {k.removeprefix("mask."): v for k, v in tensors.items() if k.startswith("mask.")} or None
@@ -128,7 +130,8 @@ def train(
 
     failure = None
     record = {"steps": training.steps, "optimizer": start.optimizer}
-    last = training.steps if until is None else until
+    taken = {}
+    last = max(until) if until else training.steps
     try:
         for step in range(state["step"], last):
             batch = next(batches)
@@ -157,9 +160,13 @@ def train(
             state["tokens"] += batch.tokens
             report(1, None)
 
-            if step + 1 in kept_steps and until is None and step + 1 not in marks:
+            if until:
+                if step + 1 in until:
+                    taken[step + 1] = {name: weight.detach().clone() for name, weight in weights.items()}
+                continue
+            if step + 1 in kept_steps and step + 1 not in marks:
                 state["files"][folder.theta(step + 1)] = folder.save(folder.theta(step + 1), weights)
-            if step + 1 in marks and until is None:
+            if step + 1 in marks:
                 if not all(bool(torch.isfinite(w).all()) for w in weights.values()):
                     raise NotFinite(f"weights not finite at step {step + 1}")
                 point = {
@@ -189,10 +196,10 @@ def train(
     except NotFinite as error:
         failure = str(error)
 
-    if until is not None:
+    if until:
         if failure:
             raise NotFinite(failure)
-        return {"weights": {name: w.detach().clone() for name, w in weights.items()}, "mask": mask}
+        return taken
     if failure is None and max(point["dev_bleu"] for point in state["curve"]) < BLEU_ZERO:
         failure = "BLEU 0 on dev at every checkpoint"
     if mask is not None:
@@ -219,7 +226,7 @@ def train(
 def provenance(training: Training) -> dict:
     """What differs from machine to machine and reaches no identity."""
     return {
-        "device": platform.processor() or platform.machine(),
+        "device": processor(),
         "threads": torch.get_num_threads(),
         "precision": training.precision,
         "python": platform.python_version(),
@@ -227,6 +234,15 @@ def provenance(training: Training) -> dict:
         "commit": commit(),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def processor() -> str:
+    """The CPU's name where the system tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def commit() -> str:

@@ -7,8 +7,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from slt_lib import masks, results, training
-from slt_lib import study as algebra
+from slt_lib import masks, params, results, training
 from slt_lib.errors import InputError
 from slt_lib.params import Training
 from slt_lib.study import Run, Study
@@ -68,9 +67,10 @@ class Hand:
     def train(self, init, mask, depth, gradual=None):
         start = Start(init, mask, gradual, "adafactor", self.seed, depth)
         settings, data = self.study.params.training, self.study.data
-        early = training.train(settings, data, start, until=round(self.rewind * STEPS))["weights"]
-        end = training.train(settings, data, start, until=STEPS)
-        return Trained(masks.apply(init, mask or {}), early, end["weights"], end["mask"])
+        early, end = training.train(settings, data, start, until=[round(self.rewind * STEPS), STEPS]).values()
+        if gradual:
+            mask = {name: weight != 0 for name, weight in prunable(end).items()}
+        return Trained(masks.apply(init, start.mask or {}), early, end, mask)
 
     def prune(self, run, sparsity):
         return masks.magnitude_mask(prunable(run.end), sparsity, run.mask)
@@ -322,9 +322,9 @@ OTHER = {
     },
     "batch": {"rows": 16, "length": 56, "packed": False},
     "peak_lr": {"adafactor": 0.06},
-    "gradual": {"every": 0.5, "until": 0.5},
+    "gradual": {"every": 0.5, "until": 0.6},
     "steps": 24, "optimizer": "adam", "warmup": 0.5, "label_smoothing": 0.2, "precision": "bf16", "order": "same",
-    "pruned": "stale", "thresholds": "histogram", "checkpoint": 0.5, "gradual_candidates": 1, "dev_beam": 2,
+    "pruned": "stale", "thresholds": "histogram", "checkpoint": 0.5, "dev_beam": 2,
     "dev_extra": 3, "dev_sentences": 3,
 }  # fmt: skip
 
@@ -363,7 +363,7 @@ def test_what_does_not_reach_the_weights_is_no_identity(make_study):
         {"seeds": [7, 1]},
         {"rehearsal": False, "ablations": True},
         {"training": {"peak_lr": {"adam": 0.5}}},  # of the optimizer that is not used
-        {"training": {"gradual": {"every": 0.5}, "thresholds": "histogram", "gradual_candidates": 1}},  # not gradual
+        {"training": {"gradual": {"every": 0.5}, "thresholds": "histogram"}},  # not gradual
     ):
         assert make_study(changes).ticket(1).train_id == plain.train_id, changes
 
@@ -372,7 +372,7 @@ def test_seed_optimizer_and_version_reach_the_identity(make_study, monkeypatch):
     study = make_study()
     seen = {study.ticket(1).train_id, study.ticket(2).train_id, study.ticket(1, "adam").train_id}
     assert study.ticket(1, "adafactor").train_id in seen and len(seen) == 3
-    monkeypatch.setattr(algebra, "RECIPE_VERSION", algebra.RECIPE_VERSION + 1)
+    monkeypatch.setattr(params, "RECIPE_VERSION", params.RECIPE_VERSION + 1)
     assert study.ticket(1).train_id not in seen
 
 
@@ -458,7 +458,8 @@ def test_mistakes_in_a_ticket(study, all_runs):
         (lambda: ticket.constant(magnitudes="x"), "magnitudes 'x' is none of constant, redrawn, shuffled"),
         (lambda: run.rewind(at=1.5), "rewind 1.5 is not a fraction of the training from 0 to 1"),
         (lambda: run.rewind(at=0, source="first"), "source 'first' is none of last, dense"),
-        (lambda: run.weights("last"), "checkpoint 'last' is none of final, best"),
+        (lambda: run.weights("last"), 'checkpoint \'last\' is none of "final", "best", "average 4"'),
+        (lambda: run.weights("average 0"), 'checkpoint \'average 0\' is none of "final", "best", "average 4"'),
         (lambda: study.ticket(1, "sgd"), "optimizer 'sgd' is none of adafactor, adam"),
         (lambda: study.chain(mp, 1, at=3), "mp has no knob 'at'; it has study, seed, levels, optimizer"),
     ):
@@ -488,8 +489,18 @@ def test_mistakes_in_a_study(study_file):
 def test_a_checkpoint_that_was_not_kept_is_trained_again(study, all_runs):
     for run in (all_runs["slt"][1], all_runs["mp"][2]):
         assert "theta_0000005.safetensors" not in run.record["files"]
-        wanted = training.train(study.params.training, study.data, run.ticket.start(), until=5)["weights"]
+        wanted = training.train(study.params.training, study.data, run.ticket.start(), until=[5])[5]
         assert same(run.theta(5), wanted)
+
+
+def test_checkpoints_may_be_averaged(all_runs):
+    for run in (all_runs["slt"][1], all_runs["mp"][2]):
+        nine, twelve = run.theta(9), run.theta(12)
+        found = run.weights("average 2")
+        for name in found:
+            torch.testing.assert_close(found[name], (nine[name] + twelve[name]) / 2)
+        assert all(not found[matrix][~kept].any() for matrix, kept in run.mask.items())
+        assert run.score_id("test", "average 2") != run.score_id("test") == run.score_id("test", "best")
 
 
 def test_rewinding_to_the_start_of_a_constant_ticket(all_runs):

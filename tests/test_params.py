@@ -134,8 +134,8 @@ def test_defaults_are_the_paper_s(tiny):
     assert (sizes.residual_dropout, sizes.attention_dropout, sizes.relu_dropout) == (0.1, 0.1, 0.1)
     assert (training.optimizer, training.label_smoothing, training.precision) == ("adafactor", 0.1, "fp32")
     assert (training.pruned, training.thresholds, training.order) == ("zeroed", "exact", "fresh")
-    plain = {key: params.Training.model_fields[key].default for key in ("gradual_candidates", "checkpoint", "warmup")}
-    assert plain == {"gradual_candidates": 4, "checkpoint": 0.05, "warmup": 0.02}
+    plain = {key: params.Training.model_fields[key].default for key in ("checkpoint", "warmup")}
+    assert plain == {"checkpoint": 0.05, "warmup": 0.02}
     assert params.Gradual() == params.Gradual(every=0.02, until=0.8)
     assert params.Params.model_fields["keep"].default == [0.05]
     assert params.Decoding().model_dump() == {"beam": 4, "alpha": 0.6, "extra": 100}

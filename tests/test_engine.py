@@ -1,0 +1,118 @@
+"""The same notebook under Snakemake, under papermill and by hand gives the same rows; the engine never trains twice."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+STUDY = {
+    "rehearsal": True,
+    "pairs": {"en-de": ["slt"]},
+    "seeds": [1],
+    "levels": [0.5],
+    "corpus": {"name": "grammar", "train": 300, "dev": 20, "test": 20},
+    "vocabulary": 300,
+    "training": {
+        "model": {"layers": 1, "hidden": 16, "filter": 32, "heads": 2},
+        "batch": {"rows": 8, "length": 48},
+        "steps": 20,
+        "peak_lr": {"adafactor": 0.05},
+        "checkpoint": 0.5,
+        "dev_sentences": 10,
+        "dev_extra": 5,
+    },
+    "decoding": {"extra": 5},
+}
+PART = "en-de.slt.default.0.5.1.results.csv"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of what a study needs, with a tiny study of its own: nothing of the checkout is touched."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("notebooks", "profiles"):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copy(ROOT / "Snakefile", folder)
+    (folder / "params").mkdir()
+    (folder / "params" / "tiny.yaml").write_text(yaml.safe_dump(STUDY))
+    return folder
+
+
+def call(project, *command, cwd=None, **environment):
+    """Run a command of this Python's environment in the project; its output, or the test fails with it."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("SLT_")}
+    clean |= {"PATH": f"{Path(sys.executable).parent}:{clean['PATH']}", "JUPYTER_PREFER_ENV_PATH": "1"} | environment
+    run = subprocess.run(command, cwd=cwd or project, env=clean, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout + run.stderr
+
+
+@pytest.fixture(scope="module")
+def engine(project):
+    """The study once through snakemake, as `make study` calls it."""
+    call(project, "snakemake", "--profile", "profiles/default", "--config", "study=tiny")
+    return project
+
+
+def rows(folder):
+    return (folder / "tiny" / "parts" / PART).read_bytes()
+
+
+def test_snakemake_papermill_and_a_person_get_the_same_rows(engine, tmp_path):
+    """Each with a store and a figures folder of its own, so that each one trains."""
+    expected = rows(engine / "figures")
+
+    papermill = tmp_path / "papermill"
+    stores = {"SLT_RUNS": str(papermill / "runs"), "SLT_FIGURES": str(papermill / "figures")}
+    out = str(tmp_path / "out.ipynb")
+    call(engine, "papermill", "notebooks/04_slt.ipynb", out, "-k", "python3", "-p", "study", "tiny", **stores)
+    assert rows(papermill / "figures") == expected
+
+    hand = tmp_path / "hand"
+    stores = {"SLT_RUNS": str(hand / "runs"), "SLT_FIGURES": str(hand / "figures")}
+    notebook = nbformat.read(engine / "notebooks" / "04_slt.ipynb", as_version=4)
+    [cell] = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    cell.source = cell.source.replace('study: str = "quick"', 'study: str = "tiny"')
+    nbformat.write(notebook, engine / "notebooks" / "edited.ipynb")
+    call(
+        engine,
+        *("jupyter", "nbconvert", "--to", "notebook", "--execute", "edited.ipynb", "--output", "done"),
+        cwd=engine / "notebooks",
+        **stores,
+    )
+    assert rows(hand / "figures") == expected
+
+
+def trained(folder):
+    """When each run was finished: any training again would change one."""
+    return {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/run.json")}
+
+
+def test_a_second_call_does_nothing_and_changes_no_byte(engine):
+    before, table = trained(engine), (engine / "figures/tiny/results.csv").read_bytes()
+    said = call(engine, "snakemake", "--profile", "profiles/default", "--config", "study=tiny")
+    assert "Nothing to be done" in said
+    assert (trained(engine), (engine / "figures/tiny/results.csv").read_bytes()) == (before, table)
+
+
+def test_an_edited_comment_in_a_notebook_trains_nothing(engine):
+    before, table = trained(engine), (engine / "figures/tiny/results.csv").read_bytes()
+    path = engine / "notebooks" / "04_slt.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[2].source += "\n# a comment"
+    nbformat.write(notebook, path)
+    call(engine, "snakemake", "--profile", "profiles/default", "--config", "study=tiny")
+    assert (trained(engine), (engine / "figures/tiny/results.csv").read_bytes()) == (before, table)
+
+
+def test_figures_thrown_away_come_back_from_the_store(engine):
+    before, table = trained(engine), (engine / "figures/tiny/results.csv").read_bytes()
+    shutil.rmtree(engine / "figures")
+    call(engine, "snakemake", "--profile", "profiles/default", "--config", "study=tiny")
+    assert (trained(engine), (engine / "figures/tiny/results.csv").read_bytes()) == (before, table)

@@ -1,0 +1,82 @@
+"""What every committed notebook must be, read from its file: nothing is executed here (nbval does that)."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TYPES = {"str": str, "float": float, "int": int, "list": list, "bool": bool}
+
+
+def code(notebook):
+    return [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+
+
+def parameters(notebook):
+    return [cell for cell in code(notebook) if "parameters" in cell.metadata.get("tags", [])]
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request):
+    return request.param
+
+
+def test_the_ten_notebooks_are_there():
+    names = "00_corpus 01_dense 02_mp 03_lt 04_slt 05_clt 06_slt_mp 07_mp_slt 08_ablations 99_report".split()
+    assert [path.stem for path in NOTEBOOKS] == names
+
+
+def test_one_parameters_cell_with_types_defaults_and_comments(notebook):
+    [cell] = parameters(notebook)
+    for line in cell.source.splitlines():
+        name, kind, default, comment = re.fullmatch(r"(\w+): (\w+) = (.+?)  # (.+)", line).groups()
+        assert isinstance(eval(default), TYPES[kind]), f"{name} is no {kind}"
+        assert comment
+    names = re.findall(r"^(\w+):", cell.source, re.MULTILINE)
+    assert names[:3] == ["study", "pair", "seeds"]
+    assert 'study: str = "quick"' in cell.source
+
+
+def test_kernel_is_python3(notebook):
+    assert nbformat.read(notebook, as_version=4).metadata.kernelspec.name == "python3"
+
+
+def test_every_cell_was_executed_in_order_without_an_error(notebook):
+    cells = code(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
+    assert any(cell.outputs for cell in cells)
+
+
+def test_outputs_hold_no_path_of_a_machine_and_no_time(notebook):
+    text = notebook.read_text(encoding="utf-8")
+    assert not re.search(r"/(?:home|root|tmp|work|Users)/", text)
+    for stray in ('"execution": {', '"papermill": {', "application/vnd.jupyter.widget"):
+        assert stray not in text
+
+
+def test_opens_with_what_it_shows_and_reads_on(notebook):
+    cells = nbformat.read(notebook, as_version=4).cells
+    assert cells[0].cell_type == "markdown" and cells[0].source.startswith(f"# {notebook.stem[:2]} · ")
+    assert sum(cell.cell_type == "markdown" for cell in cells) >= 4
+
+
+def test_papermill_explains_the_parameters(notebook):
+    """Papermill reads names, types, defaults and comments from the cell's text: none may escape it."""
+    from papermill.inspection import inspect_notebook
+
+    found = inspect_notebook(str(notebook))
+    [cell] = parameters(notebook)
+    assert set(found) == set(re.findall(r"^(\w+):", cell.source, re.MULTILINE))
+    assert all(entry["help"] and entry["inferred_type_name"] != "None" for entry in found.values())
+
+
+def test_the_command_line_of_papermill_prints_them():
+    command = [sys.executable, "-m", "papermill", "--help-notebook", str(ROOT / "notebooks" / "04_slt.ipynb")]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "rewind: float" in shown and "as a fraction of the training" in shown
