@@ -53,10 +53,15 @@ wildcard_constraints:
     level=r"[\d.]+",
 
 
+# The markers are named here too, so that figures thrown away come back although every notebook is still there.
+MARKERS = [marker for pair in SETTINGS.pairs for name in notebooks(pair) for marker in jobs(name, pair)]
+
+
 rule all:
     input:
+        MARKERS,
         DISPLAYS,
-        f"{BUILD}/99_report.ipynb",
+        f"{PARTS}/99_report.done",
 
 
 def before(wildcards):
@@ -124,16 +129,17 @@ rule display:
 
 rule report:
     input:
-        [marker for pair in SETTINGS.pairs for name in notebooks(pair) for marker in jobs(name, pair)],
+        MARKERS,
         notebook="notebooks/99_report.ipynb",
         study=f"params/{STUDY}.yaml",
     output:
-        f"{BUILD}/99_report.ipynb",
+        f"{PARTS}/99_report.done",
     params:
         recipe=params.RECIPE_VERSION,
-        out=f"{BUILD}/.99_report.ipynb",
+        out=f"{BUILD}/99_report.ipynb",
     log:
         f"{BUILD}/99_report.log",
     shell:
-        PAPERMILL + " > {log} 2>&1 && jupyter nbconvert --to html --output-dir {FIGURES} --output report {params.out} >> {log} 2>&1"
-        " && mv {params.out} {output}"
+        PAPERMILL + " > {log} 2>&1 && jupyter nbconvert --to html --output-dir "
+        + FIGURES
+        + " --output report {params.out} >> {log} 2>&1 && touch {output}"

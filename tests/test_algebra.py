@@ -230,6 +230,13 @@ def test_mp_slt_begins_with_the_final_mask_of_mp(all_runs):
     assert masks.nested(after.mask, pruned.mask) and after.root is pruned
 
 
+def test_a_mask_by_another_run_nests_in_both(all_runs):
+    mine, other = all_runs["slt"][1], all_runs["clt"][1]
+    start = mine.rewind(at=REWIND).prune(by=other, sparsity=0.9).start()
+    assert masks.nested(start.mask, mine.mask) and masks.nested(start.mask, other.mask)
+    assert all(int((~kept).sum()) == round(0.9 * kept.numel()) for kept in start.mask.values())
+
+
 def test_masks_may_come_from_the_best_checkpoint(study):
     [first] = study.train([study.ticket(1)])
     run = Run(first.ticket, first.record | {"best": {"step": 3, "dev_bleu": 1.0}})
@@ -603,6 +610,17 @@ def test_recording_again_trains_nothing(make_study, home, monkeypatch):
     rows = results.record(study, chains)
     monkeypatch.setattr(training, "train", refuse)
     assert results.record(study, chains).equals(rows)
+
+
+@pytest.mark.xfail(strict=True, reason="bug: of two runs of one chain at the same sparsity the second has no row")
+def test_every_run_of_a_recipe_has_its_row(study, home):
+    def trained_twice(study, seed, levels):
+        run = yield study.ticket(seed)
+        run = yield run.rewind(at=0.25).prune(by=run, sparsity=0.5)
+        yield run.rewind(at=0.25)  # once more under the same mask
+
+    chains = study.follow([trained_twice(study, 1, [])])
+    assert sorted(results.record(study, chains).run) == sorted(run.id for run in chains[0].runs)
 
 
 def test_a_chain_that_fails_stops_alone(make_study, monkeypatch):
