@@ -71,7 +71,7 @@ def runs(options) -> None:
 
 
 def translate(options) -> None:
-    """Translate standard input, a sentence a line, with the run of a technique, sparsity and seed."""
+    """Translate standard input, a sentence a line, with a run of the store: a technique, sparsity and seed."""
     from slt_lib.study import Study
     from slt_lib.techniques import RECIPES
 
@@ -81,9 +81,17 @@ def translate(options) -> None:
     if sparsity and sparsity not in levels:
         raise InputError(f"sparsity {sparsity} is no level of {study.name}; it has {study.levels}")
     technique = options.technique if sparsity else "dense"
-    [chain] = study.follow([study.chain(RECIPES[technique], options.seed, levels)])
-    lines = [line.rstrip("\r\n") for line in sys.stdin]
-    for line in chain.runs[-1].translate(lines):
+    [chain] = study.follow([study.chain(RECIPES[technique], options.seed, levels)], stored=True)
+    runs = [run for run in chain.runs if run.sparsity == sparsity]
+    if not runs:
+        raise InputError(chain.reason or f"{technique} has no run at sparsity {sparsity}")
+    try:
+        lines = sys.stdin.buffer.read().decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 (byte {error.start}); save the text as UTF-8") from None
+    if not lines[-1]:  # what follows the last line's end is no line
+        lines.pop()
+    for line in runs[-1].translate([line.removesuffix("\r") for line in lines]):
         print(line)
 
 
@@ -92,7 +100,7 @@ def report(options) -> None:
     from slt_lib import report as room
     from slt_lib.results import figures
 
-    for path in room.render(figures(options.study)).values():
+    for path in room.render(figures(os.path.basename(options.study).removesuffix(".yaml"))).values():
         print(os.path.relpath(path))
 
 

@@ -5,6 +5,7 @@ as text. A sparsity is a fraction from 0 to 1.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,7 +23,7 @@ Eight = Annotated[int, Field(ge=8, multiple_of=8)]
 
 
 class Base(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Grammar(Base):
@@ -175,7 +176,7 @@ def load(study: str) -> Params:
     if not path.is_file() or Path(study).name != study and not study.endswith(".yaml"):
         raise InputError(f"study {study!r}: there is no {shown}; known studies: {', '.join(known()) or 'none'}")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except UnicodeDecodeError as error:
         raise InputError(f"{shown}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
     except yaml.YAMLError as error:
@@ -183,6 +184,17 @@ def load(study: str) -> Params:
     if not isinstance(raw, dict):
         raise InputError(f"{shown}: a study file is a mapping of keys to values; see params/quick.yaml")
     return parse(raw, shown)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which would let the second of two equal keys win silently."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def parse(raw: dict, where: str) -> Params:
@@ -195,8 +207,10 @@ def parse(raw: dict, where: str) -> Params:
 
 def _line(error: ValidationError) -> str:
     first = error.errors()[0]
-    # a union's tag stands in the path of its member; a reader looks for the key that was written
-    key = ".".join(str(part) for part in first["loc"] if part not in ("grammar", "multi30k", "files"))
+    location = list(first["loc"])
+    if location[:1] == ["corpus"] and len(location) > 2:
+        del location[1]  # the union's tag stands in the path of its member, but not in the file
+    key = ".".join(map(str, location))
     kind, message = first["type"], first["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
         text = f"unknown key {key!r}; {_neighbours(first['loc'])}"
@@ -205,7 +219,8 @@ def _line(error: ValidationError) -> str:
     elif kind == "value_error":
         text = f"{key}: {message}" if key else message
     else:
-        hint = "; write 1.0e-4, not 1e-4" if isinstance(first["input"], str) and "number" in message else ""
+        power = re.fullmatch(r"[\d.]+[eE][+-]?\d+", str(first["input"])) and isinstance(first["input"], str)
+        hint = "; write 1.0e-4, not 1e-4" if power else ""
         text = f"{key}: {message}, not {first['input']!r}{hint}"
     more = len(error.errors()) - 1
     return text + (f" (and {more} more)" if more else "")

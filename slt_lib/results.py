@@ -13,12 +13,10 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from slt_lib import masks
 from slt_lib.params import home
 from slt_lib.report.data import KINDS, RESULT_COLUMNS, csv_bytes
 from slt_lib.store import digest, write_bytes
 from slt_lib.study import Chain, Run, Study
-from slt_lib.transformer import prunable
 
 
 def figures(study: str) -> Path:
@@ -38,6 +36,9 @@ def record(study: Study, chains: Iterable[Chain], checkpoint: str = "best") -> p
     for chain in chains:
         for run in chain.runs:
             technique, variant = labels(study, chain, run)
+            same = [other.id for other in chain.runs if other.sparsity == run.sparsity]
+            if run.id != same[0]:  # a recipe may stay at a level: its later runs there are rows of their own
+                variant = ",".join(filter(None, [variant, f"again={list(dict.fromkeys(same)).index(run.id)}"]))
             if checkpoint != "best":
                 variant = ",".join(filter(None, [variant, f"checkpoint={checkpoint}"]))
             name = f"{study.pair}.{technique}.{variant or 'default'}.{run.sparsity:g}.{run.ticket.seed}"
@@ -147,24 +148,11 @@ def sentence_rows(run: Run, checkpoint: str) -> list[dict]:
 
 def magnitude_rows(run: Run) -> list[dict]:
     """Mean |w| over the weights that the run keeps, at its start and at its end, a matrix a row."""
-    if run.record["status"] != "ok":
-        return []
-    first, last = run.theta(0), run.weights("final")
-    rows = []
-    for name, weight in prunable(last).items():
-        kept = run.mask[name] if run.mask is not None else weight == weight
-        rows.append(
-            {
-                "run": run.id,
-                "matrix": name,
-                "rows": weight.shape[0],
-                "columns": weight.shape[1],
-                "kept": masks.kept({name: kept}),
-                "mean_abs_start": f"{float(first[name][kept].abs().mean()):.6g}",
-                "mean_abs_final": f"{float(weight[kept].abs().mean()):.6g}",
-            }
-        )
-    return rows
+    means = ("mean_abs_start", "mean_abs_final")
+    return [
+        {"run": run.id, "matrix": name} | values | {key: f"{values[key]:.6g}" for key in means}
+        for name, values in run.magnitudes().items()
+    ]
 
 
 def provenance_row(run: Run) -> dict:

@@ -21,7 +21,7 @@ from torch import Tensor
 from slt_lib import corpora, decoding, masks, memory, params, schedules, scoring, training
 from slt_lib.errors import InputError
 from slt_lib.seeds import stream
-from slt_lib.store import Damaged, RunFolder, Store, digest, sealed, unseal, write_json
+from slt_lib.store import RECORD, Damaged, RunFolder, Store, digest, sealed, unseal, write_json
 from slt_lib.transformer import Transformer, glorot, prunable, theta_0
 from slt_lib.vocabulary import Vocabulary
 
@@ -33,7 +33,7 @@ CONSTANT_MAGNITUDES = ("constant", "redrawn", "shuffled")
 Recipe = Generator["Ticket | list[Ticket]", "Run | list[Run]", Any]
 
 
-class Failed(Exception):
+class Failed(InputError):
     """The run that a chain builds on has failed: its reason."""
 
 
@@ -76,6 +76,10 @@ class Ticket:
     def gradual(self, final: float, initial: float = 0.0) -> "Ticket":
         """Prune while training, from `initial` to `final` sparsity by the cubic schedule (paper section 3.1)."""
         self._check_sparsity(final, max(initial, self.sparsity))
+        if self.schedule is not None:
+            raise InputError(
+                "gradual: this ticket is pruned gradually already; a second schedule would not be followed"
+            )
         if initial < self.sparsity:
             raise InputError(f"gradual from sparsity {initial}: the mask already has {self.sparsity}; start from there")
         operation = {"do": "gradual", "initial": float(initial), "final": float(final)}
@@ -356,6 +360,33 @@ class Run:
         write_json(path, sealed(score))
         return score
 
+    def magnitudes(self, start: training.Start | None = None) -> dict[str, dict]:
+        """Matrix -> rows, columns, kept, and mean |w| of the weights kept to the end, at the start and at the end.
+
+        Stored once computed; `start` spares reading the ticket's start again. Empty for a run that has no end.
+        """
+        path = self.folder / "magnitudes.json"
+        try:
+            return unseal(path)["matrices"]
+        except Damaged:
+            pass
+        if RunFolder.theta(self.record["steps"]) not in self.record["files"]:
+            return {}
+        start = start or self.ticket.start()
+        first = masks.apply(start.weights, start.mask or {})
+        matrices = {}
+        for name, weight in prunable(self.weights("final")).items():
+            kept = self.mask[name] if self.mask is not None else torch.ones_like(weight, dtype=torch.bool)
+            matrices[name] = {
+                "rows": weight.shape[0],
+                "columns": weight.shape[1],
+                "kept": int(kept.sum()),
+                "mean_abs_start": float(first[name][kept].abs().mean()),
+                "mean_abs_final": float(weight[kept].abs().mean()),
+            }
+        write_json(path, sealed({"matrices": matrices}))
+        return matrices
+
     @functools.cached_property
     def memory_mib(self) -> float:
         """The paper's memory column of its best checkpoint, in MiB (FACTS.md section 4)."""
@@ -456,24 +487,31 @@ class Study:
         """The dense ticket: theta_0 of `seed`, no mask. `optimizer`: "adafactor", "adam" or the study's own."""
         optimizer = optimizer or self.params.training.optimizer
         _among("optimizer", optimizer, ("adafactor", "adam"))
-        return Ticket(self, seed, ({"do": "theta_0"},), optimizer)
+        return Ticket(self, _whole(seed), ({"do": "theta_0"},), optimizer)
 
-    def train(self, tickets: Iterable[Ticket], progress: "Progress | None" = None) -> list[Run]:
-        """The runs of `tickets`, in their order: from the store where they are whole, trained otherwise."""
+    def train(self, tickets: Iterable[Ticket], progress: "Progress | None" = None, stored: bool = False) -> list[Run]:
+        """The runs of `tickets`, in their order: from the store where they are whole, trained otherwise.
+
+        With `stored` nothing is trained: raises InputError for a ticket without a run.
+        """
         tickets = list(tickets)
         found = {ticket.train_id: self.find(ticket) for ticket in tickets}
         for ticket in tickets:
             if found[ticket.train_id] is None:
+                if stored:
+                    raise InputError(
+                        f"{self.name} {self.pair} seed {ticket.seed}: {ticket.trained_with} at sparsity "
+                        f"{ticket.sparsity:g} is not trained yet; `python -m slt_lib run {self.name}` does it"
+                    )
                 found[ticket.train_id] = self._train(ticket, progress or Progress())
         return [found[ticket.train_id] for ticket in tickets]
 
     def find(self, ticket: Ticket) -> Run | None:
-        """The whole run of `ticket` in the store, or None; a damaged one is named, removed and counts as none."""
+        """The whole run of `ticket` in the store, or None; a damaged one is named and counts as none."""
         try:
             record = self.store.folder(ticket.train_id).record()
         except Damaged as error:
             print(f"{error}; training it again", file=sys.stderr)
-            self.store.remove(ticket.train_id)
             return None
         return None if record is None else Run(ticket, record)
 
@@ -483,12 +521,15 @@ class Study:
             if run is not None:
                 return run
             folder = self.store.folder(ticket.train_id)
+            if (folder / RECORD).exists():  # damaged: nothing of it is used again
+                self.store.remove(ticket.train_id)
             write_json(folder / "ticket.json", ticket.identity)
+            start = ticket.start()
             with self.threads(), progress.training(ticket) as report:
-                record = training.train(
-                    self.params.training, self.data, ticket.start(), folder, tuple(self.params.keep), report
-                )
-            return Run(ticket, record)
+                record = training.train(self.params.training, self.data, start, folder, tuple(self.params.keep), report)
+            run = Run(ticket, record)
+            run.magnitudes(start)  # while the start is at hand
+            return run
 
     def chain(self, recipe: Callable[..., Recipe], seed: int, levels: Iterable[float] = (), **knobs) -> Chain:
         """A recipe for one seed, labelled: technique by the recipe's name, variant by the knobs that differ.
@@ -507,11 +548,13 @@ class Study:
         technique = getattr(recipe, "technique", recipe.__name__.replace("_", "-"))
         return Chain(technique, variant, seed, generator)
 
-    def follow(self, chains: Iterable[Chain | Recipe], progress: "Progress | None" = None) -> list[Chain]:
+    def follow(
+        self, chains: Iterable[Chain | Recipe], progress: "Progress | None" = None, stored: bool = False
+    ) -> list[Chain]:
         """Advance all chains in waves until each has ended; a chain may be a bare generator of a recipe of your own.
 
         Tickets that are ready train together, equal ones once. A chain whose run failed stops there with its reason;
-        the others go on.
+        the others go on. With `stored` nothing is trained, as in `train`.
         """
         chains = [chain if isinstance(chain, Chain) else _bare(chain) for chain in chains]
         waiting: dict[int, list[Ticket]] = {}
@@ -533,7 +576,7 @@ class Study:
         while waiting:
             wave, waiting = waiting, {}
             unique = {ticket.train_id: ticket for asked in wave.values() for ticket in asked}
-            runs = dict(zip(unique, self.train(unique.values(), progress), strict=True))
+            runs = dict(zip(unique, self.train(unique.values(), progress, stored), strict=True))
             for i, asked in wave.items():
                 answer = [runs[ticket.train_id] for ticket in asked]
                 chains[i].runs += [run for run, ticket in zip(answer, asked, strict=True) if ticket.listed]

@@ -151,6 +151,7 @@ def train(
                 for weight in weights.values():
                     weight.grad = None
                 if step + 1 in updates:
+                    _must_be_finite(weights, step + 1)
                     wanted = schedules.gradual_sparsity(step + 1, *start.gradual, end)
                     mask = _new_mask(training, matrices, wanted, mask, start.mask)
                     factors = _factors(mask)
@@ -167,8 +168,7 @@ def train(
             if step + 1 in kept_steps and step + 1 not in marks:
                 state["files"][folder.theta(step + 1)] = folder.save(folder.theta(step + 1), weights)
             if step + 1 in marks:
-                if not all(bool(torch.isfinite(w).all()) for w in weights.values()):
-                    raise NotFinite(f"weights not finite at step {step + 1}")
+                _must_be_finite(weights, step + 1)
                 point = {
                     "step": step + 1,
                     "loss": state["loss"] / state["since"],
@@ -221,6 +221,11 @@ def train(
     write_json(folder / RECORD, sealed(record))
     (folder / RESUME).unlink(missing_ok=True)
     return record
+
+
+def _must_be_finite(weights: Mapping[str, Tensor], step: int) -> None:
+    if not all(bool(torch.isfinite(weight).all()) for weight in weights.values()):
+        raise NotFinite(f"weights not finite at step {step}")
 
 
 def provenance(training: Training) -> dict:

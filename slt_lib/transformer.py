@@ -147,6 +147,7 @@ class Transformer(nn.Module):
     def forward(self, batch: Batch, drop: Mapping[str, Tensor] | None = None) -> Tensor:
         """Decoder output [rows, target length, hidden], before the softmax matrix. `drop`: see `dropout_sites`."""
         drop = drop or {}
+        self._reach(max(batch.source.shape[-1], batch.target.shape[-1]))
         bias = segment_bias(batch.source_segment, batch.source_segment)
         memory = self._encode(batch.source, batch.source_position, bias, drop)
         length = batch.target.shape[-1]

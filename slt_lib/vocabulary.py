@@ -52,6 +52,7 @@ class Vocabulary:
             raise ValueError(f"not a vocabulary: {error}") from None
         if special != SPECIAL or [self.tokenizer.token_to_id(s) for s in SPECIAL] != [PAD, EOS, UNKNOWN]:
             raise ValueError(f"not a vocabulary with {', '.join(SPECIAL)} as ids 0, 1, 2")
+        self.tokenizer.encode_special_tokens = True  # a sentence that holds "</s>" is text like any other
         self.text = text
 
     @classmethod

@@ -601,7 +601,6 @@ def test_a_recipe_of_one_s_own(make_study, home, monkeypatch):
     assert {path.name: path.read_bytes() for path in parts.iterdir()} == before
 
 
-@pytest.mark.xfail(strict=True, reason="bug: magnitudes.csv asks for a start that is not kept, which is trained again")
 def test_recording_again_trains_nothing(make_study, home, monkeypatch):
     # As the ablations that rewind to 0.025 and 0.075: those checkpoints are not in `keep`.
     monkeypatch.setattr(training, "BLEU_ZERO", -1.0)
@@ -612,7 +611,6 @@ def test_recording_again_trains_nothing(make_study, home, monkeypatch):
     assert results.record(study, chains).equals(rows)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: of two runs of one chain at the same sparsity the second has no row")
 def test_every_run_of_a_recipe_has_its_row(study, home):
     def trained_twice(study, seed, levels):
         run = yield study.ticket(seed)
