@@ -7,6 +7,7 @@ merges them.
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 
 from slt_lib.params import home
 from slt_lib.report.data import KINDS, RESULT_COLUMNS, csv_bytes
-from slt_lib.store import digest, write_bytes
+from slt_lib.store import Damaged, digest, sweep, unseal, write_bytes
 from slt_lib.study import Chain, Run, Study
 
 
@@ -82,6 +83,7 @@ def describe(study: Study, folder: Path) -> None:
             before = {}
         if before.get("settings") != json.loads(json.dumps(settings)):
             shutil.rmtree(folder / "parts", ignore_errors=True)
+        sweep(folder / "parts", age=3600)
         if before != json.loads(json.dumps(about)):
             write_bytes(path, (json.dumps(about, indent=1) + "\n").encode())
 
@@ -157,8 +159,9 @@ def magnitude_rows(run: Run) -> list[dict]:
 
 def provenance_row(run: Run) -> dict:
     try:
-        known = json.loads((run.folder / "provenance.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = unseal(run.folder / "provenance.json")
+    except Damaged as error:
+        print(f"{error}; leaving its cells empty", file=sys.stderr)
         known = {}
     tokens, seconds = run.record["target_tokens"], known.get("seconds", 0)
     empty = dict.fromkeys(KINDS["provenance"][1], "")

@@ -2,7 +2,8 @@
 
 A run is a folder of safetensors and JSON under `$SLT_RUNS` (default `runs/`), named by its train_id. `run.json` is
 written last, lists the sha256 of every other file and its own: a folder without it is a training under way. Every file
-appears whole or not at all (temporary file, fsync, rename). Opening a run executes nothing.
+appears whole or not at all (temporary file, fsync, rename). A run may come from someone else: opening it executes
+nothing, follows no link out of its folder, and takes no more memory than its files have bytes.
 """
 
 import contextlib
@@ -13,10 +14,16 @@ import json
 import os
 import re
 import shutil
+import socket
+import stat
+import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -24,10 +31,21 @@ from torch import Tensor
 from slt_lib.errors import InputError
 from slt_lib.params import home
 
-RECORD, RESUME = "run.json", "resume.safetensors"
+RECORD, RESUME, TICKET = "run.json", "resume.safetensors", "ticket.json"
+PATIENCE = 3.0  # seconds at a lock before its holder is named
+FIELDS = {
+    "steps": int,
+    "status": str,
+    "reason": str,
+    "curve": list,
+    "best": dict | None,
+    "kept": int,
+    "prunable": int,
+    "target_tokens": int,
+}
 
 
-class Damaged(Exception):
+class Damaged(InputError):
     """A file of a run is missing, or is not what was written."""
 
 
@@ -46,7 +64,7 @@ def digest(value) -> str:
 
 
 def write_bytes(path: Path, content: bytes) -> str:
-    """Write a file that appears whole or not at all; returns its sha256. InputError where the disk is full."""
+    """Write a file that appears whole or not at all; returns its sha256. Raises InputError where it can't."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -62,17 +80,28 @@ def write_bytes(path: Path, content: bytes) -> str:
                 os.unlink(temporary)
             raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            need = len(content) / 2**20
-            raise InputError(
-                f"{path}: no space left on the disk ({need:.1f} MiB needed); free some, then run it again"
-            ) from None
-        if isinstance(error, PermissionError | NotADirectoryError) or error.errno == errno.EROFS:
-            raise InputError(
-                f"{path}: {error.strerror}; set SLT_RUNS or SLT_FIGURES to a folder that can be written"
-            ) from None
-        raise
+        raise InputError(f"{path}: {_remedy(error, len(content))}") from None
     return hashlib.sha256(content).hexdigest()
+
+
+def _remedy(error: OSError, size: int = 0, places: str = "SLT_RUNS or SLT_FIGURES") -> str:
+    """What went wrong with a file that is written, and what a person can do about it."""
+    need = f"{size / 2**20:.1f} MiB needed"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left on the disk ({need}); free some, then run it again"
+    if error.errno == errno.EFBIG:
+        return f"larger than a file may be here ({need}); raise that limit (ulimit -f), then run it again"
+    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or error.errno == errno.EROFS:
+        return f"{error.strerror}; set {places} to a folder that can be written"
+    return f"can't be written ({error.strerror}); check the disk, then run it again"
+
+
+def sweep(folder: Path, age: float = 0.0) -> None:
+    """Remove what a kill left of files half-written in `folder`, where that is older than `age` seconds."""
+    for path in folder.glob(".*.part"):
+        with contextlib.suppress(OSError):  # its writer may be done with it just now
+            if time.time() - path.lstat().st_mtime >= age:
+                path.unlink()
 
 
 def write_json(path: Path, value) -> str:
@@ -87,13 +116,38 @@ def sealed(value: dict) -> dict:
 def unseal(path: Path) -> dict:
     """Read what `write_json(path, sealed(value))` wrote. Raises Damaged where it is missing or altered."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with open_plain(path) as file:
+            value = json.loads(file.read())
         seal = value.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        found = digest(value)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise Damaged(f"{path} is missing or not readable") from None
-    if seal != digest(value):
+    if seal != found:
         raise Damaged(f"{path} was altered: its checksum does not match")
     return value
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a file of a run for reading. Raises OSError, and Damaged for a link, a pipe or a device in its place."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        if path.is_symlink():
+            raise Damaged(f"{path} is a link: what it points at is no part of the run") from None
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise Damaged(f"{path} is no plain file")
+    return os.fdopen(handle, "rb")
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of names, types, shapes and values, in the order of the names."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        whole.update(f"{name};{tensor.dtype};{list(tensor.shape)};".encode())
+        whole.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return whole.hexdigest()
 
 
 class RunFolder:
@@ -113,28 +167,39 @@ class RunFolder:
         return f"theta_{step:07d}.safetensors"
 
     def save(self, name: str, tensors: Mapping[str, Tensor], metadata: dict | None = None) -> str:
-        """Write tensors (moved to the CPU) and JSON `metadata`; returns the file's sha256."""
+        """Write tensors (moved to the CPU) and JSON `metadata`; returns the file's sha256.
+
+        With metadata the file also holds a checksum of all of it, for `load` to check: nothing else knows its sum.
+        """
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        if metadata:
+            metadata = sealed(metadata | {"tensors": checksum(plain)})
         return write_bytes(self / name, save(plain, {"json": canonical(metadata or {})}))
 
     def load(self, name: str, sha256: str | None = None) -> tuple[dict[str, Tensor], dict]:
-        """Tensors and metadata of a file. Raises Damaged where it is missing, cut, or not of this checksum."""
+        """Tensors and metadata of a file. Raises Damaged where it is missing, cut, or not what was written."""
         path = self / name
         if sha256 is not None:
             self.verify({name: sha256})
         try:
-            with safe_open(path, framework="pt") as file:
+            open_plain(path).close()
+            with safe_open(path, framework="pt") as file:  # it checks that sizes in the header add up to the file's
                 # clones, so that memory is the process's own and aligned as torch aligns it
                 tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-                return tensors, json.loads((file.metadata() or {}).get("json", "{}"))
-        except (OSError, SafetensorError, ValueError) as error:
+                metadata = json.loads((file.metadata() or {}).get("json", "{}"))
+            if metadata:
+                seal, found = metadata.pop("sha256"), digest(metadata)
+                if seal != found or metadata.pop("tensors") != checksum(tensors):
+                    raise Damaged(f"{path} was altered: its checksum does not match")
+        except (OSError, SafetensorError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise Damaged(f"{path} can't be read: {error}") from None
+        return tensors, metadata
 
     def verify(self, sums: Mapping[str, str]) -> None:
         for name, expected in sums.items():
             path = self / name
             try:
-                with path.open("rb") as file:
+                with open_plain(path) as file:
                     found = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError:
                 raise Damaged(f"{path} is missing or not readable") from None
@@ -143,17 +208,43 @@ class RunFolder:
 
     def drop(self, keep: set[str]) -> None:
         """Remove checkpoints and leftovers that are not in `keep`."""
-        for path in self.path.glob("*"):
-            stray = path.name.startswith((".theta_", ".resume", ".mask", ".run")) and path.name.endswith(".part")
-            if stray or (path.name.startswith("theta_") and path.name not in keep):
+        sweep(self.path)
+        for path in self.path.glob("theta_*"):
+            if path.name not in keep:
                 path.unlink(missing_ok=True)
+
+    def score(self, score_id: str) -> Path:
+        """Where a score is kept. Raises Damaged where its folder is a link."""
+        folder = self / "scores"
+        if folder.is_symlink():
+            raise Damaged(f"{folder} is a link: what it points at is no part of the run")
+        return folder / f"{score_id}.json"
+
+    def ticket(self) -> dict:
+        """What the run is a run of. Its digest is the folder's name: raises Damaged where it is another's."""
+        path = self / TICKET
+        try:
+            with open_plain(path) as file:
+                ticket = json.loads(file.read())
+            found = digest(ticket)
+        except (OSError, ValueError, TypeError, RecursionError):
+            raise Damaged(f"{path} is missing or not readable") from None
+        if not found.startswith(self.path.name):
+            raise Damaged(f"{path} is not what was written: it belongs to another run, or was altered")
+        return ticket
 
     def record(self) -> dict | None:
         """The whole run's record, every file checked; None for a training that is not finished. Raises Damaged."""
-        if not (self / RECORD).exists():
+        path = self / RECORD
+        if not os.path.lexists(path):
             return None
-        record = unseal(self / RECORD)
-        self.verify(record["files"])
+        record = unseal(path)
+        files = record.get("files")
+        if not isinstance(files, dict):
+            raise Damaged(f"{path} is no record of a run")
+        self.verify(files)
+        if not all(isinstance(record.get(key), kind) for key, kind in FIELDS.items()):
+            raise Damaged(f"{path} is no record of a run")
         return record
 
 
@@ -177,12 +268,54 @@ class Store:
         path = self.path / "locks" / f"{name}.lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("w")
+            file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b", buffering=0)
         except OSError as error:
-            raise InputError(f"{path}: {error.strerror}; set SLT_RUNS to a folder that can be written") from None
+            raise InputError(f"{path}: {_remedy(error, places='SLT_RUNS')}") from None
         with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _take(file, path)
+            with contextlib.suppress(OSError):  # a full disk: the name of the holder is a courtesy
+                file.truncate(0)
+                file.write(f"{os.getpid()} on {socket.gethostname()}\n".encode())
             yield
 
+    def held(self) -> list[str]:
+        """One line a lock that a process holds now, as a training does that an earlier command left under way."""
+        lines = []
+        for path in sorted((self.path / "locks").glob("*.lock")):
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    lines.append(f"{path}: held by {_holder(file)}")
+        return lines
+
     def remove(self, train_id: str) -> None:
-        shutil.rmtree(self.folder(train_id).path, ignore_errors=True)
+        """Remove a run; a link in its place goes, not what it points at. Raises InputError where it can't be."""
+        path = self.folder(train_id).path
+        if path.is_symlink():
+            path.unlink()
+        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            raise InputError(f"{path}: can't be removed; check who may write there")
+
+
+def _take(file, path: Path) -> None:
+    """Wait for the lock, and say whom for where that takes long."""
+    deadline = time.monotonic() + PATIENCE
+    try:
+        while time.monotonic() < deadline:
+            try:
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.05)
+        print(f"{path}: held by {_holder(file)}; waiting until that ends", file=sys.stderr, flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        raise InputError(f"{path}: can't be locked ({error.strerror}); set SLT_RUNS to a local disk") from None
+
+
+def _holder(file) -> str:
+    """Who wrote its name into a lock file."""
+    file.seek(0)
+    name = file.readline(200).strip()
+    return f"process {name.decode()}" if re.fullmatch(rb"\d+ on [\w.-]+", name) else "another process"

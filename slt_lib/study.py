@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch import Tensor
 from slt_lib import corpora, decoding, masks, memory, params, schedules, scoring, training
 from slt_lib.errors import InputError
 from slt_lib.seeds import stream
-from slt_lib.store import RECORD, Damaged, RunFolder, Store, digest, sealed, unseal, write_json
+from slt_lib.store import RECORD, TICKET, Damaged, RunFolder, Store, digest, sealed, sweep, unseal, write_json
 from slt_lib.transformer import Transformer, glorot, prunable, theta_0
 from slt_lib.vocabulary import Vocabulary
 
@@ -107,7 +108,7 @@ class Ticket:
         return replace(self, operations=operations, runs={**self.runs, **{run.id: run for run in runs}}, **changes)
 
     def _check_sparsity(self, sparsity: float, least: float) -> None:
-        if not 0 <= sparsity < 1:
+        if not 0 <= _number("sparsity", sparsity) < 1:
             raise InputError(f"sparsity {sparsity} is not a fraction from 0 to below 1 (0.9 means 90%)")
         if sparsity < least:
             raise InputError(f"sparsity {sparsity} is below {least}, which is pruned already: levels must rise")
@@ -280,7 +281,10 @@ class Run:
         return {step: found[step] for step in steps}
 
     def _load(self, name: str) -> dict[str, Tensor]:
-        return self.folder.load(name, self.record["files"][name])[0]
+        try:
+            return self.folder.load(name, self.record["files"][name])[0]
+        except Damaged as error:  # since the run was found whole
+            raise Damaged(f"{error}; run it again, and it is trained again") from None
 
     def _must_stand(self) -> None:
         if RunFolder.theta(self.record["steps"]) not in self.record["files"]:
@@ -293,7 +297,7 @@ class Run:
         start, which for a chain from theta_0 is theta_0 itself; 1 the end. Source: FACTS.md section 7, ambiguity 3.
         """
         _among("source", source, ("last", "dense"))
-        if not 0 <= at <= 1:
+        if not 0 <= _number("rewind", at) <= 1:
             raise InputError(f"rewind {at} is not a fraction of the training from 0 to 1")
         self._must_stand()
         run = self if source == "last" else self.root
@@ -340,11 +344,9 @@ class Run:
         )[:32]
 
     def _score(self, test_set: str, checkpoint: str) -> dict:
-        path = self.folder.path / "scores" / f"{self.score_id(test_set, checkpoint)}.json"
-        try:
-            return unseal(path)
-        except Damaged:
-            pass
+        path = self.folder.score(self.score_id(test_set, checkpoint))
+        if (score := _stored(path, "bleu", "ter", "ter_13a", "signatures", "statistics")) is not None:
+            return score
         split = self.study.corpus.tests[test_set]
         hypotheses = self.translate(list(split.source), checkpoint)
         statistics = scoring.sentence_statistics(hypotheses, list(split.target))
@@ -357,7 +359,7 @@ class Run:
             "statistics": {name: [int(value) for value in values] for name, values in statistics.items()},
             "hypotheses": hypotheses,
         }
-        write_json(path, sealed(score))
+        _store(path, score)
         return score
 
     def magnitudes(self, start: training.Start | None = None) -> dict[str, dict]:
@@ -366,10 +368,8 @@ class Run:
         Stored once computed; `start` spares reading the ticket's start again. Empty for a run that has no end.
         """
         path = self.folder / "magnitudes.json"
-        try:
-            return unseal(path)["matrices"]
-        except Damaged:
-            pass
+        if (stored := _stored(path, "matrices")) is not None:
+            return stored["matrices"]
         if RunFolder.theta(self.record["steps"]) not in self.record["files"]:
             return {}
         start = start or self.ticket.start()
@@ -384,7 +384,7 @@ class Run:
                 "mean_abs_start": float(first[name][kept].abs().mean()),
                 "mean_abs_final": float(weight[kept].abs().mean()),
             }
-        write_json(path, sealed({"matrices": matrices}))
+        _store(path, {"matrices": matrices})
         return matrices
 
     @functools.cached_property
@@ -413,13 +413,16 @@ class Study:
 
         Raises InputError for a study, pair, seed or level that can't be.
         """
+        for key, text in (("study", study), ("pair", pair)):
+            if not isinstance(text, str):
+                raise InputError(f"{key}: {text!r} is no name; give it as text")
         self.name = os.path.basename(study).removesuffix(".yaml")
         self.params = params.load(study)
         self.pair = pair or next(iter(self.params.pairs))
         if self.pair not in self.params.pairs:
             raise InputError(f"pair {pair!r}: params/{self.name}.yaml has {', '.join(self.params.pairs)}")
-        self.seeds = [_whole(seed) for seed in seeds] or list(self.params.seeds)
-        self.levels = [float(level) for level in levels] or list(self.params.levels)
+        self.seeds = [_whole(seed) for seed in _listed("seeds", seeds)] or list(self.params.seeds)
+        self.levels = [_number("levels", level) for level in _listed("levels", levels)] or list(self.params.levels)
         try:
             params.check_levels(self.levels)
         except ValueError as error:
@@ -451,16 +454,20 @@ class Study:
         )
         path = self.store.path / "vocabularies" / f"{key[:32]}.json"
         with self.store.lock(f"vocabulary-{key[:32]}"):
-            try:
-                return Vocabulary(unseal(path)["tokenizer"])
-            except (Damaged, ValueError):
-                pass
+            if (stored := _stored(path, "tokenizer")) is not None:
+                try:
+                    found = Vocabulary(stored["tokenizer"])
+                    if len(found) == size:
+                        return found
+                except ValueError:
+                    pass
+                print(f"{path} is no vocabulary of {size} word pieces; building it again", file=sys.stderr)
             split = self.corpus.train
             try:
                 built = Vocabulary.build([*split.source, *split.target], size)
             except InputError as error:
                 raise InputError(f"params/{self.name}.yaml: {error}") from None
-            write_json(path, sealed({"tokenizer": built.text}))
+            _store(path, {"tokenizer": built.text})
             return built
 
     @functools.cached_property
@@ -508,8 +515,11 @@ class Study:
 
     def find(self, ticket: Ticket) -> Run | None:
         """The whole run of `ticket` in the store, or None; a damaged one is named and counts as none."""
+        folder = self.store.folder(ticket.train_id)
         try:
-            record = self.store.folder(ticket.train_id).record()
+            record = folder.record()
+            if record is not None:
+                folder.ticket()
         except Damaged as error:
             print(f"{error}; training it again", file=sys.stderr)
             return None
@@ -523,7 +533,8 @@ class Study:
             folder = self.store.folder(ticket.train_id)
             if (folder / RECORD).exists():  # damaged: nothing of it is used again
                 self.store.remove(ticket.train_id)
-            write_json(folder / "ticket.json", ticket.identity)
+            sweep(folder.path)
+            write_json(folder / TICKET, ticket.identity)
             start = ticket.start()
             with self.threads(), progress.training(ticket) as report:
                 record = training.train(self.params.training, self.data, start, folder, tuple(self.params.keep), report)
@@ -642,10 +653,42 @@ def _among(key: str, value: str, known: Iterator[str] | tuple[str, ...]) -> None
         raise InputError(f"{key} {value!r} is none of {', '.join(known)}")
 
 
+def _listed(key: str, values) -> list:
+    """A list that papermill or a person gave; `-p seeds 1` gives a number."""
+    if not isinstance(values, list | tuple | range):
+        raise InputError(f"{key}: {values!r} is no list; write [{values}]")
+    return list(values)
+
+
+def _number(key: str, value) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise InputError(f"{key}: {value!r} is not a number")
+    return float(value)
+
+
 def _whole(seed) -> int:
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise InputError(f"seeds: {seed!r} is not a whole number from 0")
     return seed
+
+
+def _stored(path: Path, *keys: str) -> dict | None:
+    """What `_store` wrote, or None where it is to be computed: it was not yet, or it is damaged, which is told."""
+    if not os.path.lexists(path):
+        return None
+    try:
+        value = unseal(path)
+        if not value.keys() >= set(keys):
+            raise Damaged(f"{path} lacks {', '.join(sorted(set(keys) - value.keys()))}")
+        return value
+    except Damaged as error:
+        print(f"{error}; computing it again", file=sys.stderr)
+        return None
+
+
+def _store(path: Path, value: dict) -> None:
+    sweep(path.parent, age=3600)  # others may be writing there now, but not for an hour
+    write_json(path, sealed(value))
 
 
 def _both(one, other):

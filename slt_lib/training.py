@@ -5,6 +5,7 @@ import datetime
 import math
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ def train(
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(start.weights[name])
-    resumed = None if until else _resume(folder, digest(training.model_dump()))
+    resumed = None if until else _resume(folder, training)
     if resumed:
         state, tensors = resumed
         mask = {k.removeprefix("mask."): v for k, v in tensors.items() if k.startswith("mask.")} or None
@@ -188,9 +189,7 @@ def train(
                 state["position"] = [where.epoch, where.offset, list(where.waiting)]
                 state["seconds"] += time.monotonic() - began
                 began = time.monotonic()
-                folder.save(
-                    RESUME, _tensors(model, optimizer, mask, stale), state | {"of": digest(training.model_dump())}
-                )
+                folder.save(RESUME, _tensors(model, optimizer, mask, stale), state | {"of": _owner(folder, training)})
                 folder.drop(named)
                 report(0, point)
     except NotFinite as error:
@@ -217,7 +216,7 @@ def train(
         "dropped_pairs": batches.dropped,
     }
     folder.path.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "provenance.json", {"seconds": round(state["seconds"], 3)} | provenance(training))
+    write_json(folder / "provenance.json", sealed({"seconds": round(state["seconds"], 3)} | provenance(training)))
     write_json(folder / RECORD, sealed(record))
     (folder / RESUME).unlink(missing_ok=True)
     return record
@@ -363,16 +362,22 @@ def _restore(model, optimizer, tensors, step: int) -> None:
             group["k"] = step
 
 
-def _resume(folder: RunFolder, identity: str) -> tuple[dict, dict] | None:
-    """State and tensors of a training that was cut, or None; a resume file that can't be used is thrown away."""
+def _owner(folder: RunFolder, training: Training) -> str:
+    """What a resume file says of itself, so that one of another run or other settings is not used."""
+    return digest([folder.path.name, training.model_dump()])
+
+
+def _resume(folder: RunFolder, training: Training) -> tuple[dict, dict] | None:
+    """State and tensors of a training that was cut, or None; one that can't be used is named and thrown away."""
     if not (folder / RESUME).exists():
         return None
     try:
         tensors, state = folder.load(RESUME)
-        if state.pop("of", None) != identity:
-            raise Damaged("it belongs to another training")
+        if state.pop("of", None) != _owner(folder, training):
+            raise Damaged(f"{folder / RESUME} belongs to another training")
         folder.verify(state["files"])
-    except Damaged:
+    except Damaged as error:
+        print(f"{error}; starting this training again", file=sys.stderr)
         (folder / RESUME).unlink()
         return None
     return state, tensors

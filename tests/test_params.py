@@ -122,7 +122,7 @@ def test_shipped_studies_load(path):
     study = params.load(str(path))
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert study.levels == raw["levels"] and study.training.steps == raw["training"]["steps"]
-    for field in ("adafactor", "adam"):  # DESIGN.md: every study sets its own
+    for field in ("adafactor", "adam"):  # every study sets its own
         assert field in raw["training"]["peak_lr"]
 
 

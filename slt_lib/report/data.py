@@ -1,6 +1,6 @@
 """A study's figures folder: merging the parts that jobs wrote, reading it, and asking it for cells of the table.
 
-Nothing here needs a run, torch or the corpus. The folder is described in DESIGN.md; sparsity is a fraction from 0 to 1.
+Nothing here needs a run, torch or the corpus. The README lists the folder's files; sparsity is a fraction from 0 to 1.
 """
 
 import csv
