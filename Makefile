@@ -1,5 +1,6 @@
 # make study [STUDY=quick]   set up and run a study: trainings, tables, plots
 # make test                  set up and run all tests
+# make soak [MINUTES=20]     kill a small study at random moments, at least 20 times, and compare what it ends in
 # make lab                   set up and open JupyterLab on the notebooks
 STUDY ?= quick
 ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
@@ -10,7 +11,7 @@ export PATH := $(BIN):$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 unexport PYTHONPATH
 
-.PHONY: study test lab notebooks lint clean
+.PHONY: study test soak lab notebooks lint clean
 study: $(ROOT)/.venv/ready
 	@cd $(ROOT) && python -m slt_lib data $(STUDY)
 	@cd $(ROOT) && snakemake --profile profiles/default --config study=$(STUDY)
@@ -19,8 +20,12 @@ study: $(ROOT)/.venv/ready
 test: $(ROOT)/.venv/ready
 	@cd $(ROOT) && bash tests/run
 
+soak: $(ROOT)/.venv/ready
+	@cd $(ROOT) && bash tests/soak $(MINUTES)
+
 lab: $(ROOT)/.venv/ready
-	@cd $(ROOT) && jupyter lab --ServerApp.root_dir=$(ROOT) notebooks/00_corpus.ipynb
+	@cd $(ROOT) && jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir=$(ROOT) \
+		notebooks/00_corpus.ipynb
 
 # Re-execute the committed notebooks on the quick study and clean them of what differs from run to run.
 notebooks: $(ROOT)/.venv/ready

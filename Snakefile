@@ -1,6 +1,7 @@
 # One job is one notebook for one pair and seed (MP also one level); a display job shows all its seeds; a report closes.
 # A job's marker in figures/<study>/parts is set after papermill has ended well: a notebook that it wrote is no proof.
 import os
+import sys
 
 from slt_lib import params
 from slt_lib.errors import InputError
@@ -55,6 +56,14 @@ wildcard_constraints:
 
 # The markers are named here too, so that figures thrown away come back although every notebook is still there.
 MARKERS = [marker for pair in SETTINGS.pairs for name in notebooks(pair) for marker in jobs(name, pair)]
+
+
+onstart:
+    # A training that a killed call left behind goes on; where this call wants the same run, it waits for that one.
+    from slt_lib.store import Store
+
+    for line in Store().held():
+        print(f"{line}; what this study needs of it is waited for", file=sys.stderr, flush=True)
 
 
 rule all:

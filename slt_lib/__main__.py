@@ -24,11 +24,12 @@ def data(options) -> None:
 def run(options) -> None:
     """Advance all chains of a study in one process, score their runs and write the report."""
     from slt_lib import params, report
-    from slt_lib.results import figures, record
+    from slt_lib.results import figures, must_be_writable, record
     from slt_lib.study import Study
     from slt_lib.techniques import RECIPES
 
     settings = params.load(options.study)
+    must_be_writable(figures(os.path.basename(options.study).removesuffix(".yaml")))
     for pair in [options.pair] if options.pair else settings.pairs:
         study = Study(options.study, pair, options.seeds, options.levels)
         wanted = options.techniques or ["dense", *settings.pairs[pair]]
@@ -48,6 +49,7 @@ def runs(options) -> None:
         for train_id in store.ids():
             try:
                 record = store.folder(train_id).record()
+                store.folder(train_id).ticket()
             except Damaged as error:
                 print(f"{train_id}  damaged: {error}")
                 continue
@@ -61,10 +63,9 @@ def runs(options) -> None:
     folder = store.folder(matches[0])
     if options.what == "show":
         try:
-            ticket = json.loads((folder / "ticket.json").read_text(encoding="utf-8"))
-            print(json.dumps({"ticket": ticket, "record": folder.record()}, indent=1))
-        except (Damaged, OSError, ValueError) as error:
-            raise InputError(f"{folder.path}: {error}") from None
+            print(json.dumps({"ticket": folder.ticket(), "record": folder.record()}, indent=1))
+        except Damaged as error:
+            raise InputError(f"{error}; run its study again, and it is trained again") from None
     else:
         store.remove(matches[0])
         print(f"removed {folder.path}")

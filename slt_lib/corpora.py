@@ -1,4 +1,7 @@
-"""Parallel text: the made `grammar`, the downloaded `multi30k` and the user's own `files`, read and checked alike."""
+"""Parallel text: the made `grammar`, the downloaded `multi30k` and the user's own `files`, read and checked alike.
+
+`wmt14`, too large to be held in memory, has a module of its own.
+"""
 
 import gzip
 import hashlib
@@ -6,9 +9,10 @@ import http.client
 import os
 import secrets
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -63,6 +67,19 @@ class Split:
                 whole.update(b"%d:%b" % (len(text), text))
         return whole.hexdigest()
 
+    @property
+    def sample(self) -> int | None:
+        """Bytes of each file that a vocabulary is built from; None: all."""
+        return None
+
+    def sentences(self) -> Iterable[str]:
+        """What a vocabulary is built from."""
+        return chain(self.source, self.target)
+
+    def encoded(self, vocabulary):
+        """Both sides as vocabulary.Encoded."""
+        return vocabulary.encode(self.source), vocabulary.encode(self.target)
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -116,7 +133,7 @@ def files(folder: str | Path, pair: str, tests: Sequence[str] = ("test",)) -> Co
     """
     languages = _languages(pair)
     folder = Path(folder).expanduser()
-    if (data := _data()) and (data / folder).is_dir():
+    if (data := data_folder()) and (data / folder).is_dir():
         folder = data / folder
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder; name the one that holds train.{languages[0]}")
@@ -171,13 +188,27 @@ def fetch(url: str, path: Path, sha256: str, label: str, opener: Callable = urlo
     return path
 
 
+def check(path: Path, url: str, sha256: str, size: int = 0) -> None:
+    """Raises InputError unless path holds the pinned file; size: its bytes, where known."""
+    try:
+        got = path.stat().st_size
+        found = file_sha256(path) if got >= size else ""
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror}); mend it, or put {url} there") from error
+    if not found:
+        raise InputError(f"{path}: cut short at {got} of {size} bytes; put {url} there again")
+    if found != sha256:
+        raise InputError(f"{path}: sha256 is {found}, not {sha256}; delete it, or put {url} there")
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _data() -> Path | None:
+def data_folder() -> Path | None:
+    """$SLT_DATA, where corpora are looked for first."""
     return Path(text).expanduser() if (text := os.environ.get("SLT_DATA")) else None
 
 
@@ -194,13 +225,8 @@ def _languages(pair: str, corpus: str = "") -> tuple[str, str]:
 
 def _multi30k_file(name: str) -> Path:
     url, sha256 = f"{MULTI30K_URL}/{name}", MULTI30K_SHA256[name]
-    if (data := _data()) and (path := data / "multi30k" / name).exists():
-        try:
-            found = file_sha256(path)
-        except OSError as error:
-            raise InputError(f"{path}: can't be read ({error.strerror}); mend it, or put {url} there") from error
-        if found != sha256:
-            raise InputError(f"{path}: sha256 is {found}, not {sha256}; delete it, or put {url} there")
+    if (data := data_folder()) and (path := data / "multi30k" / name).exists():
+        check(path, url, sha256)
         return path
     return fetch(url, cache_folder() / "multi30k" / name, sha256, name)
 

@@ -6,6 +6,7 @@ as text. A sparsity is a fraction from 0 to 1.
 
 import os
 import re
+import reprlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,7 +34,7 @@ class Grammar(Base):
     train: Positive
     dev: Positive
     test: Positive
-    seed: int = 1
+    seed: Annotated[int, Field(ge=0)] = 1
 
 
 class Multi30k(Base):
@@ -48,6 +49,16 @@ class Files(Base):
     name: Literal["files"]
     folder: str
     tests: list[str] = Field(default=["test"], min_length=1)
+
+
+class Wmt14(Base):
+    """The archives of WMT14 that tensor2tensor reads: en-de, en-fr (FACTS.md section 6)."""
+
+    name: Literal["wmt14"]
+    news_commentary: Literal["v9", "v13"] = "v9"  # WMT14 itself has v9; tensor2tensor takes v13 for en-de
+    max_words: Positive | None = None  # pairs with a longer side are left out; words stand between spaces
+    max_ratio: Annotated[float, Field(ge=1)] | None = None  # and those whose sides differ by more than this factor
+    sample: Positive | None = None  # bytes of each file that the vocabulary is built from; None: all
 
 
 class Model(Base):
@@ -126,7 +137,7 @@ class Params(Base):
     pairs: dict[str, list[Literal[TECHNIQUES]]] = Field(min_length=1)
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     levels: list[Annotated[float, Field(gt=0, lt=1)]] = Field(min_length=1)
-    corpus: Annotated[Grammar | Multi30k | Files, Field(discriminator="name")]
+    corpus: Annotated[Grammar | Multi30k | Files | Wmt14, Field(discriminator="name")]
     vocabulary: Annotated[int, Field(ge=8)]
     training: Training
     keep: list[Fraction] = [0.05]
@@ -179,8 +190,11 @@ def load(study: str) -> Params:
         raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except UnicodeDecodeError as error:
         raise InputError(f"{shown}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{shown}: not YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise InputError(f"{shown}: can't be read ({error.strerror}); check that you may") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that can't be, brackets without end
+        what = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise InputError(f"{shown}: not YAML: {what}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{shown}: a study file is a mapping of keys to values; see params/quick.yaml")
     return parse(raw, shown)
@@ -221,7 +235,7 @@ def _line(error: ValidationError) -> str:
     else:
         power = re.fullmatch(r"[\d.]+[eE][+-]?\d+", str(first["input"])) and isinstance(first["input"], str)
         hint = "; write 1.0e-4, not 1e-4" if power else ""
-        text = f"{key}: {message}, not {first['input']!r}{hint}"
+        text = f"{key}: {message}, not {reprlib.repr(first['input'])}{hint}"
     more = len(error.errors()) - 1
     return text + (f" (and {more} more)" if more else "")
 
@@ -232,6 +246,7 @@ def _neighbours(location) -> str:
 
     fields = {None: Params, "training": Training, "model": Model, "batch": BatchShape, "peak_lr": PeakRate}
     fields |= {"gradual": Gradual, "decoding": Decoding, "grammar": Grammar, "multi30k": Multi30k, "files": Files}
+    fields |= {"wmt14": Wmt14}
     model = fields.get(location[-2] if len(location) > 1 else None, Params)
     names = list(model.model_fields)
     close = difflib.get_close_matches(str(location[-1]), names, n=1)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from slt_lib.errors import InputError
 from slt_lib.params import home
 from slt_lib.report.data import KINDS, RESULT_COLUMNS, csv_bytes
 from slt_lib.store import Damaged, digest, sweep, unseal, write_bytes
@@ -23,6 +24,13 @@ from slt_lib.study import Chain, Run, Study
 def figures(study: str) -> Path:
     """`$SLT_FIGURES/<study>`, by default `figures/<study>`."""
     return Path(os.environ.get("SLT_FIGURES") or home() / "figures").absolute() / study
+
+
+def must_be_writable(folder: Path) -> None:
+    """Raise InputError where `folder` can't be made or written, before days of training end in that."""
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise InputError(f"{folder}: can't be written; set SLT_FIGURES to a folder that can")
 
 
 def record(study: Study, chains: Iterable[Chain], checkpoint: str = "best") -> pd.DataFrame:

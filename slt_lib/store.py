@@ -275,6 +275,7 @@ class Store:
             _take(file, path)
             with contextlib.suppress(OSError):  # a full disk: the name of the holder is a courtesy
                 file.truncate(0)
+                file.seek(0)
                 file.write(f"{os.getpid()} on {socket.gethostname()}\n".encode())
             yield
 

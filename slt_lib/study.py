@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slt_lib import corpora, decoding, masks, memory, params, schedules, scoring, training
+from slt_lib import corpora, decoding, masks, memory, params, schedules, scoring, training, wmt14
 from slt_lib.errors import InputError
 from slt_lib.seeds import stream
-from slt_lib.store import RECORD, TICKET, Damaged, RunFolder, Store, digest, sealed, sweep, unseal, write_json
+from slt_lib.store import RECORD, RESUME, TICKET, Damaged, RunFolder, Store, digest, sealed, sweep, unseal, write_json
 from slt_lib.transformer import Transformer, glorot, prunable, theta_0
 from slt_lib.vocabulary import Vocabulary
 
@@ -444,14 +444,16 @@ class Study:
                 return corpora.multi30k(self.pair)
             case params.Files() as own:
                 return corpora.files(own.folder, self.pair, own.tests)
+            case params.Wmt14() as public:
+                return wmt14.corpus(self.pair, public, self.store)
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:
         """Built once from the training text, then read from the store by what it was built from."""
         size = self.params.vocabulary
-        key = digest(
-            {"corpus": self.corpus.digest, "size": size, "tokenizers": importlib.metadata.version("tokenizers")}
-        )
+        split = self.corpus.train
+        of = {"corpus": self.corpus.digest, "size": size, "tokenizers": importlib.metadata.version("tokenizers")}
+        key = digest(of | ({"sample": split.sample} if split.sample else {}))
         path = self.store.path / "vocabularies" / f"{key[:32]}.json"
         with self.store.lock(f"vocabulary-{key[:32]}"):
             if (stored := _stored(path, "tokenizer")) is not None:
@@ -462,9 +464,8 @@ class Study:
                 except ValueError:
                     pass
                 print(f"{path} is no vocabulary of {size} word pieces; building it again", file=sys.stderr)
-            split = self.corpus.train
             try:
-                built = Vocabulary.build([*split.source, *split.target], size)
+                built = Vocabulary.build(split.sentences(), size)
             except InputError as error:
                 raise InputError(f"params/{self.name}.yaml: {error}") from None
             _store(path, {"tokenizer": built.text})
@@ -472,14 +473,9 @@ class Study:
 
     @functools.cached_property
     def data(self) -> training.Data:
-        corpus, encode = self.corpus, self.vocabulary.encode
-        return training.Data(
-            self.vocabulary,
-            encode(corpus.train.source),
-            encode(corpus.train.target),
-            encode(corpus.dev.source),
-            list(corpus.dev.target),
-        )
+        train, dev = self.corpus.train, self.corpus.dev
+        sides = train.encoded(self.vocabulary)
+        return training.Data(self.vocabulary, *sides, self.vocabulary.encode(dev.source), list(dev.target))
 
     def model(self) -> Transformer:
         """A model of the study's shape, its weights not set."""
@@ -513,7 +509,7 @@ class Study:
                 found[ticket.train_id] = self._train(ticket, progress or Progress())
         return [found[ticket.train_id] for ticket in tickets]
 
-    def find(self, ticket: Ticket) -> Run | None:
+    def find(self, ticket: Ticket, tell: bool = True) -> Run | None:
         """The whole run of `ticket` in the store, or None; a damaged one is named and counts as none."""
         folder = self.store.folder(ticket.train_id)
         try:
@@ -521,13 +517,14 @@ class Study:
             if record is not None:
                 folder.ticket()
         except Damaged as error:
-            print(f"{error}; training it again", file=sys.stderr)
+            if tell:
+                print(f"{error}; training it again", file=sys.stderr)
             return None
         return None if record is None else Run(ticket, record)
 
     def _train(self, ticket: Ticket, progress: "Progress") -> Run:
         with self.store.lock(ticket.train_id):
-            run = self.find(ticket)  # another process may have trained it while this one waited
+            run = self.find(ticket, tell=False)  # another process may have trained it while this one waited
             if run is not None:
                 return run
             folder = self.store.folder(ticket.train_id)
@@ -536,8 +533,14 @@ class Study:
             sweep(folder.path)
             write_json(folder / TICKET, ticket.identity)
             start = ticket.start()
-            with self.threads(), progress.training(ticket) as report:
-                record = training.train(self.params.training, self.data, start, folder, tuple(self.params.keep), report)
+            try:
+                with self.threads(), progress.training(ticket) as report:
+                    keep = tuple(self.params.keep)
+                    record = training.train(self.params.training, self.data, start, folder, keep, report)
+            except InputError:
+                if not (folder / RESUME).exists():  # it could not begin: nothing is left behind
+                    self.store.remove(ticket.train_id)
+                raise
             run = Run(ticket, record)
             run.magnitudes(start)  # while the start is at hand
             return run
@@ -656,7 +659,7 @@ def _among(key: str, value: str, known: Iterator[str] | tuple[str, ...]) -> None
 def _listed(key: str, values) -> list:
     """A list that papermill or a person gave; `-p seeds 1` gives a number."""
     if not isinstance(values, list | tuple | range):
-        raise InputError(f"{key}: {values!r} is no list; write [{values}]")
+        raise InputError(f"{key}: {values!r} is no list; write [{'' if values is None else values}]")
     return list(values)
 
 

@@ -4,6 +4,7 @@ A chain yields a ticket, or a list of independent ones, and is sent the trained 
 sparsities wanted, rising. Every knob's default is the paper's setting; the ablations are the same recipes with others.
 """
 
+from slt_lib.errors import InputError
 from slt_lib.study import Recipe, Study
 
 
@@ -69,6 +70,8 @@ def slt_mp(
     SLT goes straight to `first`, or there in ten-point steps where `stepwise`. `start`: MP replaces the training of the
     ticket at `switch` ("first"), or follows it ("second"): FACTS.md section 7, SLT-MP 4.
     """
+    if start not in ("first", "second"):
+        raise InputError(f"start {start!r} is none of first, second")
     run = yield study.ticket(seed)
     path = [round(0.1 * i, 1) for i in range(1, 10) if 0.1 * i < first - 1e-9] if stepwise else []
     for sparsity in path:
@@ -133,6 +136,8 @@ def slt_control(
     study: Study, seed: int, levels: list[float], control: str, at: float = 0.5, rewind: float = 0.05
 ) -> Recipe:
     """One ticket of the SLT chain, at the level `at`, with a random mask ("mask") or fresh weights ("weights")."""
+    if control not in ("mask", "weights"):
+        raise InputError(f"control {control!r} is none of mask, weights")
     run = yield study.ticket(seed)
     for sparsity in [level for level in levels if level <= at]:
         ticket = run.rewind(at=rewind).prune(by=run, sparsity=sparsity)

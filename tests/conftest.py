@@ -107,3 +107,21 @@ def data_root():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLT_DATA", str(folder))
         yield folder
+
+
+@pytest.fixture
+def figure(record_property):
+    """A function that counts cases under a name: they were tried, and are good where the test passes."""
+    return lambda name, tried=1: record_property("figure", (name, tried))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The figures of the whole session, such as "kills survived 7 of 7"."""
+    figures = {}
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        if getattr(report, "when", "") == "call":
+            for _, (name, tried) in (pair for pair in report.user_properties if pair[0] == "figure"):
+                good, all_of_them = figures.get(name, (0, 0))
+                figures[name] = good + tried * report.passed, all_of_them + tried
+    for name, (good, tried) in sorted(figures.items()):
+        terminalreporter.write_line(f"{name} {good} of {tried}")

@@ -1,4 +1,4 @@
-"""The command line: a mistake is one line on stderr and status 2, and leaves nothing behind."""
+"""The command line: what its commands do. Most mistakes are in tests/test_bad_input.py."""
 
 import io
 import json
@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from slt_lib import corpora, training
+from slt_lib import training
 from slt_lib.__main__ import main
 
 
@@ -64,110 +64,12 @@ def test_as_a_program(home):
     assert not (home / "runs").exists() and not (home / "figures").exists()
 
 
-@pytest.mark.parametrize("command", ["data", "run", "translate"])
-def test_a_study_that_is_not_there(command, told, home):
-    assert told(command, "nosuch").startswith("study 'nosuch': there is no ")
-    assert told(command, home / "nosuch.yaml").startswith(f"study '{home / 'nosuch.yaml'}': there is no ")
-    assert left(home) == []
-
-
-@pytest.mark.parametrize(
-    ("changes", "line"),
-    [
-        ({"levls": [0.5]}, "unknown key 'levls'; did you mean 'levels'?"),
-        ({"levels": [1.2]}, "levels.0: Input should be less than 1, not 1.2"),
-        ({"levels": [0.9, 0.5]}, "levels [0.9, 0.5] must rise: a pruned weight does not come back"),
-        ({"training": {"steps": "many"}}, "training.steps: Input should be a valid integer, not 'many'"),
-    ],
-)
-def test_a_bad_study_file(changes, line, told, home, study_file, monkeypatch):
-    monkeypatch.chdir(home)
-    for command in ("data", "run", "translate"):
-        assert told(command, study_file(changes)) == f"tiny.yaml: {line}"
-    assert left(home) == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (["--pair", "en-xx"], "pair 'en-xx': params/tiny.yaml has en-de"),
-        (["--seeds", "-1"], "seeds: -1 is not a whole number from 0"),
-        (["--levels", "1.2"], "levels: 1.2 is not a sparsity between 0 and 1 (0.9 means 90%)"),
-        (["--levels", "0.9", "0.5"], "levels [0.9, 0.5] must rise: a pruned weight does not come back"),
-    ],
-)
-def test_bad_options_of_run(arguments, line, told, home, study_file):
-    assert told("run", study_file(), *arguments) == line
-    assert left(home) == []
-
-
 def test_unknown_words_are_argparse_s(home, study_file, capsys):
     for arguments in (["run", study_file(), "--techniques", "magic"], ["fly"], [], ["run"], ["runs", "burn"]):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert caught.value.code == 2
     assert "invalid choice: 'magic'" in capsys.readouterr().err
-
-
-def test_a_vocabulary_larger_than_the_text(told, home, study_file):
-    line = told("run", study_file({"vocabulary": 90_000}))
-    assert line.startswith("params/tiny.yaml: vocabulary: 90000 pieces were asked for, but this text gives ")
-    assert left(home) == []
-    possible = int(line.rsplit(" ", 1)[1])
-    assert main(["data", study_file({"vocabulary": possible})]) == 0  # the advice holds
-
-
-def test_a_pair_that_the_corpus_does_not_have(told, home, study_file):
-    line = told("run", study_file({"pairs": {"en-it": ["slt"], "en-de": None}}))
-    assert line.startswith("corpus grammar: no language pair 'en-it'; take one of ")
-    assert left(home) == []
-
-
-def test_a_corpus_that_can_not_be_had(told, home, study_file, monkeypatch):
-    address = (home / "no" / "server").as_uri()
-    monkeypatch.setattr(corpora, "MULTI30K_URL", address)
-    line = told("data", study_file({"corpus": {"name": "multi30k"}}))
-    name = "test_2016_flickr.en.gz"
-    assert line.startswith(f"{name}: can't be downloaded (")
-    assert line.endswith(f"download {address}/{name} by hand to {home / 'cache' / 'slt_lib' / 'multi30k' / name}")
-    assert left(home) == []
-
-
-GOOD = {"en": b"the man sees\na dog sleeps\n", "de": "der Mann sieht\nein Hund schläft\n".encode()}
-
-
-@pytest.mark.parametrize(
-    ("content", "line"),
-    [
-        (
-            b"der Mann sieht\n",
-            "train.en: 2 lines, but {folder}/train.de has 1; line by line one must translate the other",
-        ),
-        (b"", "train.de: the file is empty; give it one sentence a line"),
-        (b"der Mann sieht\nein H\xfcnd\n", "train.de: line 2 is not UTF-8; save the file as UTF-8"),
-        (None, "train.de: there is no such file, nor train.de.gz; put it there, one sentence a line"),
-    ],
-)
-def test_bad_text_of_one_s_own(content, line, told, home, study_file):
-    folder = home / "text"
-    folder.mkdir()
-    for split in ("train", "dev", "test"):
-        for language, text in GOOD.items():
-            (folder / f"{split}.{language}").write_bytes(text)
-    if content is None:
-        (folder / "train.de").unlink()
-    else:
-        (folder / "train.de").write_bytes(content)
-    before = left(home)
-    study = study_file({"corpus": {"name": "files", "folder": str(folder)}})
-    assert told("run", study) == f"{folder}/{line.format(folder=folder)}"
-    assert left(home) == before
-
-
-def test_a_store_that_can_not_be_written(told, home, study_file, monkeypatch):
-    (home / "file").write_text("")
-    monkeypatch.setenv("SLT_RUNS", str(home / "file" / "runs"))
-    assert told("run", study_file()).endswith("; set SLT_RUNS to a folder that can be written")
 
 
 # Commands ------------------------------------------------------------
@@ -238,10 +140,6 @@ def test_translate_gives_a_line_for_a_line(options, trained, done, monkeypatch):
         given(monkeypatch, content)
         printed = done("translate", trained, *options)
         assert printed.count("\n") == count, content
-
-
-def test_translate_at_no_level(trained, told):
-    assert told("translate", trained, "--sparsity", 0.7) == "sparsity 0.7 is no level of tiny; it has [0.5]"
 
 
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # Python's stdin in a UTF-8 and in the C locale

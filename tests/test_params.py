@@ -1,4 +1,4 @@
-"""Study files: each mistake is one line that names the file, the key and the remedy."""
+"""Study files: each mistake is one line that names the file, the key and the remedy (more: tests/test_bad_input.py)."""
 
 from pathlib import Path
 
@@ -25,46 +25,6 @@ def written(study_file, monkeypatch):
         return message.removeprefix("tiny.yaml: ")
 
     return line
-
-
-@pytest.mark.parametrize(
-    ("changes", "line"),
-    [
-        ({"training": {"model": {"hiden": 16}}}, "unknown key 'training.model.hiden'; did you mean 'hidden'?"),
-        ({"training": {"warm_up": 0.1}}, "unknown key 'training.warm_up'; did you mean 'warmup'?"),
-        ({"seed": [1]}, "unknown key 'seed'; did you mean 'seeds'?"),
-        (
-            {"decoding": {"zzz": 1}},
-            "unknown key 'decoding.zzz'; known keys here: beam, alpha, extra",
-        ),
-        ({"corpus": {"name": "multi30k", "train": 9}}, "unknown key 'corpus.train'; known keys here: name"),
-        ({"levels": [0.5, 1.2]}, "levels.1: Input should be less than 1, not 1.2"),
-        ({"levels": [50]}, "levels.0: Input should be less than 1, not 50"),
-        ({"levels": [0.9, 0.5]}, "levels [0.9, 0.5] must rise: a pruned weight does not come back"),
-        ({"levels": [0.5, 0.5]}, "levels [0.5, 0.5] must rise: a pruned weight does not come back"),
-        ({"training": {"steps": "many"}}, "training.steps: Input should be a valid integer, not 'many'"),
-        ({"training": {"steps": 12.5}}, "training.steps: Input should be a valid integer, not 12.5"),
-        (
-            {"training": {"peak_lr": {"adafactor": "1e-4"}}},
-            "training.peak_lr.adafactor: Input should be a valid number, not '1e-4'; write 1.0e-4, not 1e-4",
-        ),
-        ({"rehearsal": "yes"}, "rehearsal: Input should be a valid boolean, not 'yes'"),
-        ({"seeds": [True]}, "seeds.0: Input should be a valid integer, not True"),
-        ({"seeds": [3, 3]}, "seeds [3, 3] must differ from each other"),
-        ({"training": None}, "key 'training' is missing"),
-        ({"training": {"model": {"layers": None}}}, "key 'training.model.layers' is missing"),
-        ({"corpus": {"name": "files"}}, "key 'corpus.folder' is missing"),
-        ({"training": {"model": {"heads": 3}}}, "training.model: hidden (16) must be a multiple of heads (3)"),
-        ({"training": {"batch": {"length": 47}}}, "training.batch.length: Input should be a multiple of 8, not 47"),
-        ({"training": {"optimizer": "sgd"}}, "training.optimizer: Input should be 'adafactor' or 'adam', not 'sgd'"),
-        (
-            {"training": {"steps": 0, "warmup": 7}},
-            "training.steps: Input should be greater than or equal to 2, not 0 (and 1 more)",
-        ),
-    ],
-)
-def test_each_mistake_is_one_line(written, changes, line):
-    assert written(changes) == line
 
 
 def test_unknown_corpus_and_technique_name_the_known_ones(written):

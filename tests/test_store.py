@@ -59,44 +59,6 @@ def test_a_whole_run_is_found(laid, monkeypatch, capsys):
     assert run.weights()["embedding"].shape == (120, 16) and capsys.readouterr().err == ""
 
 
-def flipped(content):
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-
-
-@pytest.mark.parametrize("name", ["theta_0000003.safetensors", "theta_0000012.safetensors", "run.json"])
-@pytest.mark.parametrize(
-    "damage",
-    [lambda content: content[: len(content) // 2], lambda content: b"", flipped, None],
-    ids=["truncated", "emptied", "flipped", "missing"],
-)
-def test_damage_is_noticed_and_trained_again(name, damage, laid, whole, capsys):
-    study, ticket, folder = laid
-    if damage is None:
-        (folder / name).unlink()
-    else:
-        (folder / name).write_bytes(damage(whole[name]))
-    [run] = study.train([ticket])
-    told = capsys.readouterr().err.splitlines()[0]
-    if name == "run.json" and damage is None:  # that is a training under way: nothing to complain of
-        assert "step 3/12" in told
-    else:
-        assert name in told and told.endswith("; training it again")
-    again = {path.name: path.read_bytes() for path in folder.path.iterdir()}
-    assert {n: c for n, c in again.items() if n != "provenance.json"} == {
-        n: c for n, c in whole.items() if n != "provenance.json"
-    }
-    assert run.record == folder.record()
-
-
-def test_damage_behind_an_open_run_is_noticed(laid):
-    study, ticket, folder = laid
-    run = study.find(ticket)
-    (folder / "theta_0000012.safetensors").write_bytes(b"")
-    with pytest.raises(Damaged, match=r"theta_0000012\.safetensors is not what was written"):
-        run.weights()
-
-
 def test_a_file_that_is_no_safetensors(tmp_path):
     folder = RunFolder(tmp_path)
     for content in (b"", b"junk", b"\xff" * 64, b"\x80\x02}q\x00."):  # the last one is a pickle

@@ -1,0 +1,711 @@
+"""WMT14 from archives of the true layout, made small here, to batches; and the paper's presets, line by line."""
+
+import dataclasses
+import gzip
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sacrebleu.dataset as sets
+import torch
+
+from slt_lib import __main__ as cli
+from slt_lib import corpora, params, schedules, store, training, wmt14
+from slt_lib.batches import Batches
+from slt_lib.errors import InputError
+from slt_lib.grammar import generate
+from slt_lib.params import Wmt14
+from slt_lib.store import Store
+from slt_lib.study import Study
+from slt_lib.transformer import glorot, prunable
+from slt_lib.vocabulary import Encoded
+
+# As the archives name them; not taken from the code under test.
+MEMBERS = {
+    "training-parallel-europarl-v7.tgz": "training/europarl-v7.{0}-en.{1}",
+    "training-parallel-commoncrawl.tgz": "commoncrawl.{0}-en.{1}",
+    "training-parallel-nc-v9.tgz": "training/news-commentary-v9.{0}-en.{1}",
+    "training-parallel-nc-v13.tgz": "training-parallel-nc-v13/news-commentary-v13.{0}-en.{1}",
+    "training-parallel-un.tgz": "un/undoc.2000.{0}-en.{1}",
+    "training-giga-fren.tar": "giga-fren.release2.fixed.{1}.gz",
+}
+ORDER = {  # tensor2tensor's
+    ("de", "v9"): ["nc-v9", "commoncrawl", "europarl-v7"],
+    ("de", "v13"): ["nc-v13", "commoncrawl", "europarl-v7"],
+    ("fr", "v9"): ["commoncrawl", "europarl-v7", "nc-v9", "giga-fren", "un"],
+}
+LINES = 23  # of an archive, for each of its pairs
+ODD = [  # English, the other side: what stays of it, or None
+    (b"", b"only here", None),
+    (b"only here", b" \t ", None),
+    (b"Caf\xe9", b"not UTF-8", None),
+    (b"  around \r", b"drum herum\r", ("around", "drum herum")),
+    ("one\u2028line\x85still".encode(), b"eins", ("one\u2028line\x85still", "eins")),
+    (b"</s> <pad>", "\ufeffzwei".encode(), ("</s> <pad>", "\ufeffzwei")),
+]
+
+
+def pack(path: Path, members: dict[str, bytes], mode: str = "w:gz") -> None:
+    with tarfile.open(path, mode) as tar:
+        folder = tarfile.TarInfo("training")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+
+
+class Public:
+    """The public addresses in a folder: archives of the true names and layout, and what should be read of them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder / "data" / "wmt14"
+        self.folder.mkdir(parents=True)
+        triples = iter(generate({"all": 2 * len(MEMBERS) * LINES}, seed=3)["all"])
+        self.right: dict[tuple[str, str], list[tuple[str, str]]] = {}
+        self.members: dict[str, dict[str, bytes]] = {}
+        for archive, member in MEMBERS.items():
+            held = {"../../outside": b"x\n", "training/europarl-v7.cs-en.en": b"x\n"}
+            for place, other in ((1, "de"), (2, "fr")):
+                if (archive, other) in (("training-giga-fren.tar", "de"), ("training-parallel-nc-v13.tgz", "fr")):
+                    continue
+                kept = [(t[0], t[place]) for t in (next(triples) for _ in range(LINES - len(ODD)))]
+                raw = [(a.encode(), b.encode()) for a, b in kept] + [odd[:2] for odd in ODD]
+                self.right[archive, other] = kept + [odd[2] for odd in ODD if odd[2]]
+                for side, language in ((1, other), (0, "en")):
+                    content = b"".join(line[side] + b"\n" for line in raw)
+                    name = member.format(other, language)
+                    held[name] = gzip.compress(content) if name.endswith(".gz") else content
+            self.members[archive] = held
+            self.write(archive)
+        self.tests(folder)
+
+    def write(self, archive: str, members: dict[str, bytes] | None = None) -> None:
+        pack(self.folder / archive, members or self.members[archive], "w" if archive.endswith(".tar") else "w:gz")
+
+    def pin(self, patch) -> None:
+        """The sums of what lies there, in place of the real archives'."""
+        pinned = {}
+        for name, archive in wmt14.ARCHIVES.items():
+            path = self.folder / archive.name
+            found = {"size": path.stat().st_size, "sha256": corpora.file_sha256(path)}
+            pinned[name] = dataclasses.replace(archive, **found)
+        patch.setattr(wmt14, "ARCHIVES", pinned)
+
+    def text(self, other: str, news: str = "v9") -> list[tuple[str, str]]:
+        """English and its translation, cleaned, of all archives of a pair."""
+        full = {name: next(archive for archive in MEMBERS if name in archive) for name in ORDER[other, news]}
+        return [pair for name in ORDER[other, news] for pair in self.right[full[name], other]]
+
+    def tests(self, folder: Path) -> None:
+        """Sacrebleu's archives: newstest2013 of 4 sentences, newstest2014 of 5, of which 3 are in the filtered set."""
+        self.sentences, members = {}, {name: {} for name in ("wmt13", "wmt14/full", "wmt14")}
+        made = generate({"dev": 4, "test": 5}, seed=4)
+        for name, base, triples in (
+            ("wmt13", "test/newstest2013", made["dev"]),
+            ("wmt14/full", "test-full/newstest2014", made["test"]),
+            ("wmt14", "test/newstest2014", made["test"][:3]),
+        ):
+            for place, language in enumerate(("en", "de", "fr")):
+                side = [triple[place] for triple in triples]
+                self.sentences[name, language] = tuple(side)
+                rows = "".join(f'<seg id="{n}"> {line} </seg>\n' for n, line in enumerate(side, 1))
+                content = f'<refset><doc docid="1" origlang="en">\n{rows}</doc></refset>\n'.encode()
+                if name == "wmt13":
+                    members[name][f"{base}-src.{language}.sgm"] = content
+                    continue
+                for pair in ("deen", "fren"):
+                    if language in ("en", pair[:2]):
+                        for kind in ("src", "ref"):
+                            members[name][f"{base}-{pair}-{kind}.{language}.sgm"] = content
+        self.server = folder / "server"
+        self.server.mkdir()
+        for name, held in members.items():
+            pack(self.server / f"{name.replace('/', '-')}.tgz", held)
+
+    def pin_tests(self, patch, home: Path) -> None:
+        for name in ("wmt13", "wmt14/full", "wmt14"):
+            path = self.server / f"{name.replace('/', '-')}.tgz"
+            dataset = sets.DATASETS[name]
+            patch.setattr(dataset, "data", [path.as_uri()])
+            patch.setattr(dataset, "md5", [hashlib.md5(path.read_bytes()).hexdigest()])
+            patch.setattr(dataset, "_outdir", str(home / "sacrebleu" / name))
+            patch.setattr(dataset, "_rawdir", str(home / "sacrebleu" / name / "raw"))
+        counts = {"dev": ("wmt13", 4), "newstest2014": ("wmt14/full", 5), "newstest2014-filtered": ("wmt14", 3)}
+        patch.setattr(wmt14, "TEST_SETS", {split: (name, {"de": count}) for split, (name, count) in counts.items()})
+
+
+@pytest.fixture
+def public(home, monkeypatch):
+    """The public archives in $SLT_DATA/wmt14, read 5 lines at a time; whoever asks the network fails the test."""
+    made = Public(home)
+    made.pin(monkeypatch)
+    made.pin_tests(monkeypatch, home)
+    monkeypatch.setenv("SLT_DATA", str(home / "data"))
+    monkeypatch.setattr(wmt14, "CHUNK", 5)
+    monkeypatch.setattr(corpora, "fetch", lambda *_: pytest.fail("a download"))
+    return made
+
+
+def corpus_of(pair="en-de", **settings):
+    return wmt14.corpus(pair, Wmt14(name="wmt14", **settings), Store())
+
+
+def memory_split(text) -> corpora.Split:
+    return corpora.Split("train", *(tuple(side) for side in zip(*text, strict=True)))
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    """What a preparation wrote; verified.json and the sums' times hold clock times, locks a process."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name not in ("verified.json",) and path.suffix != ".lock":
+            content = path.read_bytes()
+            if path.name == "encoded.json":
+                kept = json.loads(content)
+                content = json.dumps({key: kept[key] for key in ("pairs", "sizes", "sums")}).encode()
+            found[str(path.relative_to(folder))] = content
+    return found
+
+
+@pytest.mark.parametrize(("pair", "news"), [("en-de", "v9"), ("en-de", "v13"), ("en-fr", "v9"), ("de-en", "v9")])
+def test_from_archives_to_batches(public, make_study, home, monkeypatch, pair, news):
+    changes = {
+        "pairs": {"en-de": None, pair: ["mp"]} if pair != "en-de" else {},
+        "corpus": {"name": "wmt14", "news_commentary": news},
+        "vocabulary": 90,
+    }
+    study = make_study(changes)
+    text = public.text("fr" if "fr" in pair else "de", news)
+    expected = memory_split(text if pair.startswith("en") else [(b, a) for a, b in text])
+    train = study.corpus.train
+    assert len(train) == len(expected) == len(ORDER["fr" if "fr" in pair else "de", news]) * (LINES - 3)
+    assert (list(train.source), list(train.target)) == (list(expected.source), list(expected.target))
+    assert train.digest == expected.digest
+    left_out = {"lines": LINES, "pairs": LINES - 3, "empty": 2, "not UTF-8": 1}
+    assert list(train.counts.values()) == [left_out] * len(train.counts)
+    source, target = pair.split("-")
+    for name, split in {"wmt13": study.corpus.dev, "wmt14/full": study.corpus.tests["newstest2014"]}.items():
+        assert (split.source, split.target) == (public.sentences[name, source], public.sentences[name, target])
+    assert list(study.corpus.tests) == ["newstest2014", "newstest2014-filtered"]  # the full set decides
+    assert study.corpus.tests["newstest2014-filtered"].source == public.sentences["wmt14", source]
+
+    assert study.vocabulary.digest == wmt14.Vocabulary.build([*expected.source, *expected.target], 90).digest
+    shape = study.params.training.batch
+    streams = []
+    for sides in ((study.data.source, study.data.target), expected.encoded(study.vocabulary)):
+        assert all(side.offsets.dtype == np.int64 for side in sides)
+        streams.append(Batches(*sides, shape.rows, shape.length, seed=1))
+    assert [side.flat.dtype for side in (study.data.source, study.data.target)] == [np.uint16] * 2
+    assert study.data.source.lists() == expected.encoded(study.vocabulary)[0].lists()
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(*map(next, streams), strict=True))
+
+    # All that is needed is in the store now: no archive, no sacrebleu, no tokenizer.
+    for path in public.folder.iterdir():
+        path.unlink()
+    for name in ("blocks", "_test_set", "_encode"):
+        monkeypatch.setattr(wmt14, name, lambda *_: pytest.fail("not from the store"))
+    again = make_study(changes)
+    assert again.corpus.digest == study.corpus.digest and again.data.target.lists() == study.data.target.lists()
+    assert not (home.parent / "outside").exists() and not list(home.rglob("outside"))
+
+
+def test_the_same_sentences_are_the_same_study(public, make_study, home):
+    # Where text comes from is no part of a training's identity: files that hold it give the same run.
+    study = make_study({"corpus": {"name": "wmt14"}, "vocabulary": 90})
+    own = home / "own"
+    own.mkdir()
+    for name, split in {"train": study.corpus.train, "dev": study.corpus.dev, "test": study.corpus.dev}.items():
+        for language, side in zip(("en", "de"), (split.source, split.target), strict=True):
+            (own / f"{name}.{language}").write_text("".join(f"{line}\n" for line in side), newline="\n")
+    other = make_study({"corpus": {"name": "files", "folder": str(own)}, "vocabulary": 90})
+    assert other.ticket(1).train_id == study.ticket(1).train_id
+
+
+def test_lines_are_a_sequence(public):
+    lines = corpus_of().train.source
+    whole = list(lines)
+    assert [lines[i] for i in (0, -1, 7)] == [whole[0], whole[-1], whole[7]]
+    assert lines[3:20:4] == whole[3:20:4] and lines[::-1] == whole[::-1] and whole[9] in lines
+    with pytest.raises(IndexError):
+        lines[len(lines)]
+
+
+def test_length_filter(public):
+    whole = public.text("fr")
+    for most, ratio in ((6, None), (None, 1.5), (9, 1.2)):
+        kept = [
+            (a, b)
+            for a, b in whole
+            if max(len(a.split()), len(b.split())) <= (most or 99)
+            and max(len(a.split()) / len(b.split()), len(b.split()) / len(a.split())) <= (ratio or 99)
+        ]
+        assert 0 < len(kept) < len(whole)
+        train = corpus_of("en-fr", max_words=most, max_ratio=ratio).train
+        assert train.digest == memory_split(kept).digest
+        assert sum(count["length"] for count in train.counts.values()) == len(whole) - len(kept)
+    with pytest.raises(InputError, match=r"no pair of en-fr is left; raise corpus\.max_words and corpus\.max_ratio"):
+        corpus_of("en-fr", max_words=1, max_ratio=1.0)
+
+
+def test_vocabulary_sample(public, make_study):
+    train = corpus_of(sample=400).train
+    whole = [*train.source, *train.target]
+    sample = list(train.sentences())
+    assert not Counter(sample) - Counter(whole)
+    # About 400 bytes of each of six files, evenly spread, whatever the chunks.
+    assert 6 * 250 < sum(len(line.encode()) for line in sample) < 6 * 480
+    size = LINES - 3
+    for side in range(6):
+        places = [i for i, line in enumerate(whole[side * size : (side + 1) * size]) if line in sample]
+        strides = set(np.diff(places).tolist())
+        assert places[0] == 0 and len(strides) == 1 and strides.pop() > 1
+    assert list(corpus_of(sample=10**9).train.sentences()) == whole == list(corpus_of().train.sentences())
+    sampled, full = (make_study({"corpus": {"name": "wmt14", "sample": n}, "vocabulary": 70}) for n in (400, None))
+    assert sampled.corpus.digest == full.corpus.digest and sampled.vocabulary.digest != full.vocabulary.digest
+
+
+def test_nothing_is_checked_or_read_twice(public, monkeypatch):
+    summed = []
+    true = corpora.file_sha256
+    monkeypatch.setattr(corpora, "file_sha256", lambda path: summed.append(path.name) or true(path))
+    corpus_of("en-de")
+    assert sorted(summed) == [f"training-parallel-{name}.tgz" for name in ("commoncrawl", "europarl-v7", "nc-v9")]
+    summed.clear()
+    corpus_of("en-de")
+    assert summed == []
+    os.utime(public.folder / "training-parallel-commoncrawl.tgz", (1, 1))  # it may be another file now
+    corpus_of("en-fr")
+    assert sorted(summed) == ["training-giga-fren.tar", "training-parallel-commoncrawl.tgz", "training-parallel-un.tgz"]
+
+
+def test_archives_are_downloaded_where_they_are_not_there(public, home, monkeypatch):
+    monkeypatch.setenv("SLT_DATA", str(home / "empty"))
+    asked = []
+
+    def fetch(url, path, sha256, label):
+        asked.append(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((public.folder / path.name).read_bytes())
+        assert corpora.file_sha256(path) == sha256
+        return path
+
+    monkeypatch.setattr(corpora, "fetch", fetch)
+    assert corpus_of("en-fr").train.digest == memory_split(public.text("fr")).digest
+    assert asked == [
+        "https://www.statmt.org/wmt13/training-parallel-commoncrawl.tgz",
+        "https://www.statmt.org/wmt13/training-parallel-europarl-v7.tgz",
+        "https://www.statmt.org/wmt14/training-parallel-nc-v9.tgz",
+        "https://www.statmt.org/wmt10/training-giga-fren.tar",
+        "https://www.statmt.org/wmt13/training-parallel-un.tgz",
+    ]
+    corpus_of("en-fr", max_words=50)  # other text, the same archives: in the cache, and known to be whole
+    assert len(asked) == 5
+
+
+# Each error in one line, and nothing left half-written
+
+
+COMMON = "training-parallel-commoncrawl.tgz"
+
+
+def cut(public, _):
+    path = public.folder / COMMON
+    path.write_bytes(path.read_bytes()[:-100])
+    size = wmt14.ARCHIVES["commoncrawl"].size
+    return f"{path}: cut short at {size - 100} of {size} bytes; put https://www.statmt.org/wmt13/{COMMON} there again"
+
+
+def altered(public, _):
+    path = public.folder / COMMON
+    data = bytearray(path.read_bytes())
+    data[500] ^= 1
+    path.write_bytes(data)
+    pinned = wmt14.ARCHIVES["commoncrawl"]
+    return f"{path}: sha256 is {corpora.file_sha256(path)}, not {pinned.sha256}; delete it, or put {pinned.url} there"
+
+
+def no_member(public, patch):
+    name = "commoncrawl.fr-en.fr"
+    public.write(COMMON, {key: value for key, value in public.members[COMMON].items() if key != name})
+    public.pin(patch)
+    url = wmt14.ARCHIVES["commoncrawl"].url
+    return f"{public.folder / COMMON}: there is no {name} inside; put {url} there"
+
+
+def damaged_inside(public, patch):
+    cut(public, patch)
+    public.pin(patch)
+    return f"{public.folder / COMMON}: commoncrawl.fr-en.* can't be read to its end (*); put https://*{COMMON} there"
+
+
+def damaged_in_the_member(public, patch):
+    giga = "training-giga-fren.tar"
+    name = "giga-fren.release2.fixed.en.gz"
+    public.write(giga, public.members[giga] | {name: public.members[giga][name][:-12]})
+    public.pin(patch)
+    return f"{public.folder / giga}: {name} can't be read to its end (*); put https://*{giga} there"
+
+
+def uneven(public, patch):
+    name = "un/undoc.2000.fr-en.en"
+    public.write("training-parallel-un.tgz", public.members["training-parallel-un.tgz"] | {name: b"one\n" * 20})
+    public.pin(patch)
+    names = "un/undoc.2000.fr-en.en and un/undoc.2000.fr-en.fr"
+    return f"{public.folder}/training-parallel-un.tgz: {names} differ in their count of lines; put https://* there"
+
+
+@pytest.mark.parametrize("damage", [cut, altered, no_member, damaged_inside, damaged_in_the_member, uneven])
+def test_bad_archives(public, home, damage):
+    import fnmatch
+
+    good = {path: path.read_bytes() for path in public.folder.iterdir()}
+    with pytest.MonkeyPatch.context() as patch:
+        pinned = dict(wmt14.ARCHIVES)
+        pattern = damage(public, patch)
+        with pytest.raises(InputError) as caught:
+            corpus_of("en-fr")
+        line = str(caught.value)
+        assert fnmatch.fnmatchcase(line, pattern) and "\n" not in line, line
+        assert not list(home.rglob("*.part"))
+    assert wmt14.ARCHIVES == pinned
+    for path, content in good.items():  # the remedy helps
+        path.write_bytes(content)
+    assert corpus_of("en-fr").train.digest == memory_split(public.text("fr")).digest
+
+
+def test_a_full_disk(public, make_study, home, monkeypatch):
+    """Whenever the disk is full there is one line, no part of a file stays, and the next run goes on from there."""
+    changes = {"corpus": {"name": "wmt14"}, "vocabulary": 90}
+    right = make_study(changes).data.source.lists()
+    whole = everything(home / "runs")
+    monkeypatch.setenv("SLT_RUNS", str(home / "again"))
+    true, failures, left = os.fsync, 0, 0
+
+    def full(handle):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(28, "No space left on device")
+        true(handle)
+
+    for room in range(1, 200, 7):
+        left = room
+        with monkeypatch.context() as patch:
+            patch.setattr(store.os, "fsync", full)
+            try:
+                found = make_study(changes).data.source.lists()
+                break
+            except InputError as error:
+                failures += 1
+                line = str(error)
+                assert line.startswith(str(home / "again")) and "\n" not in line
+                words = "can't be written (No space left on device); make room there, then run it again"
+                assert words in line or "no space left on the disk (" in line
+        assert not list((home / "again").rglob("*.part"))
+        for record in (home / "again").rglob("encoded.json"):  # not a byte beyond what is safe
+            kept = json.loads(record.read_text())
+            assert kept["sizes"] == [(record.parent / f"{s}.{k}").stat().st_size for s in SIDES for k in KINDS]
+    assert failures > 5 and found == right
+    assert everything(home / "again") == whole
+
+
+SIDES, KINDS = ("source", "target"), ("flat", "offsets")
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import pytest
+sys.path.insert(0, sys.argv[1])
+from test_wmt14 import Public
+from slt_lib import wmt14
+from slt_lib.study import Study
+public = Public.__new__(Public)
+public.folder, public.server = Path(sys.argv[2]) / "data" / "wmt14", Path(sys.argv[2]) / "server"
+patch = pytest.MonkeyPatch()
+public.pin(patch)
+public.pin_tests(patch, Path(sys.argv[3] + "-tests"))
+wmt14.CHUNK = 5
+left, true = int(sys.argv[4]), os.fsync
+def fsync(handle):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    true(handle)
+os.fsync = fsync
+Study(sys.argv[5]).data
+"""
+
+
+def test_a_killed_preparation_goes_on(public, study_file, home, monkeypatch):
+    path = study_file({"corpus": {"name": "wmt14"}, "vocabulary": 90})
+    true, calls = os.fsync, 0
+
+    def counted(handle):
+        nonlocal calls
+        calls += 1
+        true(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.os, "fsync", counted)
+        Study(path).data  # noqa: B018
+    whole = everything(home / "runs")
+    runs = {}
+    for limit in (calls // 3, calls - 12):  # in the text, and in the word pieces
+        runs[limit] = home / f"killed{limit}"
+        environment = os.environ | {"SLT_RUNS": str(runs[limit])}
+        command = [
+            sys.executable,
+            "-c",
+            KILLED,
+            str(Path(__file__).parent),
+            str(home),
+            str(runs[limit]),
+            str(limit),
+            path,
+        ]
+        runs[limit] = runs[limit], subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    for folder, process in runs.values():
+        errors = process.communicate()[1]
+        assert process.returncode == -signal.SIGKILL, errors
+        assert list(folder.rglob("manifest.json"))
+        before = {file: file.stat().st_mtime_ns for file in folder.rglob("*.gz")}
+        monkeypatch.setenv("SLT_RUNS", str(folder))
+        Study(path).data  # noqa: B018
+        assert everything(folder) == whole
+        again = {file.name.split(".")[1] for file, time in before.items() if file.stat().st_mtime_ns != time}
+        assert len(before) > 5 and len(again) <= 1  # the chunk that was under way
+        assert not list(folder.rglob("*.part"))
+
+
+def test_what_was_altered_in_the_store_is_made_anew(public, make_study, home):
+    changes = {"corpus": {"name": "wmt14"}, "vocabulary": 90}
+    study = make_study(changes)
+    right = study.data.target.lists()
+    whole = everything(home / "runs")
+    [flat] = (home / "runs" / "encoded").rglob("target.flat")
+    data = bytearray(flat.read_bytes())
+    data[10] ^= 1
+    flat.write_bytes(data)
+    assert make_study(changes).data.target.lists() == right
+    os.utime(flat, (1, 1))  # copied elsewhere, say: looked at again, and found whole
+    assert make_study(changes).data.target.lists() == right
+    flat.unlink()
+    chunks = sorted((home / "runs" / "wmt14").rglob("commoncrawl.*.gz"))
+    chunks[3].unlink()
+    assert make_study(changes).data.target.lists() == right
+    assert everything(home / "runs") == whole
+    chunks[2].write_bytes(bytes(reversed(chunks[2].read_bytes())))
+    with pytest.raises(InputError, match="not what was written; delete it and run it again to make it anew"):
+        list(make_study(changes).corpus.train.source)
+    chunks[2].unlink()
+    assert list(make_study(changes).corpus.train.source) == list(study.corpus.train.source)
+
+
+@pytest.mark.parametrize("pair", ["en-cs", "en", "en-en", "de-fr"])
+def test_unknown_pairs(public, pair):
+    with pytest.raises(InputError) as caught:
+        corpus_of(pair)
+    assert str(caught.value) == f"corpus wmt14: no language pair {pair!r}; take one of en-de, de-en, en-fr, fr-en"
+
+
+def test_a_news_commentary_without_french(public):
+    with pytest.raises(InputError, match=r"^corpus\.news_commentary: v13 has no French; write v9 for en-fr"):
+        corpus_of("en-fr", news_commentary="v13")
+
+
+# Test sets through sacrebleu
+
+
+def test_sacrebleu_s_failures_are_one_line(public, home, monkeypatch, capfd):
+    archive = home / "sacrebleu" / "wmt14" / "full" / "raw" / "wmt14_full.wmt14-full.tgz"
+    source = public.server / "wmt14-full.tgz"
+    good, remedy = source.read_bytes(), f"download {source.as_uri()} by hand to {archive}"
+    source.unlink()
+    with pytest.raises(InputError) as caught:
+        corpus_of()
+    line = str(caught.value)
+    assert line.startswith("wmt14/full: can't be had through sacrebleu (") and line.endswith(f"); {remedy}")
+    source.write_bytes(good[:-9])
+    with pytest.raises(InputError) as caught:
+        corpus_of()
+    assert str(caught.value) == f"wmt14/full: {archive.name} is not the pinned file (md5); try again, or {remedy}"
+    assert not archive.exists()
+    archive.write_bytes(good)  # by hand; sacrebleu alone would neither check nor unpack it
+    source.unlink()
+    assert len(corpus_of().tests["newstest2014"]) == 5
+    assert "Fatal" not in capfd.readouterr().err  # what sacrebleu itself would print
+
+
+def test_test_sets_from_the_data_folder(public, home):
+    source = public.server / "wmt13.tgz"
+    (public.folder / "wmt13.wmt13.tgz").write_bytes(source.read_bytes())
+    source.unlink()
+    assert len(corpus_of().dev) == 4
+
+
+def test_a_test_set_of_the_wrong_size(public, monkeypatch):
+    monkeypatch.setitem(wmt14.TEST_SETS, "newstest2014", ("wmt14/full", {"de": 3003}))
+    with pytest.raises(
+        InputError, match="^wmt14/full: en-de has 5 and 5 sentences, not 3003, or an empty one; delete "
+    ):
+        corpus_of()
+
+
+def test_sizes_of_the_real_test_sets():
+    assert wmt14.TEST_SETS == {
+        "dev": ("wmt13", {"de": 3000, "fr": 3000}),
+        "newstest2014": ("wmt14/full", {"de": 3003, "fr": 3003}),
+        "newstest2014-filtered": ("wmt14", {"de": 2737}),
+    }
+    assert sets.DATASETS["wmt14/full"].md5 == ["a8cd784e006feb32ac6f3d9ec7eb389a"]
+
+
+def test_sums_of_the_real_archives():
+    """Against FACTS.md section 6, read as text."""
+    facts = (Path(__file__).parents[1] / "FACTS.md").read_text(encoding="utf-8")
+    rows = [row.split(" | ") for row in facts.splitlines() if row.startswith("| ") and "training-" in row]
+    known = {row[0].removeprefix("| ").split(" ")[0]: (int(row[1].replace(",", "")), row[2]) for row in rows}
+    assert len(known) == 6
+    assert known == {a.url.removeprefix("https://"): (a.size, a.sha256) for a in wmt14.ARCHIVES.values()}
+
+
+def test_the_command_line_counts(public, study_file, capsys):
+    assert cli.main(["data", study_file({"corpus": {"name": "wmt14"}, "vocabulary": 90})]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "en-de: wmt14, train 60, dev 4, newstest2014 5, newstest2014-filtered 3 pairs"
+
+
+# Size
+
+
+class Letters:
+    """Stands in for a vocabulary: an id a letter."""
+
+    digest = "letters"
+
+    def __len__(self):
+        return 70_000  # one that needs int32
+
+    def encode(self, sentences):
+        offsets = np.concatenate([[0], np.cumsum([len(line) for line in sentences])]).astype(np.int64)
+        return Encoded(np.frombuffer("".join(sentences).encode("utf-32-le"), np.int32), offsets)
+
+
+def test_memory_does_not_grow_with_the_text(public, monkeypatch):
+    peaks, sizes = [], (8_000, 80_000)
+    monkeypatch.setattr(wmt14, "CHUNK", 2000)
+    for count in sizes:
+        for other in ("fr", "de"):
+            lines = [b"".join(b"%s %d %d\n" % (word, i, count) for i in range(count)) for word in (b"a", b"b")]
+            names = [f"commoncrawl.{other}-en.{language}" for language in ("en", other)]
+            public.members[COMMON] |= dict(zip(names, lines, strict=True))
+        public.write(COMMON)
+        public.pin(monkeypatch)
+        del lines
+        tracemalloc.start()
+        train = corpus_of("en-de").train
+        source, target = train.encoded(Letters())
+        stream = Batches(source, target, 8, 32, seed=1)
+        tracemalloc.reset_peak()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        next(stream)
+        peaks[-1] = max(peaks[-1], tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert source.flat.dtype == np.int32 and len(train) > count
+        assert stream.source.flat is source.flat and isinstance(source.flat.base, np.memmap)
+    assert peaks[1] < 60 * sizes[1]
+
+
+def test_indices_are_small_and_orders_the_same():
+    lengths = np.arange(1, 41) % 7 + 1
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    sides = [Encoded(np.ones(offsets[-1], np.int32), offsets) for _ in range(2)]
+    stream = Batches(*sides, 8, 8, seed=5)
+    assert sides[0].lengths.dtype == stream.usable.dtype == stream.order(2).dtype == np.int32
+    from slt_lib.seeds import stream as numbers
+
+    wide = numbers(5, "sentences", 0, 2).permutation(stream.usable.astype(np.int64))
+    assert stream.order(2).tolist() == wide.tolist()
+
+
+# The presets
+
+
+@pytest.fixture(params=["wmt14-en-de", "wmt14-en-fr"])
+def preset(request):
+    return params.load(str(Path(__file__).parents[1] / "params" / f"{request.param}.yaml"))
+
+
+def test_presets_hold_the_paper_s_numbers(preset):
+    """FACTS.md section 1; what is fixed in the model (norms, biases, initial values, zeros) is in test_transformer."""
+    settings = preset.training
+    assert settings.model.model_dump() == {
+        "layers": 6,
+        "hidden": 512,
+        "filter": 2048,
+        "heads": 8,
+        "residual_dropout": 0.1,
+        "attention_dropout": 0.1,
+        "relu_dropout": 0.1,
+    }
+    assert settings.batch.model_dump() == {"rows": 64, "length": 256, "packed": True}
+    assert settings.batch.rows * settings.batch.length == 16_384
+    assert (settings.steps, settings.optimizer, settings.label_smoothing) == (500_000, "adafactor", 0.1)
+    assert (settings.precision, settings.order, settings.pruned) == ("fp32", "fresh", "stale")
+    assert training.checkpoints(settings) == list(range(25_000, 500_001, 25_000))
+    assert preset.decoding.model_dump() == {"beam": 4, "alpha": 0.6, "extra": 100}
+    assert (settings.dev_beam, settings.dev_extra, settings.dev_sentences) == (4, 100, None)
+    assert tuple(preset.levels) == schedules.PAPER_LEVELS and preset.seeds == [1, 2] and not preset.rehearsal
+    assert schedules.at_step(0.05, settings.steps) == 25_000 and 0.05 in preset.keep
+    assert (preset.corpus.name, preset.corpus.max_words, preset.corpus.max_ratio) == ("wmt14", None, None)
+
+
+def test_presets_train_what_the_paper_trained():
+    folder = Path(__file__).parents[1] / "params"
+    german, french = (params.load(str(folder / f"wmt14-en-{other}.yaml")) for other in ("de", "fr"))
+    assert german.pairs == {"en-de": ["mp", "lt", "slt", "clt", "slt-mp", "mp-slt"]}
+    assert french.pairs == {"en-fr": ["mp", "slt", "clt", "slt-mp"]}
+    assert (german.vocabulary, french.vocabulary) == (33_708, 32_768)
+    assert (german.corpus.news_commentary, french.corpus.news_commentary) == ("v13", "v9")
+    steps = [schedules.at_step(t, german.training.steps) for t in german.keep]
+    assert german.ablations and steps == [12_500, 25_000, 37_500]
+    assert german.training == french.training
+
+
+def test_presets_schedules(preset):
+    """Check values of FACTS.md sections 2 and 3, from the preset's own numbers."""
+    settings = preset.training
+    warmup = schedules.at_step(settings.warmup, settings.steps)
+    rates = [schedules.learning_rate(step, warmup, settings.peak_lr.adafactor) for step in (0, 9_999, 500_000)]
+    assert rates == pytest.approx([0.01, 0.01, 0.001414], abs=1e-6)
+    # tensor2tensor's transformer_base: 2 * 512 ** -0.5 * step ** -0.5 once it has warmed up
+    adam = schedules.learning_rate(40_000, warmup, settings.peak_lr.adam, ramp=True)
+    assert adam == pytest.approx(2 * 512**-0.5 * 40_000**-0.5, rel=1e-4)
+    updates = schedules.every(settings.gradual.every, settings.gradual.until, settings.steps)
+    assert updates == list(range(10_000, 400_001, 10_000))
+    found = [schedules.gradual_sparsity(step, 0.0, 0.9, updates[-1]) for step in (10_000, 200_000, 400_000)]
+    assert found == pytest.approx([0.0658, 0.7875, 0.9], abs=5e-5)
+
+
+def test_preset_s_model():
+    settings = params.load(str(Path(__file__).parents[1] / "params" / "wmt14-en-de.yaml"))
+    with torch.device("meta"):
+        model = training.new_model(settings.training, settings.vocabulary)
+    matrices = prunable(dict(model.named_parameters()))
+    assert (len(matrices), sum(matrix.numel() for matrix in matrices.values())) == (97, 61_298_688)
+    alphas = {tuple(sorted(matrix.shape)): round(glorot(matrix), 5) for matrix in matrices.values()}
+    assert alphas == {(512, 512): 0.07655, (512, 2048): 0.04841, (512, 33_708): 0.01324}
