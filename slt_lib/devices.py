@@ -1,0 +1,24 @@
+"""Where training and decoding compute: a CUDA device where there is one, else the CPU."""
+
+import os
+
+import torch
+
+from slt_lib.errors import InputError
+
+
+def device() -> torch.device:
+    """The device of this process: CUDA where torch sees it (of several, that of LOCAL_RANK), else the CPU.
+
+    SLT_DEVICE ("cpu", "cuda", "cuda:1") says otherwise. No identity depends on it. Raises InputError for a device that
+    is not there.
+    """
+    asked = os.environ.get("SLT_DEVICE", "")
+    count = torch.cuda.device_count()
+    name = asked or ("cuda" if count else "cpu")
+    if name == "cuda":
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % max(count, 1)}"
+    if name == "cpu" or (name.startswith("cuda:") and name[5:].isdigit() and int(name[5:]) < count):
+        return torch.device(name)
+    there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
+    raise InputError(f"SLT_DEVICE={asked}: no such device here; there are {there}")
