@@ -44,6 +44,14 @@ def notebooks(pair):
     return ["01_dense", *own] + (["08_ablations"] if SETTINGS.ablations and pair == next(iter(SETTINGS.pairs)) else [])
 
 
+# what 08_ablations compares, where the study file says it
+NAMED = ", ".join(SETTINGS.ablations) if isinstance(SETTINGS.ablations, list) else ""
+
+
+def comparisons(wildcards):
+    return f" -y 'comparisons: [{NAMED}]'" if NAMED and wildcards.notebook == "08_ablations" else ""
+
+
 DISPLAYS = [f"{BUILD}/{pair}/{name}.ipynb" for pair in SETTINGS.pairs for name in ["00_corpus", *notebooks(pair)]]
 
 
@@ -93,12 +101,13 @@ rule train:
     params:
         recipe=params.RECIPE_VERSION,
         out=BUILD + "/{pair}/jobs/{notebook}.seed{seed}.ipynb",
+        asked=comparisons,
     log:
         BUILD + "/{pair}/jobs/{notebook}.seed{seed}.log",
     threads: SETTINGS.threads
     shell:
         "mkdir -p $(dirname {params.out}) && " + PAPERMILL + " -p pair {wildcards.pair}"
-        " -y 'seeds: [{wildcards.seed}]' --log-output > {log} 2>&1 && touch {output}"
+        " -y 'seeds: [{wildcards.seed}]'{params.asked} --log-output > {log} 2>&1 && touch {output}"
 
 
 rule train_level:
@@ -129,11 +138,12 @@ rule display:
     params:
         recipe=params.RECIPE_VERSION,
         out=BUILD + "/{pair}/.{notebook}.ipynb",
+        asked=comparisons,
     log:
         BUILD + "/{pair}/{notebook}.log",
     threads: SETTINGS.threads
     shell:
-        PAPERMILL + " -p pair {wildcards.pair} > {log} 2>&1 && mv {params.out} {output}"
+        PAPERMILL + " -p pair {wildcards.pair}{params.asked} > {log} 2>&1 && mv {params.out} {output}"
 
 
 rule report:
@@ -149,6 +159,8 @@ rule report:
     log:
         f"{BUILD}/99_report.log",
     shell:
-        PAPERMILL + " > {log} 2>&1 && jupyter nbconvert --to html --output-dir "
+        PAPERMILL + " > {log} 2>&1 && nbstripout --keep-output --keep-count --extra-keys 'metadata.papermill"
+        " metadata.language_info cell.metadata.execution cell.metadata.papermill' {params.out} >> {log} 2>&1 &&"
+        " cp {params.out} " + FIGURES + "/report.ipynb && jupyter nbconvert --to html --output-dir "
         + FIGURES
         + " --output report {params.out} >> {log} 2>&1 && touch {output}"

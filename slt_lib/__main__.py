@@ -101,8 +101,11 @@ def report(options) -> None:
     from slt_lib import report as room
     from slt_lib.results import figures
 
-    for path in room.render(figures(os.path.basename(options.study).removesuffix(".yaml"))).values():
+    folder = figures(os.path.basename(options.study).removesuffix(".yaml"))
+    for path in room.render(folder).values():
         print(os.path.relpath(path))
+    if options.into:
+        print(os.path.relpath(room.into(room.load(folder), options.into)))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -131,7 +134,8 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--technique", default="slt", choices=names)
     added.add_argument("--sparsity", type=float, default=0.0, help="a level of the study; 0: the dense model")
     added.add_argument("--seed", type=int, default=1)
-    command(report)
+    added = command(report)
+    added.add_argument("--into", metavar="FILE", help="also put the summary between its two marks in FILE, a README")
     return top
 
 

@@ -17,6 +17,7 @@ from slt_lib.errors import InputError
 
 RECIPE_VERSION = 1  # raise by hand when a change of code changes the weights of a run
 TECHNIQUES = ("mp", "lt", "slt", "clt", "slt-mp", "mp-slt")
+COMPARISONS = tuple("signs frankle rewind source one-shot stepwise switch optimizer average controls again".split())
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -143,7 +144,8 @@ class Params(Base):
     keep: list[Fraction] = [0.05]
     decoding: Decoding = Decoding()
     threads: Positive = 1
-    ablations: bool = False
+    # comparisons of 08_ablations to run; true: those that the notebook names by itself, the paper's
+    ablations: bool | list[Literal[COMPARISONS]] = False
 
     @model_validator(mode="after")
     def in_order(self):

@@ -135,10 +135,16 @@ def clt_control(
 def slt_control(
     study: Study, seed: int, levels: list[float], control: str, at: float = 0.5, rewind: float = 0.05
 ) -> Recipe:
-    """One ticket of the SLT chain, at the level `at`, with a random mask ("mask") or fresh weights ("weights")."""
-    if control not in ("mask", "weights"):
-        raise InputError(f"control {control!r} is none of mask, weights")
+    """One ticket of the SLT chain, at the level `at`, with a random mask ("mask") or fresh weights ("weights").
+
+    "none" prunes nothing: the dense run's theta_t trained once more, which is what a second training does by itself.
+    """
+    if control not in ("mask", "weights", "none"):
+        raise InputError(f"control {control!r} is none of mask, weights, none")
     run = yield study.ticket(seed)
+    if control == "none":
+        yield run.rewind(at=rewind)
+        return
     for sparsity in [level for level in levels if level <= at]:
         ticket = run.rewind(at=rewind).prune(by=run, sparsity=sparsity)
         if sparsity < at:

@@ -120,7 +120,7 @@ def test_figures_thrown_away_come_back_from_the_store(engine):
 
 def test_every_comparison_of_the_ablations_runs(engine, tmp_path):
     """Also those that the quick study leaves out."""
-    names = "signs frankle rewind source one-shot stepwise switch optimizer average controls".split()
+    names = "signs frankle rewind source one-shot stepwise switch optimizer average controls again".split()
     stores = {"SLT_RUNS": str(tmp_path / "runs"), "SLT_FIGURES": str(tmp_path / "figures")}
     out = str(tmp_path / "out.ipynb")
     asked = f"{{study: tiny, comparisons: [{', '.join(names)}]}}"
@@ -128,5 +128,5 @@ def test_every_comparison_of_the_ablations_runs(engine, tmp_path):
     parts = (tmp_path / "figures/tiny/parts").glob("*.results.csv")
     found = {row.split(",")[3] for path in parts for row in path.read_text().splitlines()}
     wanted = "signs=random magnitudes=shuffled rewind=1.0 source=dense iterative=False stepwise=True optimizer=adam"
-    wanted = {*wanted.split(), "checkpoint=average 4", "control=mask", "control=weights"}
+    wanted = {*wanted.split(), "checkpoint=average 4", "control=mask", "control=weights", "control=none"}
     assert wanted <= found

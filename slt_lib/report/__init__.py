@@ -17,6 +17,7 @@ from slt_lib.report.judging import MARGIN, Claim, Verdict, judge
 from slt_lib.report.paper import paper_figures, paper_folder, paper_table
 from slt_lib.report.plots import all_plots, plot_cost, plot_kept, plot_magnitudes, plot_scores, save_plot
 from slt_lib.report.statistics import Contrast, contrast, interval, replicates
+from slt_lib.report.summary import into, summary
 from slt_lib.report.tables import Table, ablations, table
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "claims_table",
     "contrast",
     "interval",
+    "into",
     "judge",
     "load",
     "merge",
@@ -47,6 +49,7 @@ __all__ = [
     "render",
     "replicates",
     "save_plot",
+    "summary",
     "table",
 ]
 
@@ -69,6 +72,7 @@ def render(folder: str | os.PathLike) -> dict[str, Path]:
         texts |= {f"ablations_{pair}.md": other.markdown, f"ablations_{pair}.csv": other.csv}
     verdicts = claims_table(figures)
     texts |= {"claims.csv": verdicts.csv, "claims.md": verdicts.markdown, "contrasts.csv": verdicts.contrasts}
+    texts["summary.md"] = summary(figures, verdicts)
     for name, text in texts.items():
         paths[name] = write_atomically(figures.path / name, text)
     for name, plot in all_plots(figures):

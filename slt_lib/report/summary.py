@@ -1,0 +1,101 @@
+"""A study's results in short, for the README: the plot, Table 1's BLEU, a verdict on each claim, and what it cost."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from slt_lib.errors import InputError
+from slt_lib.report.claims import Claims, claims_table
+from slt_lib.report.data import KINDS, Figures, label, write_atomically
+from slt_lib.report.tables import markdown_rows, table
+
+BEGIN, END = "<!-- results of {}: made by `python -m slt_lib report {} --into {}` -->", "<!-- end of results -->"
+
+
+def summary(figures: Figures, claims: Claims | None = None) -> str:
+    """Markdown, its plot linked from the folder that holds `figures`. `claims`: those judged already, if any."""
+    claims = claims or claims_table(figures)
+    parts = []
+    for pair in figures.pairs:
+        name = f"bleu_{pair}.png"
+        parts.append(f"![{pair}: BLEU against sparsity, a line a technique](figures/{figures.name}/{name})")
+        parts.append(_scores(figures, pair))
+    parts += [_verdicts(claims), _cost(figures)]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def into(figures: Figures, path: str | os.PathLike) -> Path:
+    """Put the summary between its two marks in the file `path`, a README; what stands around them stays.
+
+    Raises InputError where the file lacks the marks.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a text file with the two marks") from None
+    begin = BEGIN.format(figures.name, figures.name, path.name)
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(END)
+    if not (found and closed):
+        raise InputError(f"{path}: the marks are missing; write a line {begin} and, below it, {END}")
+    return write_atomically(path, f"{before}{begin}\n\n{summary(figures)}\n{END}{after}")
+
+
+def _scores(figures: Figures, pair: str) -> str:
+    """BLEU of Table 1, from its own cells."""
+    rows = _read(table(figures, pair).csv)
+    names = list(dict.fromkeys(rows.technique))
+    body = []
+    for level in dict.fromkeys(rows.sparsity):
+        line = rows[rows.sparsity == level].set_index("technique")
+        marked = {name: ("**{}**" if "bleu" in line.best[name].split() else "{}") for name in names}
+        body.append([f"{level}%", *(marked[name].format(line.bleu[name]) for name in names)])
+    seeds = sorted({int(seed) for seed in figures.results[figures.results.pair == pair].seed})
+    several = f"means over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
+    title = f"BLEU on {pair}, {figures.test_set(pair)}, {several}:"
+    return f"{title}\n\n{markdown_rows(['Sparsity', *map(label, names)], body)}"
+
+
+def _verdicts(claims: Claims) -> str:
+    body = []
+    for row in _read(claims.csv).to_dict("records"):
+        unit = f" {row['unit']}" if row["unit"] in ("BLEU", "TER") else row["unit"]
+        effect = f"{float(row['effect']):+.1f}" if row["effect"] else "–"
+        if row["low"]:
+            effect += f" [{float(row['low']):+.1f}, {float(row['high']):+.1f}]"
+        paper = row["paper_verdict"] + (f" ({float(row['paper_effect']):+.1f})" if row["paper_effect"] else "")
+        where = row["at"] or "–"
+        metric = " (TER)" if row["metric"] == "ter" else ""
+        cells = [row["statement"] + metric, row["pair"], paper, f"**{row['verdict']}**"]
+        body.append([*cells, effect + (unit if row["effect"] else ""), where, row["supported"] or "–"])
+    head = ["Claim", "Pair", "On the paper's tables", "Here", "Least favourable effect [95%]", "At", "Agree"]
+    return markdown_rows(head, body)
+
+
+def _cost(figures: Figures) -> str:
+    """What the runs behind the rows took, from provenance.csv; empty where it is missing."""
+    path = figures.path / KINDS["provenance"][0]
+    if not path.is_file():
+        return ""
+    rows = _read(path.read_text(encoding="utf-8"))
+    numbers = rows[["seconds", "target_tokens", "tokens_per_second"]].apply(pd.to_numeric, errors="coerce")
+    known = numbers.seconds.notna() & (numbers.seconds > 0)
+    if not known.any():
+        return ""
+    hours = numbers.seconds[known].sum() / 3600
+    how = [
+        " and ".join(sorted(set(rows[column][known]) - {""})) for column in ("device", "threads", "precision", "torch")
+    ]
+    return (
+        f"{known.sum()} trainings of {figures.steps:,} steps took {hours:.1f} hours one after another, at a median of "
+        f"{np.median(numbers.tokens_per_second[known]):,.0f} target tokens/s ({how[0]}, threads a training: {how[1]}, "
+        f"{how[2]}, torch {how[3]}). Each run's time and speed: `figures/{figures.name}/provenance.csv`."
+    )
+
+
+def _read(text: str) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
