@@ -22,11 +22,12 @@ def data(options) -> None:
 
 
 def run(options) -> None:
-    """Advance all chains of a study in one process, score their runs and write the report."""
+    """Advance all chains of a study, a training a core, score their runs and write the report."""
     from slt_lib import params, report
     from slt_lib.results import figures, must_be_writable, record
     from slt_lib.study import Study
     from slt_lib.techniques import RECIPES
+    from slt_lib.workers import default_jobs
 
     settings = params.load(options.study)
     must_be_writable(figures(os.path.basename(options.study).removesuffix(".yaml")))
@@ -34,7 +35,7 @@ def run(options) -> None:
         study = Study(options.study, pair, options.seeds, options.levels)
         wanted = options.techniques or ["dense", *settings.pairs[pair]]
         chains = [study.chain(RECIPES[name], seed) for seed in study.seeds for name in wanted]
-        study.follow(chains)
+        study.follow(chains, jobs=options.jobs or default_jobs(settings.threads))
         record(study, chains)
     for path in report.render(figures(study.name)).values():
         print(os.path.relpath(path))
@@ -126,6 +127,7 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--levels", type=float, nargs="+", default=(), help="default: the study's")
     names = ("dense", "mp", "lt", "slt", "clt", "slt-mp", "mp-slt")
     added.add_argument("--techniques", nargs="+", choices=names, default=(), help="default: the pair's")
+    added.add_argument("--jobs", type=int, default=0, help="trainings at once; default: one for each core")
     added = command(runs, study=False)
     added.add_argument("what", choices=("list", "show", "remove"))
     added.add_argument("id", nargs="?", help="a run's id or how it begins")

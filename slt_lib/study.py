@@ -5,6 +5,7 @@ trained ticket. `Study.train` turns tickets into runs, from the store where it h
 generators of tickets in waves.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import inspect
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slt_lib import corpora, decoding, masks, memory, params, schedules, scoring, training, wmt14
+from slt_lib import corpora, decoding, masks, memory, params, schedules, scoring, training, wmt14, workers
 from slt_lib.errors import InputError
 from slt_lib.seeds import stream
 from slt_lib.store import RECORD, RESUME, TICKET, Damaged, RunFolder, Store, digest, sealed, sweep, unseal, write_json
@@ -330,6 +331,10 @@ class Run:
         """Test set -> bleu, ter, ter_13a (percent), signatures, sentence statistics; stored once computed."""
         return {name: self._score(name, checkpoint) for name in self.study.corpus.tests}
 
+    def scored(self) -> bool:
+        """Whether every test set's scores of its best checkpoint are in the store."""
+        return all(self.folder.score(self.score_id(name)).exists() for name in self.study.corpus.tests)
+
     def score_id(self, test_set: str, checkpoint: str = "best") -> str:
         """Identity of a score: the run, the test set and what only reaches scores."""
         return digest(
@@ -429,6 +434,10 @@ class Study:
             raise InputError(str(error)) from None
         self.store = Store()
         self.decode_batch = 64
+        self._asked = (study, pair, tuple(self.seeds), tuple(self.levels))
+
+    def __reduce__(self):  # for a process of its own: opened again there, once, and nothing of it sent
+        return _opened, self._asked
 
     def __repr__(self) -> str:
         return f"Study({self.name}, {self.pair}, seeds {self.seeds}, levels {self.levels})"
@@ -563,16 +572,23 @@ class Study:
         return Chain(technique, variant, seed, generator)
 
     def follow(
-        self, chains: Iterable[Chain | Recipe], progress: "Progress | None" = None, stored: bool = False
+        self,
+        chains: Iterable[Chain | Recipe],
+        progress: "Progress | None" = None,
+        stored: bool = False,
+        jobs: int = 1,
     ) -> list[Chain]:
-        """Advance all chains in waves until each has ended; a chain may be a bare generator of a recipe of your own.
+        """Advance all chains until each has ended; a chain may be a bare generator of a recipe of your own.
 
-        Tickets that are ready train together, equal ones once. A chain whose run failed stops there with its reason;
-        the others go on. With `stored` nothing is trained, as in `train`.
+        Tickets that are ready train together, in waves, equal ones once. With `jobs` above 1 so many processes train at
+        the same time, the study's `threads` each, and a chain goes on as soon as its own run is there; they score it
+        too. A chain whose run failed stops there with its reason; the others go on. With `stored` nothing is trained,
+        as in `train`.
         """
         chains = [chain if isinstance(chain, Chain) else _bare(chain) for chain in chains]
         waiting: dict[int, list[Ticket]] = {}
         shape: dict[int, bool] = {}
+        runs: dict[str, Run] = {}
 
         def advance(i: int, answer) -> None:
             try:
@@ -587,15 +603,28 @@ class Study:
 
         for i in range(len(chains)):
             advance(i, None)
-        while waiting:
-            wave, waiting = waiting, {}
-            unique = {ticket.train_id: ticket for asked in wave.values() for ticket in asked}
-            runs = dict(zip(unique, self.train(unique.values(), progress, stored), strict=True))
-            for i, asked in wave.items():
-                answer = [runs[ticket.train_id] for ticket in asked]
-                chains[i].runs += [run for run, ticket in zip(answer, asked, strict=True) if ticket.listed]
-                advance(i, answer[0] if shape[i] else answer)
+        side_by_side = jobs > 1 and not stored
+        with contextlib.ExitStack() as stack:
+            pool = stack.enter_context(workers.Workers(jobs, self.params.threads)) if side_by_side else None
+            bar = stack.enter_context((progress or Progress()).trainings(side_by_side))
+            while waiting:
+                tickets = _by_urgency(waiting, shape, runs)
+                if pool and (missing := [ticket for ticket in tickets if self._unscored(ticket)]):
+                    done = pool.first_done(missing)
+                    bar.update(len(done))
+                    tickets = [ticket for ticket in tickets if ticket.train_id in done or ticket not in missing]
+                runs |= {run.id: run for run in self.train(tickets, progress, stored)}
+                for i, asked in list(waiting.items()):
+                    if all(ticket.train_id in runs for ticket in asked):
+                        answer = [runs[ticket.train_id] for ticket in waiting.pop(i)]
+                        chains[i].runs += [run for run, ticket in zip(answer, asked, strict=True) if ticket.listed]
+                        advance(i, answer[0] if shape[i] else answer)
         return chains
+
+    def _unscored(self, ticket: Ticket) -> bool:
+        """Whether there is still something to do for its run that a process of its own can do."""
+        run = self.find(ticket, tell=False)
+        return run is None or (ticket.listed and run.record["status"] == "ok" and not run.scored())
 
 
 class Progress:
@@ -607,6 +636,12 @@ class Progress:
 
     def training(self, ticket: Ticket):
         return _Report(ticket, self.lines)
+
+    def trainings(self, shown: bool):
+        """A bar that counts whole trainings, for those that run side by side and show none of their own."""
+        from tqdm.auto import tqdm
+
+        return tqdm(desc="trainings", unit="training", disable=self.lines or not shown)
 
 
 class _Report:
@@ -698,6 +733,25 @@ def _both(one, other):
     if one is None or other is None:
         return one if other is None else other
     return {name: one[name] & other[name] for name in one}
+
+
+@functools.cache
+def _opened(*asked) -> Study:
+    return Study(*asked)
+
+
+def _by_urgency(waiting: dict[int, list[Ticket]], shape: dict[int, bool], runs: dict[str, Run]) -> list[Ticket]:
+    """The tickets that no run answers yet, once each: first those on which the most chains wait, lists last.
+
+    A list (the levels of MP) is the end of a chain, so it can fill the gaps that the chains leave.
+    """
+    tickets, weight = {}, {}
+    for i, asked in waiting.items():
+        for ticket in asked:
+            if ticket.train_id not in runs:
+                tickets[ticket.train_id] = ticket
+                weight[ticket.train_id] = weight.get(ticket.train_id, 0) + (1 if shape[i] else 0)
+    return sorted(tickets.values(), key=lambda ticket: -weight[ticket.train_id])
 
 
 def _bare(generator: Recipe) -> Chain:

@@ -89,7 +89,9 @@ def ran(tiny, tmp_path_factory):
         patch.setenv("SLT_RUNS", str(folder / "runs"))
         patch.setenv("SLT_FIGURES", str(folder / "figures"))
         patch.setattr(training, "BLEU_ZERO", -1.0)  # so small a model says nothing right
-        assert main(["run", str(folder / "tiny.yaml"), "--seeds", "1", "--techniques", "dense", "slt"]) == 0
+        assert (
+            main(["run", str(folder / "tiny.yaml"), "--seeds", "1", "--techniques", "dense", "slt", "--jobs", "1"]) == 0
+        )
     return folder
 
 

@@ -1,0 +1,62 @@
+"""Trainings side by side on a CPU: a process each, so that every core has one and none waits for a slower one."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from typing import Any
+
+
+def default_jobs(threads: int) -> int:
+    """Trainings at once where nobody says: one for `threads` of the cores that this process may use; one on a GPU."""
+    from slt_lib.devices import device
+
+    if device().type != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // threads)
+
+
+class Workers:
+    """At most `jobs` trainings at once. A context: leaving it by an error ends those that run; they go on next time."""
+
+    def __init__(self, jobs: int, threads: int):
+        self.jobs, self.running = jobs, {}
+        self.pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin, (threads,))
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, kind, *error) -> None:
+        if kind is not None:
+            for process in list((self.pool._processes or {}).values()):
+                process.terminate()
+        self.pool.shutdown(cancel_futures=True)
+
+    def first_done(self, wanted: Iterable[Any]) -> set[str]:
+        """Start of the tickets `wanted`, the most urgent first, what there is room for; the ids of those that ended."""
+        for ticket in wanted:
+            if len(self.running) == self.jobs:
+                break
+            if ticket.train_id not in self.running.values():
+                self.running[self.pool.submit(_train, ticket)] = ticket.train_id
+        ended: set[Future] = wait(self.running, return_when=FIRST_COMPLETED).done
+        for future in ended:
+            future.result()  # raises what the training raised
+        return {self.running.pop(future) for future in ended}
+
+
+def _begin(threads: int) -> None:
+    """In a worker: no more threads than its share, and no life after the parent's, which a kill may end."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["SLT_PROGRESS"] = "lines"
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _train(ticket) -> None:
+    """In a worker: train the ticket and score it, into the store, where the parent finds both."""
+    [run] = ticket.study.train([ticket])
+    if ticket.listed and run.record["status"] == "ok":
+        run.scores()

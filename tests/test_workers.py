@@ -1,0 +1,102 @@
+"""Trainings side by side end in the same bytes as one after another, and none outlives its parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from slt_lib import training, workers
+from slt_lib.errors import InputError
+from slt_lib.study import _by_urgency
+from slt_lib.techniques import clt, mp, slt
+
+
+def weights(study):
+    """Every file of weights and masks in the store, by run."""
+    return {
+        (path.parent.name, path.name): path.read_bytes()
+        for path in study.store.path.glob("*/*.safetensors")
+        if not path.name.startswith("resume")
+    }
+
+
+def test_side_by_side_gives_the_same_bytes(make_study, tmp_path, monkeypatch):
+    recipes = (mp, slt)
+    found = []
+    for jobs in (1, 2):
+        monkeypatch.setenv("SLT_RUNS", str(tmp_path / f"runs{jobs}"))
+        study = make_study({"levels": [0.5, 0.8]})
+        chains = study.follow([study.chain(recipe, seed) for seed in (1, 2) for recipe in recipes], jobs=jobs)
+        found.append(([[run.id for run in chain.runs] for chain in chains], weights(study)))
+    assert found[0] == found[1]
+    assert len(found[0][1]) > 12
+
+
+def test_what_is_in_the_store_starts_no_process(make_study, monkeypatch):
+    monkeypatch.setattr(training, "BLEU_ZERO", -1.0)
+    study = make_study({"levels": [0.5]})
+    [chain] = study.follow([study.chain(slt, 1)])
+    for run in chain.runs:
+        assert not run.scored()
+        workers._train(run.ticket)  # what a process does with a ticket: train unless stored, and score
+        assert run.scored()
+    monkeypatch.setattr(workers, "_train", None)
+    monkeypatch.setattr(workers.Workers, "first_done", None)
+    [again] = study.follow([study.chain(slt, 1)], jobs=2)
+    assert [run.id for run in again.runs] == [run.id for run in chain.runs]
+
+
+def test_an_error_in_a_training_reaches_the_caller(make_study):
+    broken = make_study({"training": {"batch": {"rows": 8, "length": 8}}})  # no pair fits
+    with pytest.raises(InputError, match="length"):
+        broken.follow([broken.chain(slt, 1, [0.5])], jobs=2)
+
+
+def test_what_many_chains_wait_for_comes_first(make_study):
+    study = make_study()
+    chains = [study.chain(mp, 1), study.chain(slt, 2), study.chain(slt, 1), study.chain(clt, 1)]
+    asked = [next(chain.generator) for chain in chains]
+    waiting = {i: one if isinstance(one, list) else [one] for i, one in enumerate(asked)}
+    order = _by_urgency(waiting, {i: not isinstance(one, list) for i, one in enumerate(asked)}, {})
+    assert [ticket.train_id for ticket in order] == [
+        ticket.train_id for ticket in (asked[2], asked[1], *asked[0])
+    ]  # seed 1 dense for two chains, seed 2 dense for one, then MP's levels for nobody
+
+
+def children(pid):
+    listed = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout.split()[2:]
+    return [int(child) for child, parent in zip(listed[::2], listed[1::2], strict=True) if int(parent) == pid]
+
+
+def test_no_training_outlives_its_parent(study_file, home):
+    study = study_file({"training": {"steps": 100_000, "checkpoint": 0.0005, "gradual": {"every": 0.02, "until": 0.8}}})
+    with open(home / "log", "wb") as log:
+        command = [sys.executable, "-m", "slt_lib", "run", study, "--seeds", "1", "2", "--techniques", "dense"]
+        parent = subprocess.Popen([*command, "--jobs", "2"], stderr=log, stdout=log)
+    try:
+        for _ in range(600):
+            if (home / "log").read_text().count(": step ") >= 2:
+                break
+            time.sleep(0.1)
+        family = children(parent.pid)
+        assert len(family) >= 2, (home / "log").read_text()
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    for _ in range(100):
+        alive = [pid for pid in family if os.path.exists(f"/proc/{pid}") or _answers(pid)]
+        if not alive:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{alive} still run")
+
+
+def _answers(pid):
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
