@@ -15,9 +15,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from slt_lib.errors import InputError
+from slt_lib.files import sweep, write_bytes
 from slt_lib.params import home
 from slt_lib.report.data import KINDS, RESULT_COLUMNS, csv_bytes
-from slt_lib.store import Damaged, digest, sweep, unseal, write_bytes
+from slt_lib.store import Damaged, digest, unseal
 from slt_lib.study import Chain, Run, Study
 
 

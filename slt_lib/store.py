@@ -7,7 +7,6 @@ nothing, follows no link out of its folder, and takes no more memory than its fi
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -17,7 +16,6 @@ import shutil
 import socket
 import stat
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from slt_lib.errors import InputError
+from slt_lib.files import remedy, sweep, write_bytes
 from slt_lib.params import home
 
 RECORD, RESUME, TICKET = "run.json", "resume.safetensors", "ticket.json"
@@ -61,47 +60,6 @@ def canonical(value) -> str:
 def digest(value) -> str:
     """sha256 of the canonical JSON of `value`."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
-
-
-def write_bytes(path: Path, content: bytes) -> str:
-    """Write a file that appears whole or not at all; returns its sha256. Raises InputError where it can't."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise InputError(f"{path}: {_remedy(error, len(content))}") from None
-    return hashlib.sha256(content).hexdigest()
-
-
-def _remedy(error: OSError, size: int = 0, places: str = "SLT_RUNS or SLT_FIGURES") -> str:
-    """What went wrong with a file that is written, and what a person can do about it."""
-    need = f"{size / 2**20:.1f} MiB needed"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left on the disk ({need}); free some, then run it again"
-    if error.errno == errno.EFBIG:
-        return f"larger than a file may be here ({need}); raise that limit (ulimit -f), then run it again"
-    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or error.errno == errno.EROFS:
-        return f"{error.strerror}; set {places} to a folder that can be written"
-    return f"can't be written ({error.strerror}); check the disk, then run it again"
-
-
-def sweep(folder: Path, age: float = 0.0) -> None:
-    """Remove what a kill left of files half-written in `folder`, where that is older than `age` seconds."""
-    for path in folder.glob(".*.part"):
-        with contextlib.suppress(OSError):  # its writer may be done with it just now
-            if time.time() - path.lstat().st_mtime >= age:
-                path.unlink()
 
 
 def write_json(path: Path, value) -> str:
@@ -270,7 +228,7 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b", buffering=0)
         except OSError as error:
-            raise InputError(f"{path}: {_remedy(error, places='SLT_RUNS')}") from None
+            raise InputError(f"{path}: {remedy(error, places='SLT_RUNS')}") from None
         with file:
             _take(file, path)
             with contextlib.suppress(OSError):  # a full disk: the name of the holder is a courtesy

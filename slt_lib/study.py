@@ -22,8 +22,9 @@ from torch import Tensor
 
 from slt_lib import corpora, decoding, masks, memory, params, schedules, scoring, training, wmt14, workers
 from slt_lib.errors import InputError
+from slt_lib.files import sweep
 from slt_lib.seeds import stream
-from slt_lib.store import RECORD, RESUME, TICKET, Damaged, RunFolder, Store, digest, sealed, sweep, unseal, write_json
+from slt_lib.store import RECORD, RESUME, TICKET, Damaged, RunFolder, Store, digest, sealed, unseal, write_json
 from slt_lib.transformer import Transformer, glorot, prunable, theta_0
 from slt_lib.vocabulary import Vocabulary
 

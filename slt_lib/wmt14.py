@@ -34,8 +34,9 @@ from tqdm.auto import tqdm
 from slt_lib import corpora
 from slt_lib.corpora import Corpus, Split
 from slt_lib.errors import InputError
+from slt_lib.files import sweep, write_bytes
 from slt_lib.params import Wmt14
-from slt_lib.store import Damaged, Store, digest, sealed, sweep, unseal, write_bytes, write_json
+from slt_lib.store import Damaged, Store, digest, sealed, unseal, write_json
 from slt_lib.vocabulary import Encoded, Vocabulary
 
 TEXT_VERSION = 1  # raise when a change of code changes the cleaned text

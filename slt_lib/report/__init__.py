@@ -11,8 +11,9 @@
 import os
 from pathlib import Path
 
+from slt_lib.files import write_bytes
 from slt_lib.report.claims import CLAIMS, Claims, claims_table
-from slt_lib.report.data import Cell, Figures, load, merge, write_atomically
+from slt_lib.report.data import Cell, Figures, load, merge
 from slt_lib.report.judging import MARGIN, Claim, Verdict, judge
 from slt_lib.report.paper import paper_figures, paper_folder, paper_table
 from slt_lib.report.plots import all_plots, plot_cost, plot_kept, plot_magnitudes, plot_scores, save_plot
@@ -74,7 +75,8 @@ def render(folder: str | os.PathLike) -> dict[str, Path]:
     texts |= {"claims.csv": verdicts.csv, "claims.md": verdicts.markdown, "contrasts.csv": verdicts.contrasts}
     texts["summary.md"] = summary(figures, verdicts)
     for name, text in texts.items():
-        paths[name] = write_atomically(figures.path / name, text)
+        paths[name] = figures.path / name
+        write_bytes(paths[name], text.encode())
     for name, plot in all_plots(figures):
         for path in save_plot(plot, figures.path, name):
             paths[path.name] = path

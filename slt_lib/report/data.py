@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from slt_lib.errors import InputError
+from slt_lib.files import write_bytes
 
 TECHNIQUES = ("mp", "lt", "slt", "clt", "slt-mp", "mp-slt")  # the order of Table 1
 HYBRID_SWITCH = 0.6  # SLT-MP and MP-SLT change technique here (paper, section 4 and caption of Table 1)
@@ -56,7 +57,7 @@ def merge(folder: str | os.PathLike) -> dict[str, Path]:
         parts = sorted((folder / "parts").glob(f"*.{name}"))
         if parts:
             header, rows = _merged(parts, columns, key, strict=kind != "provenance")
-            write_atomically(folder / name, csv_bytes(header, rows, packed=name.endswith(".gz")))
+            write_bytes(folder / name, csv_bytes(header, rows, packed=name.endswith(".gz")))
     return {kind: folder / name for kind, (name, _, _) in KINDS.items() if (folder / name).is_file()}
 
 
@@ -138,18 +139,6 @@ def csv_bytes(header: Iterable[str], rows: Iterable[Iterable[str]], packed: bool
 def csv_text(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """The rows as CSV text with one line end everywhere."""
     return csv_bytes(header, rows).decode()
-
-
-def write_atomically(path: Path, content: bytes | str) -> Path:
-    """Write by a temporary file beside `path` and os.replace, so that a reader never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 @dataclass(frozen=True)

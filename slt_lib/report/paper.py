@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-from slt_lib.report.data import HYBRID_SWITCH, RESULT_COLUMNS, Figures, csv_text, load, write_atomically
+from slt_lib.files import write_bytes
+from slt_lib.report.data import HYBRID_SWITCH, RESULT_COLUMNS, Figures, csv_bytes, load
 
 PAPER_STEPS = 500_000
 PAPER_TEST_SET = "newstest2014"
@@ -56,9 +57,9 @@ def paper_folder(path: str | os.PathLike) -> Path:
     study = {"study": "paper", "rehearsal": False, "printed": True, "pairs": pairs}
     study |= {"levels": sorted({float(row["sparsity"]) for row in rows} - {0.0}), "seeds": [0], "steps": PAPER_STEPS}
     study |= {"test_sets": {pair: [PAPER_TEST_SET] for pair in pairs}}
-    write_atomically(path / "study.json", json.dumps(study, indent=1) + "\n")
+    write_bytes(path / "study.json", (json.dumps(study, indent=1) + "\n").encode())
     table = [[row[column] for column in RESULT_COLUMNS] for row in rows]
-    write_atomically(path / "results.csv", csv_text(RESULT_COLUMNS, table))
+    write_bytes(path / "results.csv", csv_bytes(RESULT_COLUMNS, table))
     return path
 
 

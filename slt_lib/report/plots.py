@@ -11,7 +11,8 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from slt_lib.report.data import TECHNIQUES, Figures, label, percent, write_atomically
+from slt_lib.files import write_bytes
+from slt_lib.report.data import TECHNIQUES, Figures, label, percent
 from slt_lib.report.paper import paper_figures
 from slt_lib.report.statistics import interval, mean_magnitudes
 
@@ -245,7 +246,8 @@ def save_plot(figure: Figure, folder: Path, name: str) -> list[Path]:
         for kind, metadata in blank.items():
             out = io.BytesIO()
             figure.savefig(out, format=kind, dpi=150, metadata=metadata)
-            paths.append(write_atomically(Path(folder) / f"{name}.{kind}", out.getvalue()))
+            paths.append(Path(folder) / f"{name}.{kind}")
+            write_bytes(paths[-1], out.getvalue())
     return paths
 
 

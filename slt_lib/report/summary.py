@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from slt_lib.errors import InputError
+from slt_lib.files import write_bytes
 from slt_lib.report.claims import Claims, claims_table
-from slt_lib.report.data import KINDS, Figures, label, write_atomically
+from slt_lib.report.data import KINDS, Figures, label
 from slt_lib.report.tables import markdown_rows, table
 
 BEGIN, END = "<!-- results of {}: made by `python -m slt_lib report {} --into {}` -->", "<!-- end of results -->"
@@ -42,7 +43,8 @@ def into(figures: Figures, path: str | os.PathLike) -> Path:
     _, closed, after = rest.partition(END)
     if not (found and closed):
         raise InputError(f"{path}: the marks are missing; write a line {begin} and, below it, {END}")
-    return write_atomically(path, f"{before}{begin}\n\n{summary(figures)}\n{END}{after}")
+    write_bytes(path, f"{before}{begin}\n\n{summary(figures)}\n{END}{after}".encode())
+    return path
 
 
 def _scores(figures: Figures, pair: str) -> str:
