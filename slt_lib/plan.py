@@ -287,15 +287,16 @@ def _pair_text(study: Planned, listed: list[Row], rate: tuple[float, str] | None
     aligned = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in cells)
     loss = "packing leaves a few percent of them empty" if batch.packed else "a row holds one pair, padded"
     lines = [
-        f"{study.name} {study.pair}: {weights:,} parameters, {matrices:,} of them in matrices; {settings.steps:,} steps of "
-        f"{batch.rows} x {batch.length} slots a side; seeds {', '.join(map(str, study.seeds))}",
+        f"{study.name} {study.pair}: {weights:,} parameters, {matrices:,} of them in matrices; "
+        f"{settings.steps:,} steps of {batch.rows} x {batch.length} slots a side; "
+        f"seeds {', '.join(map(str, study.seeds))}",
         "",
         *aligned,
         "",
         f"trainings: new ones, {len(everything) / len(study.seeds):g} a seed in all; shared: those of a row above",
         "waves: trainings of the longest chain, in which each waits for the one before",
         f"tokens: target slots, rows x length x steps, an upper bound: {loss}",
-        f"FLOPs: forward and backward, {_short(flops(model, batch.rows, batch.length))} a step",
+        f"FLOPs: forward and backward, {flops(model, batch.rows, batch.length):.3g} a step",
         f"disk: GiB of finished runs; a training under way takes up to {peak / GIB:.3g} GiB beside",
         "dev, test: sentences to decode, at each checkpoint and of each run",
     ]
@@ -306,8 +307,8 @@ def _pair_text(study: Planned, listed: list[Row], rate: tuple[float, str] | None
         lines.append("hours: pass --rate TOKENS_PER_SECOND, or --measure; no run of this study is finished here")
         return "\n".join(lines)
     lines += [
-        f"hours: of what is left, one training after another; path: along the longest chain; {rate[0]:,.0f} target tokens/s, "
-        f"{rate[1]}",
+        "hours: of what is left, one training after another; path: along the longest chain; "
+        f"{rate[0]:,.0f} target tokens/s, {rate[1]}",
         f"a training: {_hours(hours)}; from checkpoint to checkpoint, which a queue's time limit must allow: "
         f"{_hours(hours * settings.checkpoint)}",
         f"in all: {_hours(hours * len(left))} on one device, {_hours(hours * makespan(left, devices))} on {devices}, "
@@ -330,7 +331,7 @@ def _cells(study: Planned, row: Row, left: dict[str, Ticket], hours: float | Non
         f"{row.waves}",
         _short(settings.steps * count),
         _short(tokens(settings) * count),
-        _short(work),
+        f"{work:.2e}".replace("e+", "e"),
         f"{disk / GIB:.3g}",
         *([f"{each * count:,}" for each in decoded] if decoded else ["?", "?"]),
         *([f"{count - len(own)}", f"{len(own)}"] if known else ["?", "?"]),
@@ -339,11 +340,12 @@ def _cells(study: Planned, row: Row, left: dict[str, Ticket], hours: float | Non
 
 
 def _short(value: float) -> str:
-    """Three digits and a prefix: 12M, 197G, 77.9E."""
-    for prefix in ("", "k", "M", "G", "T", "P", "E", "Z"):
-        if value < 999.5 or prefix == "Z":
-            return f"{value:.3g}{prefix}" if value < 999.5 else f"{value:,.0f}{prefix}"
+    """Three digits and a prefix: 12M, 197G."""
+    for prefix in ("", "k", "M", "G"):
+        if value < 999.5:
+            return f"{value:.3g}{prefix}"
         value /= 1000
+    return f"{value:.3g}T"
 
 
 def _number(value: float) -> str:
