@@ -219,7 +219,7 @@ def measure(study: Planned, seconds: float = SECONDS) -> tuple[float, str]:
     batch = study.params.training.batch
     first = _step_seconds(study, 1, 2)
     most = max(1, min(batch.rows, int(seconds / (4 * first))))
-    steps = max(3, min(20, int(seconds / (first * most))))
+    steps = min(study.params.training.steps, max(3, min(20, int(seconds / (first * most)))))
     rate = most * batch.length / _step_seconds(study, most, steps)
     where = f"measured over {steps} steps of {most} x {batch.length} on {device()}"
     return rate, where + ("" if most == batch.rows else f", fewer rows than the study's {batch.rows}")
@@ -233,17 +233,11 @@ def _step_seconds(study: Planned, count: int, steps: int) -> float:
     ids = stream(0, "measure").integers(3, size, size=(count * (steps + 1), length), dtype=np.int32)
     side = Encoded(ids.reshape(-1), np.arange(len(ids) + 1) * length)
     data = training.Data(range(size), side, side, side, [])
-    start = training.Start(theta_0(study.model(), 0), None, None, settings.optimizer, 0, 0)
+    start = training.Start(theta_0(training.new_model(settings, size), 0), None, None, settings.optimizer, 0, 0)
     marks = []
     with study.threads():
-        training.train(
-            settings,
-            data,
-            start,
-            report=lambda *_: marks.append(time.perf_counter()),
-            until=[min(steps, settings.steps)],
-        )
-    return statistics.median(np.diff(marks)) if len(marks) > 1 else float("inf")
+        training.train(settings, data, start, report=lambda *_: marks.append(time.perf_counter()), until=[steps])
+    return statistics.median(np.diff(marks))
 
 
 # The text ------------------------------------------------------------
@@ -327,7 +321,7 @@ def _cells(study: Planned, row: Row, left: dict[str, Ticket], hours: float | Non
     return [
         row.technique,
         f"{count}",
-        f"{row.shared}" if row.technique != "total" else "",
+        f"{row.shared}" if row.technique != "total" else "-",
         f"{row.waves}",
         _short(settings.steps * count),
         _short(tokens(settings) * count),
@@ -335,7 +329,7 @@ def _cells(study: Planned, row: Row, left: dict[str, Ticket], hours: float | Non
         f"{disk / GIB:.3g}",
         *([f"{each * count:,}" for each in decoded] if decoded else ["?", "?"]),
         *([f"{count - len(own)}", f"{len(own)}"] if known else ["?", "?"]),
-        *(["", ""] if hours is None else [_number(hours * len(own)), _number(hours * makespan(own, len(own)))]),
+        *(["-", "-"] if hours is None else [_number(hours * len(own)), _number(hours * makespan(own, len(own)))]),
     ]
 
 
