@@ -78,6 +78,17 @@ def test_of_a_corpus_that_is_not_there_nothing_is_said(home, offline, planned):
     assert table(said)["slt"]["dev"] == "?" and "hours: pass --rate" in said
 
 
+def test_multi30k_is_at_hand_where_all_of_it_is(home, monkeypatch):
+    monkeypatch.setenv("SLT_DATA", str(home))
+    names = [name for name in corpora.MULTI30K_SHA256 if ".fr." not in name]
+    for folder, some in (("multi30k", names[::2]), ("cache/slt_lib/multi30k", names[1::2])):
+        assert not corpora.multi30k_at_hand("en-de")
+        (home / folder).mkdir(parents=True)
+        for name in some:
+            (home / folder / name).touch()
+    assert corpora.multi30k_at_hand("en-de") and not corpora.multi30k_at_hand("en-fr")
+
+
 def test_a_plan_is_what_a_run_trains(home, study_file, planned, monkeypatch):
     """N left, then the run, then none; every ticket that was planned is there under its id, in the planned size."""
     monkeypatch.setattr(training, "BLEU_ZERO", -1.0)  # so small a model says nothing right
