@@ -305,8 +305,9 @@ def _pair_text(study: Planned, listed: list[Row], rate: tuple[float, str] | None
         f"{rate[0]:,.0f} target tokens/s, {rate[1]}",
         f"a training: {_hours(hours)}; from checkpoint to checkpoint, which a queue's time limit must allow: "
         f"{_hours(hours * settings.checkpoint)}",
-        f"in all: {_hours(hours * len(left))} on one device, {_hours(hours * makespan(left, devices))} on {devices}, "
-        f"{_hours(hours * makespan(left, len(left)))} on as many as can be used",
+        f"in all: {_hours(hours * len(left))} on one device, "
+        + (f"{_hours(hours * makespan(left, devices))} on {devices}, " if devices > 1 else "")
+        + f"{_hours(hours * makespan(left, len(left)))} on as many as can be used",
     ]
     return "\n".join(lines)
 
