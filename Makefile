@@ -1,8 +1,10 @@
 # make study [STUDY=quick]   set up and run a study: trainings, tables, plots
+# make cluster STUDY=wmt14-en-de GPUS=8   the same in a Slurm queue, with GPUs a job (profiles/slurm/config.yaml)
 # make test                  set up and run all tests
 # make soak [MINUTES=20]     kill a small study at random moments, at least 20 times, and compare what it ends in
 # make lab                   set up and open JupyterLab on the notebooks
 STUDY ?= quick
+GPUS ?= 1
 ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
 BIN := $(ROOT)/.venv/bin
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -11,11 +13,15 @@ export PATH := $(BIN):$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 unexport PYTHONPATH
 
-.PHONY: study test soak lab notebooks lint clean
+.PHONY: study cluster test soak lab notebooks lint clean
 study: $(ROOT)/.venv/ready
 	@cd $(ROOT) && python -m slt_lib data $(STUDY)
 	@cd $(ROOT) && snakemake --profile profiles/default --config study=$(STUDY)
 	@echo "Read $${SLT_FIGURES:-figures}/$(STUDY)/report.html; the notebooks are in $${SLT_BUILD:-build}/$(STUDY)/"
+
+cluster: $(ROOT)/.venv/ready
+	@cd $(ROOT) && python -m slt_lib data $(STUDY)
+	@cd $(ROOT) && snakemake --profile profiles/slurm --config study=$(STUDY) gpus=$(GPUS)
 
 test: $(ROOT)/.venv/ready
 	@cd $(ROOT) && bash tests/run

@@ -1,4 +1,5 @@
 # One job is one notebook for one pair and seed (MP also one level); a display job shows all its seeds; a report closes.
+# So a chain of twelve levels that wait for each other is one job, and one wait in a queue; MP's levels wait for none.
 # A job's marker in figures/<study>/parts is set after papermill has ended well: a notebook that it wrote is no proof.
 import os
 import sys
@@ -11,6 +12,13 @@ try:
     SETTINGS = params.load(STUDY)
 except InputError as error:
     raise WorkflowError(str(error))
+
+# config gpus: 0, as on a laptop, and the notebook trains; N, and each job holds N GPUs and trains on them first.
+try:
+    GPUS = int(config.get("gpus", 0))
+    assert GPUS >= 0
+except (ValueError, AssertionError):
+    raise WorkflowError(f"gpus={config['gpus']}: GPUs a job are a whole number from 0")
 
 FIGURES = os.path.join(os.environ.get("SLT_FIGURES", "figures"), STUDY)
 BUILD = os.path.join(os.environ.get("SLT_BUILD", "build"), STUDY)
@@ -27,6 +35,32 @@ PAPERMILL = (
     "OMP_NUM_THREADS={threads} SLT_PROGRESS=lines papermill {input.notebook} {params.out} -k python3"
     " --no-progress-bar -p study " + STUDY
 )
+
+
+def training(levels=""):
+    """What a job with GPUs does before its notebook, which then finds its runs in the store.
+
+    The ablations have no command of their own: their notebook trains, on one GPU.
+    """
+    if not GPUS:
+        return ""
+    start = "python" if GPUS == 1 else f"torchrun --standalone --nproc-per-node {GPUS}"
+    return (
+        "name={wildcards.notebook} && name=${{name#*_}} && {{ [ $name = ablations ] || OMP_NUM_THREADS={threads} "
+        + start + " -m slt_lib run " + STUDY + " --no-report --pair {wildcards.pair} --seeds {wildcards.seed}" + levels
+        + " --techniques ${{name//_/-}}; }} > {log} 2>&1 && "
+    )
+
+
+LOG = " --log-output " + (">>" if GPUS else ">") + " {log} 2>&1 && touch {output}"
+
+
+def gpus(wildcards):
+    return min(GPUS, 1) if wildcards.notebook == "08_ablations" else GPUS
+
+
+def cpus(wildcards):
+    return SETTINGS.threads * max(1, gpus(wildcards))
 
 
 def job(notebook, pair, seed, level=None):
@@ -82,13 +116,25 @@ rule all:
 
 
 def before(wildcards):
-    """What a job would otherwise wait for at a lock: the dense run, and for ablations the chains that they vary."""
-    if wildcards.notebook == "01_dense":
+    """What a job would otherwise wait for at a lock: the dense run, and for ablations the chains that they vary.
+
+    With GPUs, which are not to be held in waiting, all that it shares with another: no two jobs want one training, and
+    locks that do not reach from node to node are not missed.
+    """
+    name, techniques = wildcards.notebook, SETTINGS.pairs[wildcards.pair]
+    if name == "01_dense":
         return []
-    first = ["01_dense"]
-    if wildcards.notebook == "08_ablations":
-        first += [NOTEBOOKS[name] for name in ("slt", "clt") if name in SETTINGS.pairs[wildcards.pair]]
-    return [job(name, wildcards.pair, wildcards.seed) for name in first]
+    first, levels = ["01_dense"], []
+    if name == "08_ablations":
+        first += [NOTEBOOKS[technique] for technique in ("slt", "clt") if technique in techniques]
+        levels = [level for level in SETTINGS.levels if level <= 0.5]  # where they are compared
+    if GPUS and name == "06_slt_mp" and "slt" in techniques and SETTINGS.levels[0] == 0.5:
+        first += ["04_slt"]  # both prune the dense run to 50% at once
+    if name == "07_mp_slt":
+        levels = [level for level in SETTINGS.levels if level == 0.6]  # where it leaves MP
+    shared = levels if GPUS and "mp" in techniques else []
+    found = [job(each, wildcards.pair, wildcards.seed) for each in first]
+    return found + [job("02_mp", wildcards.pair, wildcards.seed, level) for level in shared]
 
 
 rule train:
@@ -105,13 +151,17 @@ rule train:
     log:
         BUILD + "/{pair}/jobs/{notebook}.seed{seed}.log",
     threads: SETTINGS.threads
+    resources:
+        gpu=gpus,
+        cpus_per_task=cpus,
     shell:
-        "mkdir -p $(dirname {params.out}) && " + PAPERMILL + " -p pair {wildcards.pair}"
-        " -y 'seeds: [{wildcards.seed}]'{params.asked} --log-output > {log} 2>&1 && touch {output}"
+        "mkdir -p $(dirname {params.out}) && " + training() + PAPERMILL + " -p pair {wildcards.pair}"
+        " -y 'seeds: [{wildcards.seed}]'{params.asked}" + LOG
 
 
 rule train_level:
     input:
+        lambda wildcards: before(wildcards) if GPUS else [],
         notebook="notebooks/{notebook}.ipynb",
         study=f"params/{STUDY}.yaml",
     output:
@@ -122,9 +172,12 @@ rule train_level:
     log:
         BUILD + "/{pair}/jobs/{notebook}.seed{seed}.level{level}.log",
     threads: SETTINGS.threads
+    resources:
+        gpu=gpus,
+        cpus_per_task=cpus,
     shell:
-        "mkdir -p $(dirname {params.out}) && " + PAPERMILL + " -p pair {wildcards.pair}"
-        " -y '{{seeds: [{wildcards.seed}], levels: [{wildcards.level}]}}' --log-output > {log} 2>&1 && touch {output}"
+        "mkdir -p $(dirname {params.out}) && " + training(" --levels {wildcards.level}") + PAPERMILL
+        + " -p pair {wildcards.pair} -y '{{seeds: [{wildcards.seed}], levels: [{wildcards.level}]}}'" + LOG
 
 
 rule display:

@@ -1,4 +1,4 @@
-"""The command line: python -m slt_lib data | run | runs | translate | report."""
+"""The command line: python -m slt_lib data | plan | run | runs | translate | report."""
 
 import argparse
 import json
@@ -21,6 +21,13 @@ def data(options) -> None:
         print(f"{pair}: vocabulary of {len(study.vocabulary):,} word pieces, sha256 {study.vocabulary.digest[:16]}")
 
 
+def plan(options) -> None:
+    """A study in numbers before it is run: trainings, waves, tokens, FLOPs, disk, hours, and what is left of it."""
+    from slt_lib import plan as room
+
+    print(room.text(options.study, options.rate, options.gpus, options.measure))
+
+
 def run(options) -> None:
     """Advance all chains of a study, a training a core, score their runs and write the report."""
     from slt_lib import params, report
@@ -37,8 +44,9 @@ def run(options) -> None:
         chains = [study.chain(RECIPES[name], seed) for seed in study.seeds for name in wanted]
         study.follow(chains, jobs=options.jobs or default_jobs(settings.threads))
         record(study, chains)
-    for path in report.render(figures(study.name)).values():
-        print(os.path.relpath(path))
+    if options.report:
+        for path in report.render(figures(study.name)).values():
+            print(os.path.relpath(path))
 
 
 def runs(options) -> None:
@@ -121,6 +129,10 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     command(data)
+    added = command(plan)
+    added.add_argument("--rate", type=float, metavar="TOKENS_PER_SECOND", help="target tokens a second of one training")
+    added.add_argument("--measure", action="store_true", help="measure that rate here, in about a minute")
+    added.add_argument("--gpus", type=int, default=1, metavar="N", help="devices, with a training each; default: 1")
     added = command(run)
     added.add_argument("--pair", default="", help="one language pair; default: all of the study")
     added.add_argument("--seeds", type=int, nargs="+", default=(), help="default: the study's")
@@ -128,6 +140,7 @@ def parser() -> argparse.ArgumentParser:
     names = ("dense", "mp", "lt", "slt", "clt", "slt-mp", "mp-slt")
     added.add_argument("--techniques", nargs="+", choices=names, default=(), help="default: the pair's")
     added.add_argument("--jobs", type=int, default=0, help="trainings at once; default: one for each core")
+    added.add_argument("--no-report", dest="report", action="store_false", help="leave the report to a later command")
     added = command(runs, study=False)
     added.add_argument("what", choices=("list", "show", "remove"))
     added.add_argument("id", nargs="?", help="a run's id or how it begins")

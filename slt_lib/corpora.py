@@ -125,6 +125,14 @@ def multi30k(pair: str) -> Corpus:
     return Corpus("multi30k", pair, split("train", "train", True), split("dev", "val"), tests)
 
 
+def multi30k_at_hand(pair: str) -> bool:
+    """Whether all files of `multi30k(pair)` are in $SLT_DATA/multi30k or the cache, so that none is downloaded."""
+    splits = ("train", "val", *MULTI30K_TESTS)
+    names = [f"{split}.{language}.gz" for split in splits for language in _languages(pair, "multi30k")]
+    folders = [folder / "multi30k" for folder in (data_folder(), cache_folder()) if folder]
+    return all(any((folder / name).exists() for folder in folders) for name in names)
+
+
 def files(folder: str | Path, pair: str, tests: Sequence[str] = ("test",)) -> Corpus:
     """The user's own text: train.<language>, dev.<language> and <test>.<language> in a folder, plain or .gz.
 

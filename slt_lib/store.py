@@ -31,6 +31,7 @@ from slt_lib.files import remedy, sweep, write_bytes
 from slt_lib.params import home
 
 RECORD, RESUME, TICKET = "run.json", "resume.safetensors", "ticket.json"
+NOBODY = "another process"  # what is said where a lock file holds no name
 PATIENCE = 3.0  # seconds at a lock before its holder is named
 FIELDS = {
     "steps": int,
@@ -222,7 +223,12 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, name: str):
-        """Hold the lock `name`: one trains, another waits; the system frees it when its holder dies."""
+        """Hold the lock `name`: one trains, another waits; the system frees it when its holder dies.
+
+        On a disk of several machines it is only as good as that disk's `flock`: NFS 4, CephFS and Lustre mounted with
+        `flock` carry it from one to the other; Lustre's `localflock` and NFS's `local_lock` do not. A name left in the
+        file by another machine is told, for it is all that would be seen of that.
+        """
         path = self.path / "locks" / f"{name}.lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -231,11 +237,23 @@ class Store:
             raise InputError(f"{path}: {remedy(error, places='SLT_RUNS')}") from None
         with file:
             _take(file, path)
+            left, here = _holder(file), socket.gethostname()
+            if left != NOBODY and not left.endswith(f" on {here}"):
+                print(
+                    f"{path}: {left} did not give it back: it was killed, or locks do not reach from that machine to "
+                    "this one; make sure that it has ended",
+                    file=sys.stderr,
+                    flush=True,
+                )
             with contextlib.suppress(OSError):  # a full disk: the name of the holder is a courtesy
                 file.truncate(0)
                 file.seek(0)
-                file.write(f"{os.getpid()} on {socket.gethostname()}\n".encode())
-            yield
+                file.write(f"{os.getpid()} on {here}\n".encode())
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    file.truncate(0)
 
     def held(self) -> list[str]:
         """One line a lock that a process holds now, as a training does that an earlier command left under way."""
@@ -277,4 +295,4 @@ def _holder(file) -> str:
     """Who wrote its name into a lock file."""
     file.seek(0)
     name = file.readline(200).strip()
-    return f"process {name.decode()}" if re.fullmatch(rb"\d+ on [\w.-]+", name) else "another process"
+    return f"process {name.decode()}" if re.fullmatch(rb"\d+ on [\w.-]+", name) else NOBODY

@@ -457,15 +457,27 @@ class Study:
             case params.Wmt14() as public:
                 return wmt14.corpus(self.pair, public, self.store)
 
+    def corpus_at_hand(self) -> bool:
+        """Whether opening the corpus neither downloads nor prepares anything, nor waits for one who does."""
+        match self.params.corpus:
+            case params.Multi30k():
+                return corpora.multi30k_at_hand(self.pair)
+            case params.Wmt14() as public:
+                return wmt14.at_hand(self.pair, public, self.store)
+        return True
+
+    def vocabulary_file(self) -> Path:
+        """Where the vocabulary of this corpus and size is kept, once it is built."""
+        sample = self.corpus.train.sample
+        of = {"corpus": self.corpus.digest, "size": self.params.vocabulary}
+        of |= {"tokenizers": importlib.metadata.version("tokenizers")} | ({"sample": sample} if sample else {})
+        return self.store.path / "vocabularies" / f"{digest(of)[:32]}.json"
+
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:
         """Built once from the training text, then read from the store by what it was built from."""
-        size = self.params.vocabulary
-        split = self.corpus.train
-        of = {"corpus": self.corpus.digest, "size": size, "tokenizers": importlib.metadata.version("tokenizers")}
-        key = digest(of | ({"sample": split.sample} if split.sample else {}))
-        path = self.store.path / "vocabularies" / f"{key[:32]}.json"
-        with self.store.lock(f"vocabulary-{key[:32]}"):
+        size, split, path = self.params.vocabulary, self.corpus.train, self.vocabulary_file()
+        with self.store.lock(f"vocabulary-{path.stem}"):
             if (stored := _stored(path, "tokenizer")) is not None:
                 try:
                     found = Vocabulary(stored["tokenizer"])

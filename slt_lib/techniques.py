@@ -4,6 +4,8 @@ A chain yields a ticket, or a list of independent ones, and is sent the trained 
 sparsities wanted, rising. Every knob's default is the paper's setting; the ablations are the same recipes with others.
 """
 
+from collections.abc import Callable, Sequence
+
 from slt_lib.errors import InputError
 from slt_lib.study import Recipe, Study
 
@@ -159,3 +161,29 @@ clt_control.technique = "clt"  # their rows stand beside the recipe that they va
 slt_control.technique = "slt"
 
 RECIPES = {"dense": dense, "mp": mp, "lt": lt, "slt": slt, "clt": clt, "slt-mp": slt_mp, "mp-slt": mp_slt}
+
+ABLATION_LEVEL = 0.5  # where they are compared: the paper's random signs are at 50%
+ABLATIONS = ("signs", "rewind", "optimizer")  # the paper's own; what notebook 08 and the plan take by default
+
+
+def comparisons(
+    at: float = ABLATION_LEVEL, rewinds: Sequence[float] = (0.025, 0.075, 1.0), switches: Sequence[float] = (0.5, 0.7)
+) -> dict[str, list[tuple[Callable[..., Recipe], dict]]]:
+    """Name of a comparison -> recipes and knobs, the default first; notebook 08 says what each asks."""
+    return {
+        "signs": [(clt, {}), (clt_control, {"signs": "random", "at": at})],
+        "frankle": [
+            (clt, {}),
+            *[(clt_control, {"magnitudes": kind, "at": at}) for kind in ("redrawn", "shuffled")],
+            *[(clt_control, {"signs": "random", "magnitudes": kind, "at": at}) for kind in ("constant", "redrawn")],
+        ],
+        "rewind": [(slt, {}), *[(slt, {"rewind": point}) for point in rewinds]],
+        "source": [(slt, {}), (slt, {"source": "dense"}), (slt_mp, {}), (slt_mp, {"source": "dense"})],
+        "one-shot": [(slt, {}), (slt, {"iterative": False})],
+        "stepwise": [(slt_mp, {}), (slt_mp, {"stepwise": True})],
+        "switch": [(slt_mp, {}), *[(slt_mp, {"switch": point, "first": point - 0.1}) for point in switches]],
+        "optimizer": [*[(recipe, {"optimizer": name}) for recipe in (dense, mp, slt) for name in ("", "adam")]],
+        "average": [(dense, {}), (mp, {}), (slt, {})],
+        "controls": [(slt, {}), *[(slt_control, {"control": kind, "at": at}) for kind in ("mask", "weights")]],
+        "again": [(slt, {}), (slt_control, {"control": "none"})],
+    }

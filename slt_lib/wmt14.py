@@ -235,6 +235,19 @@ class Lines(Sequence):
         return gzip.decompress(packed).decode().split("\n") if chunk["pairs"] else []
 
 
+def at_hand(pair: str, settings: Wmt14, store: Store) -> bool:
+    """Whether `corpus` finds all it gives prepared in `store`, so that it downloads, reads and waits for nothing."""
+    folder = _folder(pair, _parts(pair, settings), settings, store)
+    try:
+        manifest = unseal(folder / "manifest.json")
+        for name in TEST_SETS:
+            unseal(store.path / "wmt14" / f"{name}.{pair}.json")
+    except Damaged:
+        return False
+    chunks = [chunk for state in manifest["parts"].values() for chunk in state["chunks"]]
+    return "digest" in manifest and all(_there(folder, chunk) for chunk in chunks)
+
+
 def _file(chunk: dict, side: str) -> str:
     return f"{chunk['part']}.{chunk['number']:05d}.{side}.gz"
 
@@ -282,14 +295,20 @@ class Streamed(Split):
         return _encoded(self, vocabulary)
 
 
-def _train(pair: str, parts: dict[str, Archive], settings: Wmt14, store: Store) -> Streamed:
-    """The cleaned text of all archives, from the store as far as it is there. Archives are opened for what is not."""
+def _folder(pair: str, parts: dict[str, Archive], settings: Wmt14, store: Store) -> Path:
+    """Where the cleaned text of these archives is kept."""
     limits = settings.max_words, settings.max_ratio
     sums = [[name, archive.sha256, archive.member] for name, archive in parts.items()]
     key = digest({"pair": pair, "archives": sums, "limits": limits, "chunk": CHUNK, "version": TEXT_VERSION})[:32]
-    folder = store.path / "wmt14" / key
+    return store.path / "wmt14" / key
+
+
+def _train(pair: str, parts: dict[str, Archive], settings: Wmt14, store: Store) -> Streamed:
+    """The cleaned text of all archives, from the store as far as it is there. Archives are opened for what is not."""
+    limits = settings.max_words, settings.max_ratio
+    folder = _folder(pair, parts, settings, store)
     record = folder / "manifest.json"
-    with store.lock(f"wmt14-{key}"):
+    with store.lock(f"wmt14-{folder.name}"):
         sweep(folder)
         try:
             manifest = unseal(record)

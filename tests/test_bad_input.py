@@ -230,6 +230,10 @@ COMMANDS = {
         "'../figures' names 0 runs under HOME/runs; `runs list` shows them",
     ),
     "no run named": ("runs remove", "None names 0 runs under HOME/runs; `runs list` shows them"),
+    "a plan of nothing": ("plan nosuch", "study 'nosuch': there is no params/nosuch.yaml; known studies: one"),
+    "a plan without speed": ("plan TINY --rate 0", "--rate 0: target tokens a second must be a number above 0"),
+    "a plan at two speeds": ("plan TINY --rate 9 --measure", "--rate and --measure: give one of them"),
+    "a plan for no device": ("plan TINY --gpus 0", "--gpus 0: at least 1 is needed"),
     "a word for a level": (
         "run TINY --levels half",
         "python -m slt_lib run: error: argument --levels: invalid float value: 'half'",

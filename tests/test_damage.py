@@ -528,6 +528,19 @@ def test_the_holder_of_a_lock_is_named(tmp_path, monkeypatch, capsys):
         assert Store(tmp_path).held() == []
 
 
+def test_a_lock_that_another_machine_left_is_told(tmp_path, capsys):
+    """Its holder was killed there, or holds it still where locks do not reach; one given back says nothing."""
+    path = tmp_path / "locks" / "x.lock"
+    path.parent.mkdir()
+    path.write_text("7 on elsewhere\n")
+    for told in (1, 0):
+        with Store(tmp_path).lock("x"):
+            pass
+        said = capsys.readouterr().err
+        assert said.count("process 7 on elsewhere did not give it back: it was killed, or locks do not") == told
+        assert said.count("\n") == told and path.read_text() == ""
+
+
 def test_the_name_of_a_run_is_the_digest_of_its_ticket(original):
     for train_id in original[1:]:
         folder = Store(original[0] / "runs").folder(train_id)

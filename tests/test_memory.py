@@ -95,3 +95,14 @@ def test_the_papers_column(sparsity):
         size += memory.compressed_csc_bytes({"kernel": pruned((rows, sample), sparsity).T}) * count * columns / sample
     size += memory.compressed_csc_bytes({"embedding": pruned((33708, 16), sparsity)}) * 512 / 16
     assert size / 2**20 == pytest.approx(PAPER[sparsity], rel=0.05 if sparsity <= 0.9 else 0.15)
+
+
+def test_some_columns_stand_for_all():
+    """Of the shapes alone: against the same bytes of whole matrices, and no value is read."""
+    shapes = {"embedding": (4096, 64), "query": (64, 64), "inner": (256, 64), "outer": (64, 256)}
+    whole = {name: pruned(shape, 0.8, seed) for seed, (name, shape) in enumerate(shapes.items())}
+    with torch.device("meta"):
+        found = memory.of_random_weights({name: torch.empty(shape) for name, shape in shapes.items()}, 0.8, 1 << 15)
+    assert found["dense"] == memory.dense_bytes(whole)
+    assert found["csc"] == pytest.approx(memory.csc_bytes(whole), rel=1e-3)
+    assert found["compressed"] == pytest.approx(memory.compressed_csc_bytes(whole), rel=0.03)

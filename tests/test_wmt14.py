@@ -291,6 +291,20 @@ def test_nothing_is_checked_or_read_twice(public, monkeypatch):
     assert sorted(summed) == ["training-giga-fren.tar", "training-parallel-commoncrawl.tgz", "training-parallel-un.tgz"]
 
 
+def test_at_hand_is_what_is_prepared(public, make_study, monkeypatch):
+    """So that a plan neither downloads, prepares nor waits; of a text that is not whole it says so."""
+    study = make_study({"corpus": {"name": "wmt14", "news_commentary": "v9"}, "vocabulary": 60})
+    assert not study.corpus_at_hand()
+    kept = corpus_of("en-de")
+    assert study.corpus_at_hand() and not wmt14.at_hand("en-fr", Wmt14(name="wmt14"), Store())
+    for room, name in ((wmt14, "_read"), (wmt14, "locate"), (wmt14, "_test_set")):
+        monkeypatch.setattr(room, name, None)
+    assert study.corpus.digest == kept.digest
+    [first, *_] = sorted(kept.train.source.folder.glob("*.gz"))
+    first.unlink()
+    assert not study.corpus_at_hand()
+
+
 def test_archives_are_downloaded_where_they_are_not_there(public, home, monkeypatch):
     monkeypatch.setenv("SLT_DATA", str(home / "empty"))
     asked = []

@@ -1,0 +1,206 @@
+"""The plan against what a real run trains, against the paper's count, and its numbers against independent ones."""
+
+import ast
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from slt_lib import corpora, params, plan, techniques, training, wmt14
+from slt_lib.__main__ import main
+from slt_lib.params import load
+from slt_lib.seeds import stream
+from slt_lib.store import Store
+from slt_lib.transformer import Batch, SoftmaxLoss
+
+ROOT = Path(__file__).parents[1]
+
+
+def table(said: str) -> dict[str, dict[str, str]]:
+    """The rows of the first table printed, by technique."""
+    lines = said.split("\n\n")[1].splitlines()
+    head = lines[0].split()
+    return {line.split()[0]: dict(zip(head, line.split(), strict=False)) for line in lines[1:]}
+
+
+@pytest.fixture
+def planned(capsys):
+    def command(*arguments) -> str:
+        capsys.readouterr()
+        assert main(["plan", *map(str, arguments)]) == 0
+        return capsys.readouterr().out
+
+    return command
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Any look at the text or the network is an error."""
+
+    def never(*_, **__):
+        raise AssertionError("a plan opens no corpus")
+
+    for room, name in ((wmt14, "corpus"), (wmt14, "_tests"), (corpora, "fetch"), (corpora, "multi30k")):
+        monkeypatch.setattr(room, name, never)
+
+
+@pytest.mark.parametrize(("study", "first"), [("wmt14-en-de", 64), ("wmt14-en-fr", 45)])
+def test_the_paper_s_trainings(study, first, home, offline):
+    """FACTS.md section 7, cost: dense 1, MP, LT, SLT, CLT 12 each, SLT-MP 8, MP-SLT 7 beside its MP run."""
+    pair = study.removeprefix("wmt14-")
+    planned = plan.Planned(study, pair)
+    rows = {row.technique: row for row in plan.rows(planned)}
+    wanted = {"dense": 1, "mp": 12, "lt": 12, "slt": 12, "clt": 12, "slt-mp": 8, "mp-slt": 7}
+    wanted = {name: wanted[name] for name in ["dense", *load(study).pairs[pair]]}
+    assert {name: len(row.tickets) / 2 for name, row in rows.items() if name != "ablations"} == wanted
+    assert sum(wanted.values()) == first
+    assert {name: row.waves for name, row in rows.items()} | {"ablations": 6} == {
+        **dict.fromkeys(wanted, 13),
+        **{name: waves for name, waves in {"dense": 1, "mp": 1, "slt-mp": 3, "mp-slt": 8}.items() if name in wanted},
+        "ablations": 6,
+    }
+    if "ablations" in rows:  # random signs; three rewind points to 50%; Adam's dense run, MP and SLT to 50%
+        assert len(rows["ablations"].tickets) / 2 == 1 + 3 * 5 + 1 + 5 + 5
+    assert planned.done is None and not (home / "runs").exists()
+
+
+def test_of_a_corpus_that_is_not_there_nothing_is_said(home, offline, planned):
+    said = planned("wmt14-en-de", "--rate", 30_000, "--gpus", 8)
+    assert table(said)["slt"]["done"] == table(said)["slt"]["left"] == "?"
+    assert "done, left: not known" in said and "data wmt14-en-de" in said
+    training_hours = 500_000 * 64 * 256 / 30_000 / 3600
+    assert f"a training: {training_hours:.3g} h" in said
+    assert table(said)["total"]["path"] == f"{13 * training_hours:,.0f}"
+    assert table(said)["dense"]["dev"] == f"{2 * 20 * 3000:,}" and table(said)["dense"]["test"] == f"{2 * 5740:,}"
+    said = planned("multi30k")
+    assert table(said)["slt"]["dev"] == "?" and "hours: pass --rate" in said
+
+
+def test_multi30k_is_at_hand_where_all_of_it_is(home, monkeypatch):
+    monkeypatch.setenv("SLT_DATA", str(home))
+    names = [name for name in corpora.MULTI30K_SHA256 if ".fr." not in name]
+    for folder, some in (("multi30k", names[::2]), ("cache/slt_lib/multi30k", names[1::2])):
+        assert not corpora.multi30k_at_hand("en-de")
+        (home / folder).mkdir(parents=True)
+        for name in some:
+            (home / folder / name).touch()
+    assert corpora.multi30k_at_hand("en-de") and not corpora.multi30k_at_hand("en-fr")
+
+
+def test_a_plan_is_what_a_run_trains(home, study_file, planned, monkeypatch):
+    """N left, then the run, then none; every ticket that was planned is there under its id, in the planned size."""
+    monkeypatch.setattr(training, "BLEU_ZERO", -1.0)  # so small a model says nothing right
+    study = study_file({"seeds": [1], "levels": [0.5, 0.7]})
+    before = table(planned(study))
+    count = int(before["total"]["trainings"])
+    # dense; two of MP, LT, SLT, CLT; SLT-MP from SLT's 50%: one; MP-SLT: MP to 60%, trained on there, and 70%
+    assert count == 1 + 4 * 2 + 1 + 3 and before["total"]["left"] == f"{count}" and before["total"]["done"] == "0"
+    assert main(["run", study, "--no-report"]) == 0
+    assert not (home / "figures" / "tiny" / "report.html").exists()
+    assert len(Store().ids()) == count
+    said = planned(study)
+    after = table(said)
+    assert after["total"]["left"] == "0" and after["total"]["done"] == f"{count}"
+    assert f"median of {count} finished runs" in said
+
+    found = plan.Planned(study)
+    plan.rows(found)
+    assert sorted(found.tickets) == Store().ids()
+    for train_id, ticket in found.tickets.items():
+        files = Store().folder(train_id).record()["files"]
+        on_disk = sum((Store().path / train_id / name).stat().st_size for name in files)
+        missing = 5 - len(files) - (not ticket.sparsity)  # at 3 of 12 steps, best, last, mask: the best may be the last
+        one = plan._theta_bytes(found)
+        assert missing in (1, 2) and on_disk + (missing - 1) * one == pytest.approx(
+            plan.kept_bytes(found, ticket), rel=0.2
+        )
+
+
+def test_a_failed_run_ends_its_chain(home, study_file, planned):
+    """BLEU 0 on dev: what the chain would have trained next is not left to do."""
+    study = study_file({"seeds": [1], "levels": [0.5], "pairs": {"en-de": ["slt"]}, "training": {"steps": 2}})
+    assert main(["run", study, "--no-report"]) == 0
+    [run] = [Store().folder(train_id).record() for train_id in Store().ids()][:1]
+    if run["status"] == "ok" and len(Store().ids()) == 2:
+        pytest.skip("this model says something right after two steps")
+    assert table(planned(study))["total"]["left"] == "0"
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "adam"])
+@pytest.mark.parametrize("stale", ["zeroed", "stale"])
+def test_what_a_training_needs_while_it_runs(optimizer, stale, study_file, monkeypatch):
+    """The state to resume from, as it is written."""
+    study = plan.Planned(study_file({"training": {"pruned": stale, "optimizer": optimizer}}))
+    [ticket] = [ticket for ticket in plan.rows(study)[1].tickets.values() if (ticket.seed, ticket.sparsity) == (1, 0.5)]
+    model = training.new_model(study.params.training, 120, 1)
+    weights = dict(model.named_parameters())
+    made = training.new_optimizer(study.params.training, optimizer, weights.values())
+    for weight in weights.values():
+        weight.grad = torch.ones_like(weight)
+    made.step()
+    mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in plan.prunable(weights).items()}
+    split = {name: torch.zeros_like(weight) for name, weight in mask.items()}
+    left = {name: torch.zeros(value.shape) for name, value in split.items()} if stale == "stale" else {}
+    tensors = training._tensors(model, made, mask, left)
+    written = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    theta = sum(4 * weight.numel() for weight in weights.values())
+    assert plan.working_bytes(study, ticket) == pytest.approx(2 * written + theta, abs=1000)  # Adam counts its steps
+
+
+@pytest.mark.parametrize(
+    ("layers", "hidden", "inner", "heads", "rows", "length"), [(1, 16, 32, 2, 8, 24), (2, 32, 48, 4, 3, 40)]
+)
+def test_flops_are_those_that_torch_counts(layers, hidden, inner, heads, rows, length):
+    shape = training.Shape(50, layers, hidden, inner, heads)
+    model = training.Transformer(shape, 1)
+    ids = torch.from_numpy(stream(1, "flops").integers(3, 50, size=(rows, length)))
+    ones, positions = torch.ones_like(ids), torch.arange(length).expand(rows, length)
+    with FlopCounterMode(display=False) as counter:
+        hidden_states = model(Batch(ids, ones, positions, ids, ones, positions, ids))
+        SoftmaxLoss.apply(hidden_states, model.embedding, ids, 0.1, torch.float32).backward()
+    assert counter.get_total_flops() == plan.flops(model, rows, length)
+
+
+def ticket(*parents: str):
+    class Stub:
+        runs, depth = dict.fromkeys(parents), 0
+
+    return Stub
+
+
+@pytest.mark.parametrize(("devices", "rounds"), [(1, 7), (2, 4), (3, 4), (9, 4)])
+def test_makespan(devices, rounds):
+    """A chain of four and three that wait for nothing: the chain goes first; what is done is not waited for."""
+    tickets = {"a": ticket("done"), "b": ticket("a"), "c": ticket("b"), "d": ticket("c")}
+    for depth, each in enumerate(tickets.values()):
+        each.depth = depth
+    tickets |= {name: ticket() for name in "xyz"}
+    assert plan.makespan(tickets, devices) == rounds
+    assert plan.makespan({}, devices) == 0
+
+
+def test_measure(study_file, planned):
+    said = planned(study_file(), "--measure")
+    assert "measured over 12 steps of 8 x 48 on " in said and "fewer rows" not in said
+    study = plan.Planned(study_file())
+    rate, how = plan.measure(study, seconds=1e-9)
+    assert rate > 0 and "steps of 1 x 48 on" in how and how.endswith("fewer rows than the study's 8")
+
+
+def test_notebook_08_compares_what_is_planned():
+    notebook = nbformat.read(ROOT / "notebooks" / "08_ablations.ipynb", as_version=4)
+    [cell] = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    values = {node.target.id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
+    assert tuple(values["comparisons"]) == techniques.ABLATIONS and values["at"] == techniques.ABLATION_LEVEL
+    default = techniques.comparisons()
+    assert techniques.comparisons(values["at"], values["rewinds"], values["switches"]) == default
+    [text] = [cell.source for cell in notebook.cells if "| name | what is compared |" in cell.source]
+    assert [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")] == list(default)
+    assert set(params.COMPARISONS) == set(default)  # what a study file may name
+
+
+def test_a_study_plans_the_comparisons_that_it_names(home, study_file):
+    rows = {row.technique: row for row in plan.rows(plan.Planned(study_file({"ablations": ["signs", "again"]})))}
+    assert len(rows["ablations"].tickets) / 2 == 2  # random signs, and the dense run once more
