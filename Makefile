@@ -1,6 +1,7 @@
 # make study [STUDY=quick]   set up and run a study: trainings, tables, plots
 # make test                  set up and run all tests
 # make soak [MINUTES=20]     kill a small study at random moments, at least 20 times, and compare what it ends in
+# make bench [ONLY=decoding] [RUN=ID]   measure the speed beside a plain loop and JoeyNMT: benchmarks/results.csv
 # make lab                   set up and open JupyterLab on the notebooks
 STUDY ?= quick
 ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
@@ -11,7 +12,7 @@ export PATH := $(BIN):$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 unexport PYTHONPATH
 
-.PHONY: study test soak lab notebooks lint clean
+.PHONY: study test soak bench lab notebooks lint clean
 study: $(ROOT)/.venv/ready
 	@cd $(ROOT) && python -m slt_lib data $(STUDY)
 	@cd $(ROOT) && snakemake --profile profiles/default --config study=$(STUDY)
@@ -22,6 +23,10 @@ test: $(ROOT)/.venv/ready
 
 soak: $(ROOT)/.venv/ready
 	@cd $(ROOT) && bash tests/soak $(MINUTES)
+
+# A call that was cut goes on after the measures that it ended; BENCH_STEPS=100 BENCH_ROUNDS=1 BENCH_SECONDS=3 is a quick look.
+bench: $(ROOT)/.venv/ready
+	@cd $(ROOT) && python -m benchmarks $(ONLY) $(if $(RUN),--run $(RUN))
 
 lab: $(ROOT)/.venv/ready
 	@cd $(ROOT) && jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir=$(ROOT) \

@@ -1,4 +1,4 @@
-"""What is measured: a function a measure, which returns its rows. Systems take turns, a process each, round by round."""
+"""What is measured: a function a measure, which returns its rows. Systems take turns, a process each, by rounds."""
 
 import json
 import os

@@ -26,7 +26,7 @@ class Model(nn.Module):
         self.scale = math.sqrt(sizes.hidden)
         self.embedding = nn.Embedding(vocabulary, sizes.hidden, padding_idx=PAD)
         nn.init.normal_(self.embedding.weight, std=sizes.hidden**-0.5)
-        self.register_buffer("positions", positions(training.batch.length + 1, sizes.hidden))
+        self.register_buffer("positions", positions(training.batch.length, sizes.hidden))
         self.dropout = sizes.residual_dropout
         self.transformer = nn.Transformer(
             sizes.hidden,
@@ -61,13 +61,17 @@ class Model(nn.Module):
         return F.linear(hidden, self.embedding.weight)
 
 
-def batches(source: Encoded, target: Encoded, slots: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless padded batches of at most `slots` on the longer side, from sentences sorted within a pool of batches."""
+def batches(source: Encoded, target: Encoded, slots: int, length: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless padded batches of at most `slots` on the longer side, from sentences sorted within a pool of batches.
+
+    As ours, they leave out pairs longer than `length`.
+    """
     generator = np.random.default_rng(seed)
     longest = np.maximum(source.lengths, target.lengths)
-    pool = max(1, POOL * slots // int(longest.mean()))
+    usable = np.flatnonzero(longest <= length)
+    pool = max(1, POOL * slots // int(longest[usable].mean()))
     while True:
-        order = generator.permutation(len(longest))
+        order = generator.permutation(usable)
         for first in range(0, len(order), pool):
             ready, batch, width = [], [], 0
             for pair in sorted(order[first : first + pool], key=lambda i: longest[i]):
@@ -99,7 +103,8 @@ def train(
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup, (warmup / (step + 1)) ** 0.5)
     )
-    stream = batches(source, target, training.batch.rows * training.batch.length, seed)
+    shape = training.batch
+    stream = batches(source, target, shape.rows * shape.length, shape.length, seed)
     for _ in range(training.steps):
         sentence, wanted = next(stream)
         shifted = F.pad(wanted[:, :-1], (1, 0), value=EOS)

@@ -59,8 +59,9 @@ def _cells(row: Row) -> dict[str, str]:
     return cells | {column: _number(cells[column]) for column in ("value", "ratio", "low", "high")}
 
 
-def read(path: Path = PATH) -> list[Row]:
-    """The rows of a CSV; none where there is no such file."""
+def read(path: Path | None = None) -> list[Row]:
+    """The rows of a CSV, by default results.csv; none where there is no such file."""
+    path = path or PATH
     if not path.exists():
         return []
 
@@ -78,8 +79,9 @@ def read(path: Path = PATH) -> list[Row]:
         ]
 
 
-def write(new: Iterable[Row], path: Path = PATH) -> None:
+def write(new: Iterable[Row], path: Path | None = None) -> None:
     """Put rows into the CSV: those of a measure that is taken again go, the others stay."""
+    path = path or PATH
     new = list(new)
     taken = {row.measure for row in new}
     text = io.StringIO()
