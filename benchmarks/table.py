@@ -16,7 +16,7 @@ OURS = "ours"
 
 @dataclass(frozen=True)
 class Row:
-    """A median over rounds with its range; `ratio` is its share of our value in the same measure, setting and unit."""
+    """A median over rounds with its range; `ratio` is that to ours (for masks: to dense) in the same measure and setting."""
 
     measure: str
     setting: str
@@ -98,7 +98,7 @@ def table(shown: Iterable[Row]) -> str:
         if heading != (row.measure, row.setting):
             heading = row.measure, row.setting
             lines += ["", f"{row.measure}: {row.setting}"]
-        ratio = "" if row.ratio is None else f"{row.ratio:8.3f} of ours"
+        ratio = "" if row.ratio is None else f"ratio {row.ratio:7.3f}"
         spread = "" if row.rounds == 1 else f"  ({_number(row.low)} to {_number(row.high)} in {row.rounds} rounds)"
         lines.append(f"  {row.system:<26}{_number(row.value):>10} {row.unit:<24}{ratio}{spread}")
     return "\n".join(lines[1:])

@@ -59,8 +59,8 @@ def test_the_table_shows_every_row_once():
     shown += table.rows("decoding", "b", "sentences/s", {"ours": [12.5]})
     lines = table.table(shown).splitlines()
     assert [line for line in lines if not line.startswith("  ")] == ["training: a", "", "decoding: b"]
-    assert "ours" in lines[1] and "1234" in lines[1] and "1.000 of ours" in lines[1]
-    assert "617" in lines[2] and "0.500 of ours" in lines[2]
+    assert "ours" in lines[1] and "1234" in lines[1] and "ratio   1.000" in lines[1]
+    assert "617" in lines[2] and "ratio   0.500" in lines[2]
 
 
 def test_tokens_are_those_that_the_trainer_counts(setting, tmp_path):
