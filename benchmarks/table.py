@@ -16,7 +16,7 @@ OURS = "ours"
 
 @dataclass(frozen=True)
 class Row:
-    """A median over rounds with its range; `ratio` is that to ours (for masks: to dense) in the same measure and setting."""
+    """A median over rounds with its range; `ratio`: to ours (of masks: to dense) in the same measure and setting."""
 
     measure: str
     setting: str
