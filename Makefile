@@ -2,6 +2,7 @@
 # make cluster STUDY=wmt14-en-de GPUS=8   the same in a Slurm queue, with GPUs a job (profiles/slurm/config.yaml)
 # make test                  set up and run all tests
 # make soak [MINUTES=20]     kill a small study at random moments, at least 20 times, and compare what it ends in
+# make bench [ONLY=decoding] [RUN=ID]   measure the speed beside a plain loop and JoeyNMT: benchmarks/results.csv
 # make lab                   set up and open JupyterLab on the notebooks
 STUDY ?= quick
 GPUS ?= 1
@@ -13,7 +14,7 @@ export PATH := $(BIN):$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 unexport PYTHONPATH
 
-.PHONY: study cluster test soak lab notebooks lint clean
+.PHONY: study cluster test soak bench lab notebooks lint clean
 study: $(ROOT)/.venv/ready
 	@cd $(ROOT) && python -m slt_lib data $(STUDY)
 	@cd $(ROOT) && snakemake --profile profiles/default --config study=$(STUDY)
@@ -28,6 +29,10 @@ test: $(ROOT)/.venv/ready
 
 soak: $(ROOT)/.venv/ready
 	@cd $(ROOT) && bash tests/soak $(MINUTES)
+
+# A call that was cut goes on after the measures that it ended; BENCH_STEPS=100 BENCH_ROUNDS=1 BENCH_SECONDS=3 is a quick look.
+bench: $(ROOT)/.venv/ready
+	@cd $(ROOT) && python -m benchmarks $(ONLY) $(if $(RUN),--run $(RUN))
 
 lab: $(ROOT)/.venv/ready
 	@cd $(ROOT) && jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir=$(ROOT) \

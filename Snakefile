@@ -32,7 +32,7 @@ NOTEBOOKS = {
     "mp-slt": "07_mp_slt",
 }
 PAPERMILL = (
-    "OMP_NUM_THREADS={threads} SLT_PROGRESS=lines papermill {input.notebook} {params.out} -k python3"
+    "OMP_NUM_THREADS={threads} SLT_PROGRESS=lines python notebooks/papermill {input.notebook} {params.out} -k python3"
     " --no-progress-bar -p study " + STUDY
 )
 

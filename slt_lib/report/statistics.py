@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from slt_lib.errors import InputError
 from slt_lib.report.data import STATISTICS, Cell, Figures, percent, variant_label
@@ -157,7 +157,7 @@ class Contrast:
 
     def bounds(self, alpha: float = 1 - LEVEL) -> tuple[float, float]:
         """The two-sided t interval at level 1 - alpha; the effect itself for printed figures."""
-        width = 0.0 if self.printed else stats.t.ppf(1 - alpha / 2, self.freedom) * self.error
+        width = 0.0 if self.printed else stdtrit(self.freedom, 1 - alpha / 2) * self.error
         return self.effect - width, self.effect + width
 
     @property
@@ -165,7 +165,7 @@ class Contrast:
         """The smallest true difference that this design finds with 80% power at 5%, two-sided: about 2.8 errors."""
         if self.printed:
             return float("nan")
-        return (stats.t.ppf((1 + LEVEL) / 2, self.freedom) + stats.t.ppf(POWER, self.freedom)) * self.error
+        return (stdtrit(self.freedom, (1 + LEVEL) / 2) + stdtrit(self.freedom, POWER)) * self.error
 
 
 def contrast(

@@ -1,0 +1,171 @@
+"""What is measured: a function a measure, which returns its rows. Systems take turns, a process each, by rounds."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from benchmarks import joey
+from benchmarks.setting import ROOT, Setting, cores
+from benchmarks.table import OURS, Row, rows
+
+PRECISIONS = ("bf16", "fp32")
+BEAMS = {"beam 4": 4, "greedy": 1}
+SIZES = (64, 256)  # sentences at once: each system decodes with the one that suits it best
+DEV_SCORINGS = 20  # of a training, a checkpoint every 0.05
+JOEY = "joeynmt 2.3.0 (fp32)"  # on a CPU it turns its half precision off
+
+
+def worker(what: str, precision: str, threads: int, seconds: float, *more, at_once: int = 1) -> list[dict]:
+    """What `at_once` workers say that run together, `threads` threads each. Raises RuntimeError where one fails."""
+    command = [sys.executable, "-m", "benchmarks.worker", what, precision, str(threads), str(seconds), *map(str, more)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "SLT_PROGRESS": "lines", "SLT_DEVICE": "cpu"}
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(at_once)
+    ]
+    said = []
+    for process in processes:
+        output, errors = process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command[2:])} ended with {process.returncode}:\n{errors[-2000:]}")
+        said.append(json.loads(output.splitlines()[-1]))
+    return said
+
+
+def tell(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
+def in_turn(rounds: int, systems: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
+    """Each system once a round: A B C A B C."""
+    values: dict[str, list[float]] = {name: [] for name in systems}
+    for turn in range(rounds):
+        for name, take in systems.items():
+            values[name].append(take())
+            tell(f"round {turn + 1} of {rounds}: {name} {values[name][-1]:.4g}")
+    return values
+
+
+def training(setting: Setting) -> list[Row]:
+    """Target tokens a second, padding excluded: one training on all cores, and a training a core, summed."""
+    python, result = joey.environment(), []
+    ways = {f"1 training on {cores()} threads": (1, cores())}
+    if cores() > 1:
+        ways |= {f"{cores()} trainings at once on a thread each": (cores(), 1)}
+
+    def take(what: str, precision: str, at_once: int, threads: int) -> Callable[[], float]:
+        return lambda: sum(one["rate"] for one in worker(what, precision, threads, setting.seconds, at_once=at_once))
+
+    for way, (at_once, threads) in ways.items():
+        systems = {
+            (what, precision): take(what, precision, at_once, threads)
+            for precision in PRECISIONS
+            for what in (OURS, "plain", "products")
+        }
+        if python:
+            systems["joeynmt", "fp32"] = lambda a=at_once, t=threads: joey.rate(python, setting, t, setting.seconds, a)
+        values = in_turn(setting.rounds, {f"{what} {precision}": take for (what, precision), take in systems.items()})
+        for precision in PRECISIONS:
+            own = {what: values[f"{what} {precision}"] for what in (OURS, "plain", "products")}
+            other = {JOEY: values["joeynmt fp32"]} if python else {}
+            label = f"{setting.label()}; {way}; {precision}"
+            result += rows("training", label, "target tokens/s", own | other)
+    return result
+
+
+def masks(setting: Setting) -> list[Row]:
+    """A step under a mask of 90% over a dense one, and all mask updates of gradual pruning over its training."""
+    result = []
+    for precision in PRECISIONS:
+        [found] = worker("masks", precision, 1, setting.rounds * setting.seconds)
+        label = f"{setting.label()}; 1 thread; {precision}"
+        steps = {"dense": [1000 * found["dense"]], "sparse": [1000 * found["sparse"]]}
+        result += rows("masks", f"{label}; a step, sparsity 0.9", "ms", steps, base="dense")
+        [found] = worker("gradual", precision, 1, setting.seconds)
+        share = 100 * found["updates"] / found["training"]
+        result += rows("masks", f"{label}; gradual updates", "% of a training", {OURS: [share]})
+    return result
+
+
+def decoding(setting: Setting, run_id: str = "") -> list[Row]:
+    """Sentences a second of the first test set, with BLEU, of models trained as long (or of our run `run_id`)."""
+    python, result = joey.environment(), []
+    if not run_id:
+        tell(f"training ours for {setting.steps} steps")
+        worker("train", "-", 1, 0)
+    if python:
+        tell(f"training JoeyNMT's for {setting.steps} steps")
+        checkpoint = joey.train(python, setting, cores())
+
+    def own(beam: int, size: int) -> dict:
+        return worker("decode", "-", cores(), 0, beam, size, *([run_id] if run_id else []))[0]
+
+    def theirs(beam: int, size: int) -> dict:
+        return joey.decode(python, setting, checkpoint, cores(), beam, size)
+
+    systems = {OURS: own} | ({JOEY: theirs} if python else {})
+
+    def rate(system: str, beam: int, size: int) -> Callable[[], float]:
+        return lambda: systems[system](beam, size)["rate"]
+
+    test = next(iter(setting.study.corpus.tests))
+    models = f"run {run_id[:12]}" if run_id else f"models of {setting.steps} steps"
+    for name, beam in BEAMS.items():
+        tried = {system: {size: take(beam, size) for size in SIZES} for system, take in systems.items()}
+        size = {system: max(SIZES, key=lambda size, one=one: one[size]["rate"]) for system, one in tried.items()}
+        first = {system: tried[system][size[system]] for system in systems}
+        again = in_turn(setting.rounds - 1, {system: rate(system, beam, size[system]) for system in systems})
+        label = f"{setting.label()}; {test}, {name}, {cores()} threads; {models}"
+        rates = {system: [first[system]["rate"], *again[system]] for system in systems}
+        result += rows("decoding", label, "sentences/s", rates)
+        result += rows("decoding", label, "BLEU", {system: [first[system]["bleu"]] for system in systems})
+        pieces = {system: [first[system]["pieces"]] for system in systems}
+        result += rows("decoding", label, "pieces a translation", pieces)
+        result += rows("decoding", label, "sentences at once", {system: [float(size[system])] for system in systems})
+    return result
+
+
+def scoring(setting: Setting) -> list[Row]:
+    """All scoring of a training, 20 times dev at beam 1 and each test set once, over the time of its steps."""
+    taken = setting.study.params.training
+    worker("train", "-", 1, 0)
+    found = worker("scoring", taken.precision, 1, setting.seconds)[0]
+    dev, steps = DEV_SCORINGS * found["dev"], taken.steps * found["step"]
+    label = f"{setting.label()}; {taken.steps} steps, 1 thread; {taken.precision}; model of {setting.steps} steps"
+    result = []
+    for what, value in {"dev": dev, "tests": found["tests"], "all": dev + found["tests"]}.items():
+        result += rows("scoring", f"{label}; {what}", "% of a training", {OURS: [100 * value / steps]})
+    return result
+
+
+def overhead(setting: Setting) -> list[Row]:
+    """`make study` on quick from an empty store: its time, and the share of it that is not in trainings."""
+    folder = setting.folder / "quick"
+    shutil.rmtree(folder, ignore_errors=True)
+    places = {f"SLT_{name.upper()}": str(folder / name) for name in ("runs", "figures", "build")}
+    environment = os.environ | places | {"SLT_PROGRESS": "lines", "JUPYTER_PREFER_ENV_PATH": "1"}
+    environment.pop("OMP_NUM_THREADS", None)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.perf_counter()
+    for command in (["python", "-m", "slt_lib", "data", "quick"], STUDY):
+        log = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        if log.returncode:
+            raise RuntimeError(f"{' '.join(command)} ended with {log.returncode}:\n{log.stderr[-2000:]}")
+    wall = time.perf_counter() - began
+    now = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+    seconds = [json.loads(path.read_text())["seconds"] for path in folder.glob("runs/*/provenance.json")]
+    label = f"make study STUDY=quick, {cores()} cores"
+    shown = {"wall": wall, "cpu": cpu, f"{len(seconds)} trainings": sum(seconds)}
+    result = [Row("overhead", label, name, value, "s") for name, value in shown.items()]
+    share = 100 * (1 - sum(seconds) / cpu)
+    return [*result, Row("overhead", label, "outside of trainings", share, "% of cpu")]
+
+
+STUDY = ["snakemake", "--profile", "profiles/default", "--config", "study=quick"]
+MEASURES = {"training": training, "masks": masks, "decoding": decoding, "scoring": scoring, "overhead": overhead}

@@ -1,0 +1,104 @@
+"""benchmarks/results.csv: a row a measure, setting and system; a measure's rows are replaced when it is taken again."""
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from slt_lib.store import write_bytes
+
+PATH = Path(__file__).with_name("results.csv")
+COLUMNS = ("measure", "setting", "system", "value", "unit", "ratio", "low", "high", "rounds", "machine", "commit")
+OURS = "ours"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A median over rounds with its range; `ratio`: to ours (of masks: to dense) in the same measure and setting."""
+
+    measure: str
+    setting: str
+    system: str
+    value: float
+    unit: str
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    rounds: int = 1
+    machine: str = ""
+    commit: str = ""
+
+
+def rows(measure: str, setting: str, unit: str, values: dict[str, list[float]], base: str = OURS) -> list[Row]:
+    """Rows of systems measured in turn: system -> a value a round. `base` names the system that ratios refer to."""
+    middle = {system: median(taken) for system, taken in values.items() if taken}
+    return [
+        Row(
+            measure,
+            setting,
+            system,
+            value,
+            unit,
+            value / middle[base] if middle.get(base) else None,
+            min(values[system]),
+            max(values[system]),
+            len(values[system]),
+        )
+        for system, value in middle.items()
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def _cells(row: Row) -> dict[str, str]:
+    cells = {column: getattr(row, column) for column in COLUMNS}
+    return cells | {column: _number(cells[column]) for column in ("value", "ratio", "low", "high")}
+
+
+def read(path: Path | None = None) -> list[Row]:
+    """The rows of a CSV, by default results.csv; none where there is no such file."""
+    path = path or PATH
+    if not path.exists():
+        return []
+
+    def number(text: str) -> float | None:
+        return float(text) if text else None
+
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            Row(
+                **line
+                | {column: number(line[column]) for column in ("value", "ratio", "low", "high")}
+                | {"rounds": int(line["rounds"])}
+            )
+            for line in csv.DictReader(file)
+        ]
+
+
+def write(new: Iterable[Row], path: Path | None = None) -> None:
+    """Put rows into the CSV: those of a measure that is taken again go, the others stay."""
+    path = path or PATH
+    new = list(new)
+    taken = {row.measure for row in new}
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_cells(row) for row in [*(row for row in read(path) if row.measure not in taken), *new])
+    write_bytes(path, text.getvalue().encode())
+
+
+def table(shown: Iterable[Row]) -> str:
+    """The rows as text: a line each, under the heading of its measure and setting."""
+    lines, heading = [], None
+    for row in shown:
+        if heading != (row.measure, row.setting):
+            heading = row.measure, row.setting
+            lines += ["", f"{row.measure}: {row.setting}"]
+        ratio = "" if row.ratio is None else f"ratio {row.ratio:7.3f}"
+        spread = "" if row.rounds == 1 else f"  ({_number(row.low)} to {_number(row.high)} in {row.rounds} rounds)"
+        lines.append(f"  {row.system:<26}{_number(row.value):>10} {row.unit:<24}{ratio}{spread}")
+    return "\n".join(lines[1:])

@@ -1,0 +1,251 @@
+"""One system for a while in a process of its own: python -m benchmarks.worker WHAT PRECISION THREADS SECONDS.
+
+It prints one line of JSON. The process is new each time, so that systems take turns from the same state.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from benchmarks import plain
+from benchmarks.setting import Setting
+from slt_lib import decoding, masks, scoring, training
+from slt_lib.batches import Batches
+from slt_lib.errors import InputError
+from slt_lib.params import Training
+from slt_lib.store import RunFolder, Store
+from slt_lib.study import Study
+from slt_lib.transformer import prunable
+
+WARM = 5  # steps before the clock counts
+SPARSITY = 0.9
+WINDOW = 10  # steps of one kind before the other has its turn
+
+
+class Enough(Exception):
+    """The time is up."""
+
+
+class Clock:
+    """Hears of each step, and ends the training when `seconds` have passed since the warm-up."""
+
+    def __init__(self, seconds: float, warm: int = WARM):
+        self.seconds, self.warm = seconds, warm
+        self.times: list[float] = []
+
+    def step(self) -> None:
+        self.times.append(time.perf_counter())
+        if len(self.times) > self.warm and self.taken >= self.seconds:
+            raise Enough
+
+    @property
+    def taken(self) -> float:
+        """Seconds since the warm-up."""
+        return self.times[-1] - self.times[self.warm - 1]
+
+    @property
+    def steps(self) -> list[float]:
+        """Seconds of each step after the warm-up."""
+        counted = self.times[self.warm - 1 :]
+        return [after - before for before, after in zip(counted, counted[1:], strict=False)]
+
+
+def watched(settings: Training, data: training.Data, start: training.Start, seconds: float, steps: int = 0) -> Clock:
+    """`training.train` itself, between checkpoints, for `seconds` or up to `steps`."""
+    clock = Clock(seconds)
+    try:
+        training.train(settings, data, start, report=lambda *_: clock.step(), until=[steps or settings.steps])
+    except Enough:
+        pass
+    return clock
+
+
+def tokens(settings: Training, data: training.Data, start: training.Start, steps: int) -> list[int]:
+    """Target tokens, without padding, of a training's first steps."""
+    shape = settings.batch
+    depth = start.depth if settings.order == "fresh" else 0
+    stream = Batches(data.source, data.target, shape.rows, shape.length, start.seed, depth, shape.packed)
+    return [next(stream).tokens for _ in range(steps)]
+
+
+def settings_of(setting: Setting, precision: str) -> Training:
+    return setting.study.params.training.model_copy(update={"precision": precision})
+
+
+def ours(setting: Setting, precision: str, seconds: float) -> dict:
+    """Target tokens a second of our training."""
+    settings, data, start = settings_of(setting, precision), setting.study.data, setting.study.ticket(1).start()
+    clock = watched(settings, data, start, seconds)
+    return {"rate": sum(tokens(settings, data, start, len(clock.times))[WARM:]) / clock.taken}
+
+
+def plainly(setting: Setting, precision: str, seconds: float) -> dict:
+    """Target tokens a second of the plain loop."""
+    data, clock, counts = setting.study.data, Clock(seconds), []
+
+    def report(count: int) -> None:
+        counts.append(count)
+        clock.step()
+
+    try:
+        plain.train(settings_of(setting, precision), len(data.vocabulary), data.source, data.target, report)
+    except Enough:
+        pass
+    return {"rate": sum(counts[WARM:]) / clock.taken}
+
+
+def products(setting: Setting, precision: str, seconds: float) -> dict:
+    """Target tokens a second if a step were its matrix products alone: each forward, and its two of the gradient.
+
+    Shapes are those of our step (packed rows, padding included, as it is multiplied too); tokens those of our batches.
+    """
+    settings, data = settings_of(setting, precision), setting.study.data
+    sizes, rows, length = settings.model, settings.batch.rows, settings.batch.length
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    slots, groups, head = rows * length, rows * sizes.heads, sizes.hidden // sizes.heads
+    square, wide, narrow = (sizes.hidden,) * 2, (sizes.hidden, sizes.filter), (sizes.filter, sizes.hidden)
+    attentions = 3 * sizes.layers  # encoder, decoder, decoder to encoder
+    linear = [square] * 4 * attentions + [wide, narrow] * 2 * sizes.layers + [(sizes.hidden, len(data.vocabulary))]
+    made = [(torch.randn(slots, a), torch.randn(a, b), torch.randn(slots, b)) for a, b in linear]
+    made += [
+        (torch.randn(groups, length, a), torch.randn(groups, a, b), torch.randn(groups, length, b))
+        for a, b in [(head, length), (length, head)] * attentions
+    ]
+    made = [tuple(part.to(dtype) for part in one) for one in made]
+    clock = Clock(seconds)
+    try:
+        while True:
+            for x, weight, gradient in made:
+                x @ weight
+                gradient @ weight.mT
+                x.mT @ gradient
+            clock.step()
+    except Enough:
+        pass
+    count = statistics.mean(tokens(settings, data, setting.study.ticket(1).start(), 20))
+    return {"rate": count * len(clock.steps) / clock.taken}
+
+
+def masked(setting: Setting, precision: str, seconds: float) -> dict:
+    """Seconds of a dense step and of one under a mask, windows in turn on the same batches."""
+    settings, data = settings_of(setting, precision), setting.study.data
+    dense = setting.study.ticket(1).start()
+    mask = masks.magnitude_mask(prunable(dense.weights), SPARSITY)
+    sparse = training.Start(masks.apply(dense.weights, mask), mask, None, dense.optimizer, dense.seed, dense.depth)
+    taken, began, turn = {"dense": [], "sparse": []}, time.perf_counter(), 0
+    while turn < 2 or time.perf_counter() - began < seconds or turn % 4:  # dense sparse sparse dense
+        name = ("dense", "sparse", "sparse", "dense")[turn % 4]
+        start = dense if name == "dense" else sparse
+        taken[name] += watched(settings, data, start, float("inf"), min(WARM + WINDOW, settings.steps)).steps
+        turn += 1
+    return {name: statistics.median(steps) for name, steps in taken.items()}
+
+
+def gradual(setting: Setting, precision: str, seconds: float) -> dict:
+    """Seconds that all mask updates of a gradual training take, and seconds of its other steps.
+
+    The same updates as in the whole training, in one of few steps: each second step is one.
+    """
+    settings, dense = settings_of(setting, precision), setting.study.ticket(1).start()
+    count = round(settings.gradual.until / settings.gradual.every)
+    short = settings.model_copy(update={"steps": round(2 / settings.gradual.every)})
+    start = training.Start(dense.weights, None, (0.0, SPARSITY), dense.optimizer, dense.seed, dense.depth)
+    steps = watched(short, setting.study.data, start, float("inf"), 2 * count).steps  # from step WARM + 1
+    even = steps[::2] if WARM % 2 else steps[1::2]
+    odd = steps[1::2] if WARM % 2 else steps[::2]
+    step, update = statistics.median(odd), statistics.median(even)
+    return {"updates": count * (update - step), "training": settings.steps * step}
+
+
+def scored(setting: Setting, precision: str, seconds: float) -> dict:
+    """Seconds of one scoring of dev, of all test sets, and of a step of the training; the model is a trained one."""
+    study = setting.short
+    [run] = study.train([study.ticket(1)])
+    settings = settings_of(setting, precision)
+    model = study.model()
+    model.load_state_dict(run.weights("final"))
+    began = time.perf_counter()
+    training.dev_bleu(model, study.data, settings)
+    dev = time.perf_counter() - began
+    began = time.perf_counter()
+    for split in study.corpus.tests.values():
+        scoring.sentence_statistics(run.translate(list(split.source), "final"), list(split.target))
+    tests = time.perf_counter() - began
+    clock = watched(settings, study.data, run.ticket.start(), seconds)
+    return {"dev": dev, "tests": tests, "step": statistics.median(clock.steps)}
+
+
+def trained(setting: Setting, precision: str, seconds: float) -> dict:
+    """Train the model that decodes, where the store does not have it."""
+    began = time.perf_counter()
+    setting.short.train([setting.short.ticket(1)])
+    return {"seconds": time.perf_counter() - began}
+
+
+def decoded(setting: Setting, precision: str, seconds: float, beam: int, size: int, run_id: str = "") -> dict:
+    """Sentences a second of the first test set, with its BLEU and the pieces a translation has.
+
+    Text to text: encoding and decoding of word pieces count. The model is the run `run_id`, else that of `trained`.
+    """
+    study = setting.short
+    if run_id:
+        weights = chosen(run_id, study)
+    else:
+        [run] = study.train([study.ticket(1)], stored=True)
+        weights = run.weights("final")
+    model = study.model()
+    model.load_state_dict(weights)
+    split, options = next(iter(study.corpus.tests.values())), study.params.decoding
+    decoding.translate(model, study.vocabulary.encode(split.source[:size]).lists(), beam, batch_sentences=size)  # warm
+    began = time.perf_counter()
+    sources = study.vocabulary.encode(list(split.source)).lists()
+    found = decoding.translate(model, sources, beam, options.alpha, options.extra, size)
+    text = study.vocabulary.decode(found)
+    taken = time.perf_counter() - began
+    return {
+        "rate": len(text) / taken,
+        "bleu": scoring.bleu(text, list(split.target)).value,
+        "pieces": statistics.mean(map(len, found)),
+    }
+
+
+def chosen(run_id: str, study: Study) -> dict[str, torch.Tensor]:
+    """Final weights of a run in the store (SLT_RUNS). Raises InputError for one that is not there or does not fit."""
+    store = Store()
+    matches = [train_id for train_id in store.ids() if train_id.startswith(run_id)]
+    if len(matches) != 1:
+        raise InputError(f"--run {run_id} names {len(matches)} runs under {store.path}; `runs list` shows them")
+    folder = store.folder(matches[0])
+    known, model = folder.ticket(), study.params.training.model.model_dump()
+    if (known["vocabulary"], known["training"]["model"]) != (study.vocabulary.digest, model):
+        raise InputError(f"--run {run_id}: its model or vocabulary is not that of {study.corpus.name} {study.pair}")
+    return folder.load(RunFolder.theta(folder.record()["steps"]))[0]
+
+
+WORK: dict[str, Callable] = {
+    "ours": ours,
+    "plain": plainly,
+    "products": products,
+    "masks": masked,
+    "gradual": gradual,
+    "scoring": scored,
+    "train": trained,
+    "decode": decoded,
+}
+
+
+def main(arguments: list[str]) -> None:
+    what, precision, threads, seconds, *more = arguments
+    torch.set_num_threads(int(threads))
+    print(json.dumps(WORK[what](Setting.read(), precision, float(seconds), *map(int, more[:2]), *more[2:])))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        sys.exit(str(error))

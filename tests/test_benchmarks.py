@@ -1,0 +1,138 @@
+"""The benchmark: its CSV and table agree, and what it times is the trainer itself. JoeyNMT is not asked for here."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import joey, measures, plain, table, worker
+from benchmarks.setting import Setting
+from slt_lib import training
+from slt_lib.store import RunFolder
+
+
+@pytest.fixture
+def setting(study_file, home) -> Setting:
+    """The tiny study for a moment a system."""
+    return Setting(study_file({"training": {"steps": 8}}), steps=4, rounds=2, seconds=0, folder=home / "bench")
+
+
+@pytest.fixture
+def csv(home, monkeypatch) -> Path:
+    """The benchmark with its CSV in the test's folder, its workers in this process, and no JoeyNMT."""
+    monkeypatch.setenv("BENCH_JOEYNMT", "0")
+    monkeypatch.setenv("SLT_BUILD", str(home))
+    monkeypatch.setattr(table, "PATH", home / "results.csv")
+
+    def here(what, precision, threads, seconds, *more, at_once=1):
+        found = worker.WORK[what](Setting.read(), precision, seconds / 10, *more)
+        return [json.loads(json.dumps(found))] * at_once
+
+    monkeypatch.setattr(measures, "worker", here)
+    return home / "results.csv"
+
+
+def test_medians_and_ratios_by_hand():
+    first, second = table.rows("training", "here", "tokens/s", {"ours": [300.0, 100.0, 200.0], "plain": [50.0, 150.0]})
+    assert (first.value, first.ratio, first.low, first.high, first.rounds) == (200, 1, 100, 300, 3)
+    assert (second.value, second.ratio, second.low, second.high, second.rounds) == (100, 0.5, 50, 150, 2)
+
+
+def test_a_measure_taken_again_replaces_its_rows_and_no_others(tmp_path):
+    path = tmp_path / "results.csv"
+    old = table.rows("training", "a, with a comma", "s", {"ours": [1.0], "plain": [2.0]})
+    other = table.rows("masks", "b", "ms", {"dense": [3.5]}, base="dense")
+    table.write(old, path)
+    table.write(other, path)
+    assert table.read(path) == [*old, *other]
+    new = table.rows("training", "c", "s", {"ours": [4.0]})
+    table.write(new, path)
+    assert table.read(path) == [*other, *new]
+    assert path.read_text().splitlines()[0] == "measure,setting,system,value,unit,ratio,low,high,rounds,machine,commit"
+
+
+def test_the_table_shows_every_row_once():
+    shown = table.rows("training", "a", "tokens/s", {"ours": [1234.0], "plain": [617.0]})
+    shown += table.rows("decoding", "b", "sentences/s", {"ours": [12.5]})
+    lines = table.table(shown).splitlines()
+    assert [line for line in lines if not line.startswith("  ")] == ["training: a", "", "decoding: b"]
+    assert "ours" in lines[1] and "1234" in lines[1] and "ratio   1.000" in lines[1]
+    assert "617" in lines[2] and "ratio   0.500" in lines[2]
+
+
+def test_tokens_are_those_that_the_trainer_counts(setting, tmp_path):
+    study = setting.study
+    start = study.ticket(1).start()
+    record = training.train(study.params.training, study.data, start, RunFolder(tmp_path / "run"))
+    counted = worker.tokens(study.params.training, study.data, start, study.params.training.steps)
+    assert sum(counted) == record["target_tokens"]
+
+
+def test_the_clock_hears_every_step_of_the_trainer_after_the_warm_up(setting):
+    study = setting.study
+    clock = worker.watched(study.params.training, study.data, study.ticket(1).start(), float("inf"))
+    assert len(clock.times) == study.params.training.steps
+    assert sum(clock.steps) == pytest.approx(clock.taken) and min(clock.steps) > 0
+
+
+def test_plain_batches_hold_every_sentence_once_and_no_more_slots_than_ours(setting):
+    data, slots, length = setting.study.data, 8 * 48, 48
+    fitting = int(((data.source.lengths <= length) & (data.target.lengths <= length)).sum())
+    stream, seen = plain.batches(data.source, data.target, slots, length, seed=1), 0
+    while seen < fitting:
+        source, target = next(stream)
+        assert max(source.numel(), target.numel()) <= slots
+        seen += len(source)
+    assert seen == fitting
+
+
+def test_the_plain_loop_learns(setting):
+    data, losses = setting.study.data, []
+    own = setting.study.params.training
+    settings = own.model_copy(update={"steps": 50, "peak_lr": own.peak_lr.model_copy(update={"adam": 0.02})})
+    real = torch.nn.functional.cross_entropy
+
+    def watched(*arguments, **options):
+        loss = real(*arguments, **options)
+        losses.append(loss.item())
+        return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "cross_entropy", watched)
+        plain.train(settings, len(data.vocabulary), data.source, data.target, lambda count: None)
+    assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.2
+
+
+def test_joeynmt_gets_our_pieces_and_gives_them_back(setting):
+    study = setting.study
+    lines, names = list(study.corpus.dev.target), joey.pieces(study.vocabulary)
+    assert len(names) == len(study.vocabulary) - 3 and not any(" " in name for name in names)
+    written = joey.text(study.vocabulary, lines)
+    assert [len(line.split(" ")) for line in written] == [
+        len(ids) - 1 for ids in study.vocabulary.encode(lines).lists()
+    ]
+    assert joey.joined(study.vocabulary, written) == lines
+
+
+@pytest.mark.parametrize("measure", ["training", "masks", "decoding", "scoring"])
+def test_a_quick_look_at_ours_and_the_plain_loop(measure, setting, csv, monkeypatch, capsys):
+    monkeypatch.setenv("BENCH_STUDY", setting.name)
+    for name, value in {"STEPS": 4, "ROUNDS": 1, "SECONDS": 1}.items():
+        monkeypatch.setenv(f"BENCH_{name}", str(value))
+    monkeypatch.setattr(measures, "PRECISIONS", ("fp32",))
+    monkeypatch.setattr(measures, "cores", lambda: 1)
+    assert command.main([measure]) == 0
+    rows = table.read(csv)
+    assert {row.measure for row in rows} == {measure} and all(np.isfinite(row.value) for row in rows)
+    assert capsys.readouterr().out.strip() == table.table(rows)
+
+
+def test_an_unknown_measure_and_a_bad_number_are_named(csv, monkeypatch, capsys):
+    assert command.main(["speed"]) == 2
+    assert capsys.readouterr().err.startswith("ONLY=speed: no such measure; there are training,")
+    monkeypatch.setenv("BENCH_STEPS", "many")
+    assert command.main(["masks"]) == 2
+    assert capsys.readouterr().err == "BENCH_STEPS=many: a whole number above 0 is needed\n"
