@@ -44,7 +44,7 @@ STYLE = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
 }
-DODGE = 0.07  # levels are one apart; techniques stand beside each other so that their intervals do not overlap
+DODGE = 0.006  # of the width, between techniques: beside each other, so that their intervals do not overlap
 METRICS = {"bleu": "BLEU [%]", "ter": "TER [%] (lower is better)"}
 
 
@@ -61,10 +61,10 @@ def plot_scores(figures: Figures, pair: str, metric: str = "bleu", overlay: bool
         paper = paper_figures() if overlay and pair in paper_figures().pairs else None
         if paper:
             levels = sorted({*levels, *paper.sparsities(pair)})
-        names = figures.techniques(pair)
+        names, step = figures.techniques(pair), DODGE * max(len(levels) - 1, 1)
         for place, name in enumerate(names):
             points = _score_points(figures, pair, name, metric, overlay)
-            x = [levels.index(level) + DODGE * (place - (len(names) - 1) / 2) * (level > 0) for level in points]
+            x = [levels.index(level) + step * (place - (len(names) - 1) / 2) * (level > 0) for level in points]
             y = np.array([value for value, _ in points.values()])
             bounds = np.array([bounds for _, bounds in points.values()]).reshape(-1, 2)
             bars = np.nan_to_num(np.abs(bounds.T - y))
