@@ -72,6 +72,7 @@ def group_size(training: Training, vocabulary: int) -> int:
     if device.type == "cpu":
         return 1
     free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch holds it, unused
     return max(1, int(0.7 * free / bytes_per_ticket(training, vocabulary)))
 
 
@@ -350,9 +351,14 @@ class Stack:
     def _optimizer(self, courses) -> None:
         """Fresh statistics, or those of the tickets: `state` holds a family's by slot, [names, tickets, ...]."""
         self.optimizer = courses[0].start.optimizer
-        slots = sorted({key.split(".")[1] for key in courses[0].tensors if key.startswith("optimizer.")})
+        known = courses[0].tensors
+        slots = sorted({key.split(".")[1] for key in known if key.startswith("optimizer.")} - {"step"})
         self.state = [
-            {slot: self._gathered(courses, f"optimizer.{slot}.", names) for slot in slots if slot != "step"}
+            {
+                s: self._gathered(courses, f"optimizer.{s}.", names)
+                for s in slots
+                if f"optimizer.{s}.{names[0]}" in known
+            }
             for names in self.names
         ]
         # scalars of a step, on the device so that a graph reads their newest value
@@ -361,7 +367,7 @@ class Stack:
             self.adam = new_optimizer(self.training, "adam", self.families)
             for family, names, state in zip(self.families, self.names, self.state, strict=True):
                 if slots:
-                    step = courses[0].tensors[f"optimizer.step.{names[0]}"]
+                    step = known[f"optimizer.step.{names[0]}"]
                     state["step"] = step.to(self.device) if self.device.type == "cuda" else step.clone()
                     self.adam.state[family] = state
             if self.device.type == "cuda":
