@@ -49,9 +49,10 @@ from slt_lib.training import (
 )
 from slt_lib.transformer import Batch, Transformer, dropout_kept, prunable, smoothed_cross_entropy
 
+WRITERS = 8  # files written at once
 AHEAD = 4  # steps whose sentences and dropout are drawn before they are needed
 EAGER = 3  # steps before the graph is captured: optimizer state and libraries' workspaces come to be in them
-DECODED_ROWS = 8192  # sentences times tickets decoded at once on CUDA: about 10 GB of keys and values
+DECODED_ROWS = 32768  # sentences times tickets decoded at once on CUDA, at most
 
 
 def group_size(training: Training, vocabulary: int) -> int:
@@ -71,9 +72,13 @@ def group_size(training: Training, vocabulary: int) -> int:
     device = devices.device()
     if device.type == "cpu":
         return 1
+    return max(1, int(0.7 * _free(device) / bytes_per_ticket(training, vocabulary)))
+
+
+def _free(device: torch.device) -> int:
+    """Bytes of a CUDA device that are free, or held unused by torch."""
     free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch holds it, unused
-    return max(1, int(0.7 * free / bytes_per_ticket(training, vocabulary)))
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def bytes_per_ticket(training: Training, vocabulary: int) -> int:
@@ -132,7 +137,9 @@ def train_together(
             return [course.record for course in courses]
         first, *later = sorted({course.state["step"] for course in running})
         group = [course for course in running if course.state["step"] == first]
-        _advance(training, data, group, later[0] if later else training.steps)
+        device = devices.device()
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            _advance(training, data, group, later[0] if later else training.steps)
 
 
 def _course(training: Training, start: Start, folder: RunFolder, report, keep: tuple[float, ...]) -> _Course:
@@ -268,12 +275,18 @@ def _checkpoint(training: Training, data: Data, stack: "Stack", group: list[_Cou
             course.failure = f"weights not finite at step {step}"
     found = _dev_bleu(training, data, stack, group)
     seconds = (time.monotonic() - began) / len(group)
-    for course, tensors, bleu, position in zip(group, stack.tensors(), found, positions, strict=True):
+
+    def write(course: _Course, tensors: dict[str, Tensor], bleu: float, position: Position) -> None:
         if course.failure is None:
             course.tensors = tensors
             course.state["seconds"] += seconds  # its share
             masked = {f"mask.{name}": kept for name, kept in (course.mask or {}).items()}
             checkpoint(course.folder, training, course.marks, course.state, step, bleu, tensors | masked, position)
+
+    with ThreadPoolExecutor(WRITERS) as pool:  # hashing and the disk take longer than the steps between two checkpoints
+        list(pool.map(write, group, stack.tensors(), found, positions))
+    for course in group:
+        if course.failure is None:
             course.report(0, course.state["curve"][-1])
 
 
@@ -292,9 +305,11 @@ def _dev_bleu(training: Training, data: Data, stack: "Stack", group: list[_Cours
     translations = stack.translate(sources, training.dev_extra, standing)
     for i in standing:
         if translations[i] is None:
-            group[i].failure = "logits not finite on dev: its training has diverged"
-        else:
-            found[i] = scoring.bleu(data.vocabulary.decode(translations[i]), references).value
+            group[i].failure = f"logits not finite on dev: {decoding.DIVERGED}"
+    standing = [i for i in standing if group[i].failure is None]
+    texts = [data.vocabulary.decode(translations[i]) for i in standing]
+    for i, bleu in zip(standing, scoring.bleu_of_each(texts, references), strict=True):
+        found[i] = bleu
     return found
 
 
@@ -319,7 +334,6 @@ class Stack:
     def __init__(self, training: Training, vocabulary: int, courses, of_stream: list[int], of_seed: list[int]):
         self.training, self.count, self.device = training, len(courses), devices.device()
         self.model = new_model(training, vocabulary).to(self.device).requires_grad_(False)
-        self.model.positions = self.model.positions.to(self.device)
         names = dict(self.model.named_parameters())
         masked = prunable(names) if any(c.mask is not None or c.start.gradual for c in courses) else {}
         families = {}
@@ -353,16 +367,13 @@ class Stack:
         self.optimizer = courses[0].start.optimizer
         known = courses[0].tensors
         slots = sorted({key.split(".")[1] for key in known if key.startswith("optimizer.")} - {"step"})
-        self.state = [
-            {
-                s: self._gathered(courses, f"optimizer.{s}.", names)
-                for s in slots
-                if f"optimizer.{s}.{names[0]}" in known
-            }
-            for names in self.names
-        ]
+        self.state = []
+        for names in self.names:
+            own = [slot for slot in slots if f"optimizer.{slot}.{names[0]}" in known]
+            self.state.append({slot: self._gathered(courses, f"optimizer.{slot}.", names) for slot in own})
         # scalars of a step, on the device so that a graph reads their newest value
-        self.rate, self.beta2 = (torch.zeros((), dtype=torch.float64, device=self.device) for _ in range(2))
+        self.rate = torch.zeros((), dtype=self.model.embedding.dtype, device=self.device)
+        self.beta2 = torch.zeros((), dtype=torch.float64, device=self.device)
         if self.optimizer == "adam":
             self.adam = new_optimizer(self.training, "adam", self.families)
             for family, names, state in zip(self.families, self.names, self.state, strict=True):
@@ -525,13 +536,22 @@ class Stack:
         answers = [[] for _ in range(self.count * len(sources))]
         lost = torch.ones(self.count, dtype=torch.bool, device=self.device)
         lost[list(standing)] = False
-        rows = DEV_BATCH if self.device.type == "cpu" else max(1, DECODED_ROWS // self.count)
         order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
+        rows = self._sentences(len(sources[order[0]]), extra)
         for start in range(0, len(order), rows):
             chosen = order[start : start + rows]
             self._greedy([sources[index] for index in chosen], chosen, len(sources), extra, answers, lost)
         by_ticket = [answers[i * len(sources) : (i + 1) * len(sources)] for i in range(self.count)]
         return [None if gone else found for gone, found in zip(lost.tolist(), by_ticket, strict=True)]
+
+    def _sentences(self, longest: int, extra: int) -> int:
+        """How many sentences are decoded at once: on CUDA as many as half of its free memory holds for all tickets."""
+        if self.device.type == "cpu":
+            return DEV_BATCH
+        shape = self.model.shape
+        cached = 2 * shape.layers * shape.hidden * (2 * longest + extra)  # keys and values of both attentions
+        bytes_per_row = 4 * (3 * cached + 4 * shape.vocabulary)  # a longer cache is made while the old one stands
+        return min(max(1, _free(self.device) // 2 // bytes_per_row // self.count), DECODED_ROWS // self.count + 1)
 
     def _greedy(self, sources, chosen: list[int], total: int, extra: int, answers: list[list[int]], lost: Tensor):
         """One batch [tickets, sentences]; `answers` of ticket i and sentence s stand at i * total + s."""
