@@ -2,9 +2,9 @@
 
 Without --study: target tokens per second against the number of tickets, on sentences of random ids of the shape of
 Multi30k (no corpus needed), the time of scoring dev, peak memory, and what the 128 trainings of one pair with two seeds
-would take. On a machine without a GPU a tiny model, which shows that it works and nothing else. Writes
-benchmarks/lockstep.csv. With --study: all chains of one pair are trained, in a store of their own unless SLT_RUNS is set
-(then a call that was cut goes on), and the groups are timed. No test set is decoded.
+would take; written to benchmarks/lockstep.csv. On a machine without a GPU a tiny model, which shows that it works and
+nothing else. With --study: all chains of one pair are trained and the groups are timed, in a store of their own unless
+SLT_RUNS is set (then a call that was cut goes on). No test set is decoded.
 """
 
 import argparse
@@ -140,17 +140,15 @@ def sweep(tickets: list[int], seconds: float) -> None:
             f"{'' if got['ok'] else '  LOSS NOT FINITE'}",
             flush=True,
         )
-        for key, unit in (
-            ("tokens_per_second", "tokens/s"),
-            ("step_ms", "ms"),
-            ("dev_seconds", "s"),
-            ("peak_gib", "GiB"),
-        ):
-            rows.append(("lockstep", f"{setting}, {count} tickets", name, f"{got[key]:.4g}", unit, f"{ratio:.3f}"))
-        with OUTPUT.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("measure", "setting", "system", "value", "unit", "ratio"))
-            writer.writerows(rows)
+        units = {"tokens_per_second": "tokens/s", "step_ms": "ms", "dev_seconds": "s", "peak_gib": "GiB"}
+        for key, unit in units.items():
+            times = f"{got[key] / found[tickets[0]][key]:.3f}" if found[tickets[0]][key] else ""
+            rows.append((f"lockstep {key}", f"{setting}, {count} tickets", name, f"{got[key]:.4g}", unit, times))
+        if device.type == "cuda":
+            with OUTPUT.open("w", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(("measure", "setting", "system", "value", "unit", "ratio"))
+                writer.writerows(rows)
     if len(found) > 1 and device.type == "cuda":
         known = sorted(found)
 
@@ -196,9 +194,8 @@ def whole(name: str, pair: str, seeds: list[int]) -> None:
     wanted = ["dense", *study.params.pairs[study.pair]]
     began = time.monotonic()
     study.follow([study.chain(RECIPES[technique], seed) for seed in study.seeds for technique in wanted])
-    print(
-        f"{study.name} {study.pair}, seeds {study.seeds}: {sum(trained)} trainings in {time.monotonic() - began:.0f} s"
-    )
+    seconds = time.monotonic() - began
+    print(f"{study.name} {study.pair}, seeds {study.seeds}: {sum(trained)} trainings in {seconds:.0f} s")
 
 
 def main() -> int:

@@ -20,6 +20,11 @@ from slt_lib.transformer import dropout_masks, dropout_sites, glorot, prunable, 
 STEPS = 12
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    monkeypatch.setenv("SLT_DEVICE", "cpu")
+
+
 @pytest.fixture(scope="module")
 def study(session_study):
     return session_study
@@ -145,6 +150,29 @@ def test_fifty_steps_in_float64(optimizer, study, data, settings, starts, float6
             assert record["kept"] == masks.kept(mask)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("optimizer", ["adafactor", "adam"])
+def test_fifty_steps_in_float64_on_a_gpu(optimizer, study, data, settings, starts, float64, tmp_path, monkeypatch):
+    """Against the same oracle on the CPU; every stack must have been captured as a graph."""
+    graphs, real = [], Stack.step
+
+    def step(self, *arguments):
+        found = real(self, *arguments)
+        graphs.append(self.graph)
+        return found
+
+    monkeypatch.setattr(Stack, "step", step)
+    settings = settings.model_copy(update={"steps": 50, "checkpoint": 0.5})
+    tickets = starts(optimizer)
+    monkeypatch.setenv("SLT_DEVICE", "cuda")
+    found = folders(tmp_path, len(tickets))
+    train_together(settings, data, tickets, found)
+    assert graphs[: lockstep.EAGER] == [None] * lockstep.EAGER and all(graphs[lockstep.EAGER :])
+    monkeypatch.setenv("SLT_DEVICE", "cpu")
+    for start, folder in zip(tickets, found, strict=True):
+        assert distance(folder.load(RunFolder.theta(50))[0], plain(settings, data, start, 50)[0]) < 1e-9
+
+
 @pytest.mark.parametrize("optimizer", ["adafactor", "adam"])
 def test_ten_steps_against_the_trainer(optimizer, data, settings, starts, tmp_path):
     settings = settings.model_copy(update={"steps": 10})
@@ -173,6 +201,18 @@ def test_low_precision(data, settings, starts, tmp_path):
         wanted = train(settings, data, start, folder)
         for a, b in zip(wanted["curve"], record["curve"], strict=True):
             assert a["loss"] == pytest.approx(b["loss"], abs=0.02)
+
+
+def test_low_precision_is_low(data, settings, starts, tmp_path, monkeypatch):
+    """Autocast reaches the model under vmap: its matrix products are of the low type."""
+    kinds, real = set(), transformer.F.linear
+    monkeypatch.setattr(transformer.F, "linear", lambda *a: kinds.add((y := real(*a)).dtype) or y)
+    monkeypatch.setattr(Stack, "translate", lambda self, sources, *_: [[[3]] * len(sources)] * self.count)
+    for precision, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        low = settings.model_copy(update={"steps": 2, "precision": precision, "checkpoint": 1.0})
+        train_together(low, data, starts()[:1], folders(tmp_path / precision, 1))
+        assert kinds == {kind}
+        kinds.clear()
 
 
 def test_no_dropout_and_no_mask(data, settings, starts, tmp_path):
@@ -356,7 +396,8 @@ def test_a_study_can_not_tell(make_study, session_study, monkeypatch, home):
     for one, other in zip(wanted, found, strict=True):
         assert [run.id for run in one.runs] == [run.id for run in other.runs]
         for a, b in zip(one.runs, other.runs, strict=True):
-            assert distance(a.weights(), b.weights()) < 1e-4
+            # a chain prunes by the weights of its last run: what float error there is grows from run to run
+            assert distance(a.weights(), b.weights()) < (1e-3 if a.ticket.depth else 1e-4)
             assert a.record["status"] == b.record["status"]
             assert a.magnitudes().keys() == b.magnitudes().keys()
 
