@@ -116,7 +116,8 @@ def train_together(
 
     What is found in a folder is resumed: tickets that lag behind the others catch up, then all go on together. A ticket
     that diverges fails alone. `reports` hear of finished steps a few at a time. The tickets need one optimizer: raises
-    ValueError. With `pruned: stale` they are trained one after another.
+    ValueError, and InputError where they do not fit into the device's memory. With `pruned: stale` they are trained one
+    after another.
     """
     reports = reports or [lambda steps, point: None] * len(starts)
     if training.pruned == "stale":
@@ -138,8 +139,12 @@ def train_together(
         first, *later = sorted({course.state["step"] for course in running})
         group = [course for course in running if course.state["step"] == first]
         device = devices.device()
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            _advance(training, data, group, later[0] if later else training.steps)
+        try:
+            with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+                _advance(training, data, group, later[0] if later else training.steps)
+        except torch.cuda.OutOfMemoryError:
+            many = f"{len(group)} tickets in lockstep do not fit into the memory of {device}"
+            raise InputError(f"{many}; set SLT_LOCKSTEP to fewer, and they go on where they were") from None
 
 
 def _course(training: Training, start: Start, folder: RunFolder, report, keep: tuple[float, ...]) -> _Course:
@@ -469,6 +474,8 @@ class Stack:
     def _loss(self, weights: dict[str, Tensor], batch: Batch, drop: dict[str, Tensor]) -> Tensor:
         """The loss of one ticket: `training`'s, in the terms of `vmap`."""
         low = self.training.precision == "bf16"
+        if low:  # vmap adds a bias after the product, where autocast does not see it: it would raise the type again
+            weights = {name: w.bfloat16() if name.endswith("_bias") else w for name, w in weights.items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
             hidden = functional_call(self.model, weights, (batch, drop))
         dtype = torch.bfloat16 if low else hidden.dtype

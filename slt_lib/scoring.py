@@ -49,12 +49,12 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
 
 
 def bleu_of_each(systems: Sequence[Sequence[str]], references: Sequence[str]) -> list[float]:
-    """BLEU of many systems on one test set: eight or more are scored in processes, one a core, that stay for the next.
+    """BLEU of many systems on one test set, in processes, one a core, that stay for the next call.
 
     A thousand lines take a tenth of a second, which many models on a GPU would wait for.
     """
     workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 32)
-    if len(systems) >= 8 and len(references) >= 100 and workers > 2:
+    if len(systems) > 1 and len(references) >= 100 and workers > 2:
         try:
             return list(_processes(workers).map(_bleu_value, systems, [references] * len(systems)))
         except (BrokenExecutor, OSError):  # a script without a main guard can't be opened by another process
