@@ -31,7 +31,7 @@ class Adafactor(torch.optim.Optimizer):
         loss = closure() if closure is not None else None
         for group in self.param_groups:
             k = group["k"]
-            beta2 = 1 - (k + 1) ** -DECAY_EXPONENT
+            beta2 = decay(k)
             rate = learning_rate(k, group["warmup_steps"], group["peak"])
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -40,8 +40,16 @@ class Adafactor(torch.optim.Optimizer):
         return loss
 
 
-def update(weight: Tensor, gradient: Tensor, state: dict[str, Tensor], beta2: float, rate: float, stacked: int = 0):
-    """One step on one tensor, in place. `state` holds `row`, `column` ([..., rows], [..., columns]) or `moment`."""
+def decay(k: int) -> float:
+    """beta2 of step `k`, from 0."""
+    return 1 - (k + 1) ** -DECAY_EXPONENT
+
+
+def update(weight: Tensor, gradient: Tensor, state: dict[str, Tensor], beta2, rate, stacked: int = 0):
+    """One step on one tensor, in place. `state` holds `row`, `column` ([..., rows], [..., columns]) or `moment`.
+
+    `beta2` and `rate` are floats or, with `stacked`, scalar tensors on the weight's device: then nothing waits for it.
+    """
     axes = tuple(range(stacked, weight.dim()))
     if len(axes) >= 2:
         squared = gradient.square()
@@ -72,7 +80,9 @@ def rms(tensor: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
     return torch.linalg.vector_norm(tensor, dim=axes, keepdim=True) / count**0.5
 
 
-def _average(state: dict[str, Tensor], key: str, value: Tensor, beta2: float) -> Tensor:
+def _average(state: dict[str, Tensor], key: str, value: Tensor, beta2) -> Tensor:
     if key not in state:
         state[key] = torch.zeros_like(value)
+    if isinstance(beta2, Tensor):
+        return state[key].mul_(beta2).add_(value.mul_(1 - beta2))
     return state[key].mul_(beta2).add_(value, alpha=1 - beta2)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 PAD, EOS = 0, 1
+DIVERGED = "the model's logits hold NaN: its training has diverged"
 
 
 @torch.inference_mode()
@@ -200,4 +201,4 @@ def _record(answers: list[list[int]], numbers: Tensor, sequences: Tensor) -> Non
 
 def _refuse_nan(values: Tensor) -> None:
     if values.isnan().any():
-        raise FloatingPointError("the model's logits hold NaN: its training has diverged")
+        raise FloatingPointError(DIVERGED)

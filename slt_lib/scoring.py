@@ -4,7 +4,12 @@
 stored table of counts is enough to compute them again.
 """
 
+import functools
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +46,34 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
     Raises ValueError if the lists differ in length or are empty, as `ter`, `ter_13a` and `sentence_statistics` do.
     """
     return Score(corpus_bleu(_bleu_statistics(hypotheses, references)), signatures()["bleu"])
+
+
+def bleu_of_each(systems: Sequence[Sequence[str]], references: Sequence[str]) -> list[float]:
+    """BLEU of many systems on one test set, in processes, one a core, that stay for the next call.
+
+    A thousand lines take a tenth of a second, which many models on a GPU would wait for.
+    """
+    workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 32)
+    if len(systems) > 1 and len(references) >= 100 and workers > 2:
+        try:
+            return list(_processes(workers).map(_bleu_value, systems, [references] * len(systems)))
+        except (BrokenExecutor, OSError):  # a script without a main guard can't be opened by another process
+            _processes.cache_clear()
+    return [_bleu_value(system, references) for system in systems]
+
+
+def _bleu_value(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    return bleu(hypotheses, references).value
+
+
+@functools.cache
+def _processes(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def ter(hypotheses: Sequence[str], references: Sequence[str]) -> Score:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slt_lib import corpora, decoding, masks, memory, params, schedules, scoring, training, wmt14, workers
+from slt_lib import corpora, decoding, lockstep, masks, memory, params, schedules, scoring, training, wmt14, workers
 from slt_lib.errors import InputError
 from slt_lib.files import sweep
 from slt_lib.seeds import stream
@@ -517,18 +517,22 @@ class Study:
     def train(self, tickets: Iterable[Ticket], progress: "Progress | None" = None, stored: bool = False) -> list[Run]:
         """The runs of `tickets`, in their order: from the store where they are whole, trained otherwise.
 
-        With `stored` nothing is trained: raises InputError for a ticket without a run.
+        With `stored` nothing is trained: raises InputError for a ticket without a run. On a GPU, or where SLT_LOCKSTEP
+        asks for it, many are trained at once (`lockstep.group_size`).
         """
         tickets = list(tickets)
         found = {ticket.train_id: self.find(ticket) for ticket in tickets}
-        for ticket in tickets:
-            if found[ticket.train_id] is None:
-                if stored:
-                    raise InputError(
-                        f"{self.name} {self.pair} seed {ticket.seed}: {ticket.trained_with} at sparsity "
-                        f"{ticket.sparsity:g} is not trained yet; `python -m slt_lib run {self.name}` does it"
-                    )
-                found[ticket.train_id] = self._train(ticket, progress or Progress())
+        missing = {ticket.train_id: ticket for ticket in tickets if found[ticket.train_id] is None}
+        if stored:
+            for ticket in missing.values():
+                raise InputError(
+                    f"{self.name} {self.pair} seed {ticket.seed}: {ticket.trained_with} at sparsity "
+                    f"{ticket.sparsity:g} is not trained yet; `python -m slt_lib run {self.name}` does it"
+                )
+        if missing:
+            most = lockstep.group_size(self.params.training, self.params.vocabulary)
+            for group in _groups(missing.values(), most):
+                found |= {run.id: run for run in self._train(group, progress or Progress(), most > 1)}
         return [found[ticket.train_id] for ticket in tickets]
 
     def find(self, ticket: Ticket, tell: bool = True) -> Run | None:
@@ -544,28 +548,39 @@ class Study:
             return None
         return None if record is None else Run(ticket, record)
 
-    def _train(self, ticket: Ticket, progress: "Progress") -> Run:
-        with self.store.lock(ticket.train_id):
-            run = self.find(ticket, tell=False)  # another process may have trained it while this one waited
-            if run is not None:
-                return run
-            folder = self.store.folder(ticket.train_id)
-            if (folder / RECORD).exists():  # damaged: nothing of it is used again
-                self.store.remove(ticket.train_id)
-            sweep(folder.path)
-            write_json(folder / TICKET, ticket.identity)
-            start = ticket.start()
-            try:
-                with self.threads(), progress.training(ticket) as report:
-                    keep = tuple(self.params.keep)
-                    record = training.train(self.params.training, self.data, start, folder, keep, report)
-            except InputError:
-                if not (folder / RESUME).exists():  # it could not begin: nothing is left behind
+    def _train(self, tickets: list[Ticket], progress: "Progress", together: bool) -> list[Run]:
+        with contextlib.ExitStack() as stack:
+            for train_id in sorted(ticket.train_id for ticket in tickets):  # in one order: no two wait for each other
+                stack.enter_context(self.store.lock(train_id))
+            # another process may have trained some while this one waited
+            runs = [run for ticket in tickets if (run := self.find(ticket, tell=False)) is not None]
+            done = {run.id for run in runs}
+            tickets = [ticket for ticket in tickets if ticket.train_id not in done]
+            folders = [self.store.folder(ticket.train_id) for ticket in tickets]
+            for ticket, folder in zip(tickets, folders, strict=True):
+                if (folder / RECORD).exists():  # damaged: nothing of it is used again
                     self.store.remove(ticket.train_id)
+                sweep(folder.path)
+                write_json(folder / TICKET, ticket.identity)
+            starts = [ticket.start() for ticket in tickets]
+            settings, keep = self.params.training, tuple(self.params.keep)
+            try:
+                with self.threads(), contextlib.ExitStack() as bars:
+                    reports = [bars.enter_context(progress.training(ticket)) for ticket in tickets]
+                    if together:
+                        records = lockstep.train_together(settings, self.data, starts, folders, keep, reports)
+                    else:
+                        parts = zip(starts, folders, reports, strict=True)
+                        records = [training.train(settings, self.data, *two, keep, report) for *two, report in parts]
+            except InputError:
+                for ticket, folder in zip(tickets, folders, strict=True):
+                    if not (folder / RESUME).exists() and not (folder / RECORD).exists():  # it could not begin
+                        self.store.remove(ticket.train_id)
                 raise
-            run = Run(ticket, record)
-            run.magnitudes(start)  # while the start is at hand
-            return run
+            for ticket, start, record in zip(tickets, starts, records, strict=True):
+                runs.append(Run(ticket, record))
+                runs[-1].magnitudes(start)  # while the start is at hand
+            return runs
 
     def chain(self, recipe: Callable[..., Recipe], seed: int, levels: Iterable[float] = (), **knobs) -> Chain:
         """A recipe for one seed, labelled: technique by the recipe's name, variant by the knobs that differ.
@@ -709,6 +724,17 @@ def _listed(key: str, values) -> list:
     if not isinstance(values, list | tuple | range):
         raise InputError(f"{key}: {values!r} is no list; write [{'' if values is None else values}]")
     return list(values)
+
+
+def _groups(tickets: Iterable[Ticket], most: int) -> Iterator[list[Ticket]]:
+    """Tickets that train at once: `most` of them, of one optimizer, in groups of about one size."""
+    alike: dict[str, list[Ticket]] = {}
+    for ticket in tickets:
+        alike.setdefault(ticket.optimizer, []).append(ticket)
+    for wave in alike.values():
+        count = -(-len(wave) // most)
+        for i in range(count):
+            yield wave[i * len(wave) // count : (i + 1) * len(wave) // count]
 
 
 def _number(key: str, value) -> float:

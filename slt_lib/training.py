@@ -63,6 +63,19 @@ def new_model(training: Training, vocabulary: int, seed: int | None = None) -> T
     return Transformer(Shape(vocabulary, sizes.layers, sizes.hidden, sizes.filter, sizes.heads), seed)
 
 
+def new_batches(training: Training, data: Data, seed: int, depth: int) -> Batches:
+    """The sentences of a ticket, from the first."""
+    shape, depth = training.batch, depth if training.order == "fresh" else 0
+    return Batches(data.source, data.target, shape.rows, shape.length, seed, depth, shape.packed)
+
+
+def dropout_plan(training: Training, shape: Shape) -> tuple[dict, dict[str, float]]:
+    """Sites of dropout in a batch, and the rate of each kind."""
+    rows, length, sizes = training.batch.rows, training.batch.length, training.model
+    rates = {"residual": sizes.residual_dropout, "attention": sizes.attention_dropout, "relu": sizes.relu_dropout}
+    return dropout_sites(shape, rows, length, length), rates
+
+
 def checkpoints(training: Training) -> list[int]:
     """Steps after which dev is scored and the training can be resumed."""
     return schedules.every(training.checkpoint, 1.0, training.steps)
@@ -90,33 +103,15 @@ def train(
     weights = dict(model.named_parameters())
     matrices = prunable(weights)
     optimizer = new_optimizer(training, start.optimizer, weights.values())
-    batches = Batches(
-        data.source,
-        data.target,
-        training.batch.rows,
-        training.batch.length,
-        start.seed,
-        start.depth if training.order == "fresh" else 0,
-        training.batch.packed,
-    )
-    sites = dropout_sites(model.shape, training.batch.rows, training.batch.length, training.batch.length)
-    sizes = training.model
-    rates = {"residual": sizes.residual_dropout, "attention": sizes.attention_dropout, "relu": sizes.relu_dropout}
-    marks = checkpoints(training)
-    kept_steps = {schedules.at_step(fraction, training.steps) for fraction in keep} - {0}
-    updates = (
-        set(schedules.every(training.gradual.every, training.gradual.until, training.steps)) if start.gradual else ()
-    )
-    end = schedules.at_step(training.gradual.until, training.steps)
-    # of a gradual training only checkpoints at its final sparsity compete: the paper's last four (section 4)
-    candidates = {mark for mark in marks if mark > end or mark == training.steps} if start.gradual else set(marks)
-
-    state = {"step": 0, "curve": [], "files": {}, "best": None, "loss": 0.0, "since": 0, "tokens": 0, "seconds": 0.0}
+    batches = new_batches(training, data, start.seed, start.depth)
+    sites, rates = dropout_plan(training, model.shape)
+    marks = marks_of(training, start, keep)
+    state = new_state()
     mask = dict(start.mask) if start.mask is not None else None
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(start.weights[name])
-    resumed = None if until else _resume(folder, training)
+    resumed = None if until else resume(folder, training)
     if resumed:
         state, tensors = resumed
         mask = {k.removeprefix("mask."): v for k, v in tensors.items() if k.startswith("mask.")} or None
@@ -130,7 +125,6 @@ def train(
         stale = {name: tensors[f"stale.{name}"] for name in stale}
 
     failure = None
-    record = {"steps": training.steps, "optimizer": start.optimizer}
     taken = {}
     last = max(until) if until else training.steps
     try:
@@ -151,10 +145,10 @@ def train(
                 optimizer.step()
                 for weight in weights.values():
                     weight.grad = None
-                if step + 1 in updates:
-                    _must_be_finite(weights, step + 1)
-                    wanted = schedules.gradual_sparsity(step + 1, *start.gradual, end)
-                    mask = _new_mask(training, matrices, wanted, mask, start.mask)
+                if step + 1 in marks.updates:
+                    must_be_finite(weights, step + 1)
+                    wanted = schedules.gradual_sparsity(step + 1, *start.gradual, marks.end)
+                    mask = new_mask(training, matrices, wanted, mask, start.mask)
                     factors = _factors(mask)
                 stale = hide(matrices, factors)
             state["loss"] += value
@@ -166,32 +160,16 @@ def train(
                 if step + 1 in until:
                     taken[step + 1] = {name: weight.detach().clone() for name, weight in weights.items()}
                 continue
-            if step + 1 in kept_steps and step + 1 not in marks:
+            if step + 1 in marks.kept and step + 1 not in marks.checkpoints:
                 state["files"][folder.theta(step + 1)] = folder.save(folder.theta(step + 1), weights)
-            if step + 1 in marks:
-                _must_be_finite(weights, step + 1)
-                point = {
-                    "step": step + 1,
-                    "loss": state["loss"] / state["since"],
-                    "dev_bleu": dev_bleu(model, data, training),
-                    "sparsity": masks.sparsity(mask) if mask else 0.0,
-                    "tokens": state["tokens"],
-                }
-                state |= {"step": step + 1, "curve": [*state["curve"], point], "loss": 0.0, "since": 0}
-                if step + 1 in candidates and (state["best"] is None or point["dev_bleu"] > state["best"]["dev_bleu"]):
-                    state["best"] = {"step": step + 1, "dev_bleu": point["dev_bleu"]}
-                named = {folder.theta(s) for s in kept_steps | {state["best"]["step"] if state["best"] else 0}}
-                if folder.theta(step + 1) in named or step + 1 == training.steps:
-                    state["files"][folder.theta(step + 1)] = folder.save(folder.theta(step + 1), weights)
-                named |= {folder.theta(training.steps)}
-                state["files"] = {name: sha for name, sha in state["files"].items() if name in named}
-                where = batches.position
-                state["position"] = [where.epoch, where.offset, list(where.waiting)]
+            if step + 1 in marks.checkpoints:
+                must_be_finite(weights, step + 1)
+                bleu = dev_bleu(model, data, training)
                 state["seconds"] += time.monotonic() - began
                 began = time.monotonic()
-                folder.save(RESUME, _tensors(model, optimizer, mask, stale), state | {"of": _owner(folder, training)})
-                folder.drop(named)
-                report(0, point)
+                tensors = _tensors(model, optimizer, mask, stale)
+                checkpoint(folder, training, marks, state, step + 1, bleu, tensors, batches.position)
+                report(0, state["curve"][-1])
     except NotFinite as error:
         failure = str(error)
 
@@ -199,21 +177,87 @@ def train(
         if failure:
             raise NotFinite(failure)
         return taken
+    return finish(folder, training, start, state, mask, batches.dropped, failure)
+
+
+# Checkpoints ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Steps after which more happens than a step.
+
+    `checkpoints`: dev is scored, the training can be resumed; `kept`: the weights stay; `updates`: a gradual mask
+    grows, the last time at `end`; `candidates`: those of the checkpoints that may be the best.
+    """
+
+    checkpoints: Collection[int]
+    kept: Collection[int]
+    updates: Collection[int]
+    end: int
+    candidates: Collection[int]
+
+
+def marks_of(training: Training, start: Start, keep: tuple[float, ...]) -> Marks:
+    marks, end = checkpoints(training), schedules.at_step(training.gradual.until, training.steps)
+    kept = {schedules.at_step(fraction, training.steps) for fraction in keep} - {0}
+    if not start.gradual:
+        return Marks(marks, kept, (), end, marks)
+    updates = schedules.every(training.gradual.every, training.gradual.until, training.steps)
+    # of a gradual training only checkpoints at its final sparsity compete: the paper's last four (section 4)
+    return Marks(marks, kept, set(updates), end, {mark for mark in marks if mark > end or mark == training.steps})
+
+
+def new_state() -> dict:
+    """What a resume file says beside its tensors, of a training that has not begun."""
+    return {"step": 0, "curve": [], "files": {}, "best": None, "loss": 0.0, "since": 0, "tokens": 0, "seconds": 0.0}
+
+
+def checkpoint(folder, training: Training, marks: Marks, state: dict, step: int, bleu: float, tensors, position):
+    """Add a point to the curve in `state` and write what stays of `step`: the weights if they do, the resume file.
+
+    `tensors` as `_tensors` gives them; `position` of the batches.
+    """
+    mask = {name: kept for name, kept in tensors.items() if name.startswith("mask.")}
+    point = {
+        "step": step,
+        "loss": state["loss"] / state["since"],
+        "dev_bleu": bleu,
+        "sparsity": masks.sparsity(mask) if mask else 0.0,
+        "tokens": state["tokens"],
+    }
+    state |= {"step": step, "curve": [*state["curve"], point], "loss": 0.0, "since": 0}
+    if step in marks.candidates and (state["best"] is None or point["dev_bleu"] > state["best"]["dev_bleu"]):
+        state["best"] = {"step": step, "dev_bleu": point["dev_bleu"]}
+    named = {folder.theta(s) for s in marks.kept | {state["best"]["step"] if state["best"] else 0}}
+    if folder.theta(step) in named or step == training.steps:
+        state["files"][folder.theta(step)] = folder.save(folder.theta(step), weights_of(tensors))
+    named |= {folder.theta(training.steps)}
+    state["files"] = {name: sha for name, sha in state["files"].items() if name in named}
+    state["position"] = [position.epoch, position.offset, list(position.waiting)]
+    folder.save(RESUME, tensors, state | {"of": _owner(folder, training)})
+    folder.drop(named)
+
+
+def finish(folder, training: Training, start: Start, state: dict, mask, dropped: int, failure: str | None) -> dict:
+    """Write the record of a training that has ended, by itself or by `failure`, and return it."""
     if failure is None and max(point["dev_bleu"] for point in state["curve"]) < BLEU_ZERO:
         failure = "BLEU 0 on dev at every checkpoint"
     if mask is not None:
         state["files"]["mask.safetensors"] = folder.save("mask.safetensors", mask)
-    everything = masks.kept(mask) if mask else sum(w.numel() for w in matrices.values())
-    record |= {
+    size = sum(w.numel() for w in prunable(start.weights).values())
+    record = {
+        "steps": training.steps,
+        "optimizer": start.optimizer,
         "status": "failed" if failure else "ok",
         "reason": failure or "",
         "curve": state["curve"],
         "best": state["best"],
         "files": state["files"],
-        "kept": everything,
-        "prunable": sum(w.numel() for w in matrices.values()),
+        "kept": masks.kept(mask) if mask else size,
+        "prunable": size,
         "target_tokens": state["tokens"],
-        "dropped_pairs": batches.dropped,
+        "dropped_pairs": dropped,
     }
     folder.path.mkdir(parents=True, exist_ok=True)
     write_json(folder / "provenance.json", sealed({"seconds": round(state["seconds"], 3)} | provenance(training)))
@@ -222,7 +266,7 @@ def train(
     return record
 
 
-def _must_be_finite(weights: Mapping[str, Tensor], step: int) -> None:
+def must_be_finite(weights: Mapping[str, Tensor], step: int) -> None:
     if not all(bool(torch.isfinite(weight).all()) for weight in weights.values()):
         raise NotFinite(f"weights not finite at step {step}")
 
@@ -275,15 +319,20 @@ def _loss(model: Transformer, batch, drop, training: Training) -> Tensor:
 
 def dev_bleu(model: Transformer, data: Data, training: Training) -> float:
     """BLEU (13a, cased) on the dev set, or its first `dev_sentences`, with `dev_beam`."""
-    count = min(training.dev_sentences or len(data.dev_source), len(data.dev_source))
-    sources = data.dev_source.lists()[:count]
+    sources, references = dev_sentences(data, training)
     try:
         found = decoding.translate(
             model, sources, training.dev_beam, extra=training.dev_extra, batch_sentences=DEV_BATCH
         )
     except FloatingPointError as error:
         raise NotFinite(f"logits not finite on dev: {error}") from None
-    return scoring.bleu(data.vocabulary.decode(found), data.dev_reference[:count]).value
+    return scoring.bleu(data.vocabulary.decode(found), references).value
+
+
+def dev_sentences(data: Data, training: Training) -> tuple[list[list[int]], list[str]]:
+    """Sources and references of the dev set, or of its first `dev_sentences`."""
+    count = min(training.dev_sentences or len(data.dev_source), len(data.dev_source))
+    return data.dev_source.lists()[:count], data.dev_reference[:count]
 
 
 # Optimizer ------------------------------------------------------------
@@ -299,15 +348,22 @@ def new_optimizer(training: Training, name: str, weights) -> torch.optim.Optimiz
 
 def _set_rate(optimizer, training: Training, step: int) -> None:
     if isinstance(optimizer, torch.optim.Adam):
-        warmup = max(1, schedules.at_step(training.warmup, training.steps))
         for group in optimizer.param_groups:
-            group["lr"] = schedules.learning_rate(step, warmup, training.peak_lr.adam, ramp=True)
+            group["lr"] = rate_at(training, "adam", step)
+
+
+def rate_at(training: Training, optimizer: str, step: int) -> float:
+    """The learning rate at `step`, from 0."""
+    warmup = max(1, schedules.at_step(training.warmup, training.steps))
+    if optimizer == "adam":
+        return schedules.learning_rate(step, warmup, training.peak_lr.adam, ramp=True)
+    return schedules.learning_rate(step, warmup, training.peak_lr.adafactor)
 
 
 # Masks ------------------------------------------------------------
 
 
-def _new_mask(training: Training, matrices, sparsity: float, mask, first):
+def new_mask(training: Training, matrices, sparsity: float, mask, first):
     """The mask of a gradual step: nested in the last one, or, with stale weights, in the ticket's own alone."""
     within = first if training.pruned == "stale" else mask
     if training.thresholds == "histogram":
@@ -348,6 +404,11 @@ def _tensors(model, optimizer, mask, stale) -> dict[str, Tensor]:
     return tensors | {f"mask.{name}": kept for name, kept in (mask or {}).items()}
 
 
+def weights_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights among what `_tensors` gives."""
+    return {name.removeprefix("theta."): w for name, w in tensors.items() if name.startswith("theta.")}
+
+
 def _restore(model, optimizer, tensors, step: int) -> None:
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -367,7 +428,7 @@ def _owner(folder: RunFolder, training: Training) -> str:
     return digest([folder.path.name, training.model_dump()])
 
 
-def _resume(folder: RunFolder, training: Training) -> tuple[dict, dict] | None:
+def resume(folder: RunFolder, training: Training) -> tuple[dict, dict] | None:
     """State and tensors of a training that was cut, or None; one that can't be used is named and thrown away."""
     if not (folder / RESUME).exists():
         return None

@@ -282,6 +282,12 @@ def dropout_sites(shape: Shape, rows: int, source: int, target: int) -> dict[str
 
 def dropout_masks(sites, rates: Mapping[str, float], seed: int, step: int) -> dict[str, Tensor]:
     """Masks for one step, 0 or 1 / (1 - rate), a pure function of (seed, step, site). Kinds with rate 0 have none."""
+    kept = dropout_kept(sites, rates, seed, step)
+    return {site: values * (1 / (1 - rates[sites[site][0]])) for site, values in kept.items()}
+
+
+def dropout_kept(sites, rates: Mapping[str, float], seed: int, step: int) -> dict[str, Tensor]:
+    """BoolTensors: where `dropout_masks` is not 0."""
     wanted = {site: (rates[kind], shape) for site, (kind, shape) in sites.items() if rates[kind] > 0}
     counts = [math.prod(shape) for _, shape in wanted.values()]
     bits = stream(seed, "dropout", step).integers(0, 1 << 16, size=sum(counts), dtype=np.uint16)
@@ -289,7 +295,7 @@ def dropout_masks(sites, rates: Mapping[str, float], seed: int, step: int) -> di
     masks = {}
     for (site, (rate, shape)), values in zip(wanted.items(), drawn, strict=True):
         limit = round(rate * (1 << 16)) - (1 << 15)
-        masks[site] = (values >= limit).view(shape) * (1 / (1 - rate))
+        masks[site] = (values >= limit).view(shape)
     return masks
 
 
@@ -303,7 +309,7 @@ def smoothed_cross_entropy(logits: Tensor, target: Tensor, smoothing: float) -> 
     and padded_cross_entropy (FACTS.md section 1).
     """
     wrong, entropy = _goal(logits.shape[-1], smoothing)
-    logits = logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     right = logits.gather(-1, target.unsqueeze(-1)).squeeze(-1)
     loss = logits.logsumexp(-1) - (1 - smoothing - wrong) * right - wrong * logits.sum(-1) - entropy
     real = target != PAD

@@ -9,10 +9,13 @@ from typing import Any
 
 
 def default_jobs(threads: int) -> int:
-    """Trainings at once where nobody says: one for `threads` of the cores that this process may use; one on a GPU."""
+    """Processes that train at once where nobody says: one for `threads` of the cores that this one may use.
+
+    One on a GPU and where SLT_LOCKSTEP or torchrun asks for another way of training many or training together.
+    """
     from slt_lib.devices import device
 
-    if device().type != "cpu":
+    if device().type != "cpu" or os.environ.get("SLT_LOCKSTEP") or int(os.environ.get("WORLD_SIZE") or 1) > 1:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // threads)

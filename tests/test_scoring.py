@@ -163,3 +163,15 @@ def test_pairs_need_the_same_lines():
     a, b = (scoring.sentence_statistics(REFERENCES[:n], REFERENCES[:n]) for n in (2, 3))
     with pytest.raises(ValueError, match="not 2 and 3"):
         scoring.paired_bootstrap(a, b)
+
+
+def test_many_systems_at_once(monkeypatch):
+    references = ["a man is walking on the street ."] * 100
+    systems = [["a man walks on the street ."] * k + references[k:] for k in (0, 20, 90)]
+    wanted = [scoring.bleu(system, references).value for system in systems]
+    for cores in (1, 3):  # here, and in processes
+        monkeypatch.setattr(scoring.os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
+        assert scoring.bleu_of_each(systems, references) == wanted
+    assert scoring._processes.cache_info().currsize == 1
+    scoring._processes(3).shutdown()
+    scoring._processes.cache_clear()
