@@ -80,11 +80,22 @@ class Model(Base):
 
 
 class BatchShape(Base):
-    """Rows and their length in word pieces; packed: several pairs share a row."""
+    """Rows and their length in word pieces; packed: several pairs share a row.
+
+    `accumulate`: parts that a process takes its rows in, one after another, where memory is short. As `threads`, it
+    reaches no result beyond float error, and no identity.
+    """
 
     rows: Eight
     length: Eight
     packed: bool = True
+    accumulate: Positive = Field(default=1, exclude=True)
+
+    @model_validator(mode="after")
+    def parts_are_equal(self):
+        if self.rows % self.accumulate:
+            raise ValueError(f"rows ({self.rows}) must be a multiple of accumulate ({self.accumulate})")
+        return self
 
 
 class PeakRate(Base):

@@ -5,6 +5,7 @@ trained ticket. `Study.train` turns tickets into runs, from the store where it h
 generators of tickets in waves.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import inspect
@@ -19,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slt_lib import corpora, decoding, masks, memory, params, schedules, scoring, training, wmt14
+from slt_lib import corpora, decoding, distributed, masks, memory, params, schedules, scoring, training, wmt14
+from slt_lib.devices import device
 from slt_lib.errors import InputError
 from slt_lib.seeds import stream
 from slt_lib.store import RECORD, RESUME, TICKET, Damaged, RunFolder, Store, digest, sealed, sweep, unseal, write_json
@@ -318,6 +320,7 @@ class Run:
         """Translations of raw sentences by beam search with the study's decoding settings."""
         model = self.study.model()
         model.load_state_dict(self.weights(checkpoint))
+        model.to(device())
         options = self.study.params.decoding
         sources = self.study.vocabulary.encode(sentences).lists()
         with self.study.threads():
@@ -498,7 +501,10 @@ class Study:
         With `stored` nothing is trained: raises InputError for a ticket without a run.
         """
         tickets = list(tickets)
-        found = {ticket.train_id: self.find(ticket) for ticket in tickets}
+        with distributed.in_turn():  # the first makes the vocabulary, the others read it
+            unique = {ticket.train_id: ticket for ticket in tickets}
+        records = distributed.told(lambda: {key: _record(self.find(ticket)) for key, ticket in unique.items()})
+        found = {key: Run(unique[key], record) if record else None for key, record in records.items()}
         for ticket in tickets:
             if found[ticket.train_id] is None:
                 if stored:
@@ -523,26 +529,32 @@ class Study:
         return None if record is None else Run(ticket, record)
 
     def _train(self, ticket: Ticket, progress: "Progress") -> Run:
-        with self.store.lock(ticket.train_id):
-            run = self.find(ticket, tell=False)  # another process may have trained it while this one waited
-            if run is not None:
-                return run
+        first = distributed.first()
+        with self.store.lock(ticket.train_id) if first else contextlib.nullcontext():
+            # another command may have trained it while this one waited
+            record = distributed.told(lambda: _record(self.find(ticket, tell=False)))
+            if record is not None:
+                return Run(ticket, record)
+            with distributed.in_turn():  # text that was not encoded yet is, once
+                data = self.data
             folder = self.store.folder(ticket.train_id)
-            if (folder / RECORD).exists():  # damaged: nothing of it is used again
-                self.store.remove(ticket.train_id)
-            sweep(folder.path)
-            write_json(folder / TICKET, ticket.identity)
+            if first:
+                if (folder / RECORD).exists():  # damaged: nothing of it is used again
+                    self.store.remove(ticket.train_id)
+                sweep(folder.path)
+                write_json(folder / TICKET, ticket.identity)
             start = ticket.start()
             try:
                 with self.threads(), progress.training(ticket) as report:
                     keep = tuple(self.params.keep)
-                    record = training.train(self.params.training, self.data, start, folder, keep, report)
+                    record = training.train(self.params.training, data, start, folder, keep, report)
             except InputError:
-                if not (folder / RESUME).exists():  # it could not begin: nothing is left behind
+                if first and not (folder / RESUME).exists():  # it could not begin: nothing is left behind
                     self.store.remove(ticket.train_id)
                 raise
             run = Run(ticket, record)
-            run.magnitudes(start)  # while the start is at hand
+            if first:
+                run.magnitudes(start)  # while the start is at hand
             return run
 
     def chain(self, recipe: Callable[..., Recipe], seed: int, levels: Iterable[float] = (), **knobs) -> Chain:
@@ -630,7 +642,7 @@ class _Report:
                 f"loss {point['loss']:.3f}, dev BLEU {point['dev_bleu']:.1f}, sparsity {100 * point['sparsity']:.1f}%"
             )
             self.bar.set_postfix_str(text, refresh=False)
-            if self.lines:
+            if self.lines and distributed.first():
                 print(f"{self.label}: step {point['step']}/{self.steps}, {text}", file=sys.stderr, flush=True)
 
     def __exit__(self, *error) -> None:
@@ -692,6 +704,10 @@ def _stored(path: Path, *keys: str) -> dict | None:
 def _store(path: Path, value: dict) -> None:
     sweep(path.parent, age=3600)  # others may be writing there now, but not for an hour
     write_json(path, sealed(value))
+
+
+def _record(run: Run | None) -> dict | None:
+    return None if run is None else run.record
 
 
 def _both(one, other):
