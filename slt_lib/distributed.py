@@ -10,6 +10,7 @@ was, on any number of processes. Where torchrun has started nothing, nothing her
 import contextlib
 import datetime
 import os
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -144,8 +145,11 @@ def parallel(module: nn.Module) -> nn.Module:
 
     The parameters become those of the first process.
     """
-    # buffers are tables of constants, and may have grown in one process alone
-    return module if _control is None else nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+    if _control is None:
+        return module
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of a name that older versions lack
+        # buffers are tables of constants, and may have grown in one process alone
+        return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
 
 
 def apart(module: nn.Module):
