@@ -1,6 +1,7 @@
 # make study [STUDY=quick]   set up and run a study: trainings, tables, plots
 # make test                  set up and run all tests
 # make soak [MINUTES=20]     kill a small study at random moments, at least 20 times, and compare what it ends in
+# make full-size             ten steps of the paper's 61.3M weights on CPU, cut and resumed, and what memory they take
 # make lab                   set up and open JupyterLab on the notebooks
 STUDY ?= quick
 ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
@@ -11,7 +12,7 @@ export PATH := $(BIN):$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 unexport PYTHONPATH
 
-.PHONY: study test soak lab notebooks lint clean
+.PHONY: study test soak full-size lab notebooks lint clean
 study: $(ROOT)/.venv/ready
 	@cd $(ROOT) && python -m slt_lib data $(STUDY)
 	@cd $(ROOT) && snakemake --profile profiles/default --config study=$(STUDY)
@@ -22,6 +23,9 @@ test: $(ROOT)/.venv/ready
 
 soak: $(ROOT)/.venv/ready
 	@cd $(ROOT) && bash tests/soak $(MINUTES)
+
+full-size: $(ROOT)/.venv/ready
+	@cd $(ROOT) && SLT_FULL_SIZE=1 python -m pytest -q -x -p no:xdist tests/test_full_size.py
 
 lab: $(ROOT)/.venv/ready
 	@cd $(ROOT) && jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir=$(ROOT) \
