@@ -1,7 +1,8 @@
 """The paper's model at its full size, on CPU: `make full-size`, some minutes on two cores, about 4 GB of disk.
 
-wmt14-en-de as it stands, 61,298,688 matrix weights, on text made here that gives a vocabulary of 33,708 word pieces; only
-the corpus, the length of the training and what is decoded on dev are smaller. The file is also what each process runs.
+wmt14-en-de as it stands, 61,298,688 matrix weights, on text made here that gives a vocabulary of 33,708 word pieces;
+only the corpus, the length of the training and what is decoded on dev are smaller. The file is also what each process
+runs.
 """
 
 import json
