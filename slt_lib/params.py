@@ -80,22 +80,11 @@ class Model(Base):
 
 
 class BatchShape(Base):
-    """Rows and their length in word pieces; packed: several pairs share a row.
-
-    `accumulate`: parts that a process takes its rows in, one after another, where memory is short. As `threads`, it
-    reaches no result beyond float error, and no identity.
-    """
+    """Rows and their length in word pieces; packed: several pairs share a row."""
 
     rows: Eight
     length: Eight
     packed: bool = True
-    accumulate: Positive = Field(default=1, exclude=True)
-
-    @model_validator(mode="after")
-    def parts_are_equal(self):
-        if self.rows % self.accumulate:
-            raise ValueError(f"rows ({self.rows}) must be a multiple of accumulate ({self.accumulate})")
-        return self
 
 
 class PeakRate(Base):
@@ -154,6 +143,7 @@ class Params(Base):
     keep: list[Fraction] = [0.05]
     decoding: Decoding = Decoding()
     threads: Positive = 1
+    accumulate: Positive = 1  # parts in which a process takes its rows of a batch, where memory is short
     ablations: bool = False
 
     @model_validator(mode="after")
@@ -161,6 +151,9 @@ class Params(Base):
         check_levels(self.levels)
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {self.seeds} must differ from each other")
+        if self.training.batch.rows % self.accumulate:
+            rows, parts = self.training.batch.rows, self.accumulate
+            raise ValueError(f"training.batch.rows ({rows}) must be a multiple of accumulate ({parts})")
         return self
 
 

@@ -279,7 +279,8 @@ class Run:
         if missing:
             with self.study.threads():
                 settings = self.study.params.training
-                found |= training.train(settings, self.study.data, self.ticket.start(), until=missing)
+                parts = self.study.params.accumulate
+                found |= training.train(settings, self.study.data, self.ticket.start(), until=missing, accumulate=parts)
         return {step: found[step] for step in steps}
 
     def _load(self, name: str) -> dict[str, Tensor]:
@@ -546,8 +547,8 @@ class Study:
             start = ticket.start()
             try:
                 with self.threads(), progress.training(ticket) as report:
-                    keep = tuple(self.params.keep)
-                    record = training.train(self.params.training, data, start, folder, keep, report)
+                    keep, parts = tuple(self.params.keep), self.params.accumulate
+                    record = training.train(self.params.training, data, start, folder, keep, report, accumulate=parts)
             except InputError:
                 if first and not (folder / RESUME).exists():  # it could not begin: nothing is left behind
                     self.store.remove(ticket.train_id)

@@ -78,6 +78,7 @@ def train(
     keep: tuple[float, ...] = (),
     report: Callable[[int, dict | None], None] = lambda steps, point: None,
     until: Collection[int] = (),
+    accumulate: int = 1,
 ) -> dict:
     """Train `start` for `training.steps` steps and write the run into `folder`; returns its record.
 
@@ -88,12 +89,12 @@ def train(
     FACTS.md section 7, TRAIN.
 
     It computes on `devices.device()`; what is written and returned is on the CPU. Of several processes (`distributed`)
-    each takes its share of every batch, and the first alone writes; the record is returned in all. Raises InputError
-    for rows that can't be shared out evenly, and where the processes do not hold the same.
+    each takes its share of every batch, in `accumulate` parts, and the first alone writes; the record is returned in
+    all. Raises InputError for rows that can't be shared out evenly, and where the processes do not hold the same.
     """
     began = time.monotonic()
     where, writes = device(), distributed.first()
-    parts = _parts(training)
+    parts = _parts(training.batch.rows, accumulate)
     model = new_model(training, len(data.vocabulary)).to(where)
     weights = dict(model.named_parameters())
     matrices = prunable(weights)
@@ -313,12 +314,12 @@ class _LossOf(nn.Module):
         return _loss(self.model, batch, drop, self.settings, count)
 
 
-def _parts(training: Training) -> list[slice]:
-    """The rows of each batch that are this process's, `batch.accumulate` parts of them, one after another.
+def _parts(rows: int, accumulate: int) -> list[slice]:
+    """The rows of each batch that are this process's, `accumulate` parts of them, one after another.
 
     Raises InputError where the rows can't be shared out evenly.
     """
-    rows, accumulate, processes = training.batch.rows, training.batch.accumulate, distributed.size()
+    processes = distributed.size()
     count = accumulate * processes
     if rows % count:
         raise InputError(

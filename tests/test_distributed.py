@@ -45,12 +45,11 @@ CASES = {
 FAILING = {"peak_lr": PeakRate(adafactor=1e30, adam=1e38)}
 
 
-def begin(study: Study, name: str, accumulate: int = 1, **changes):
+def begin(study: Study, name: str, **changes):
     """Settings, data and start of a case: theta_0 of seed 1, pruned by its own magnitudes where a sparsity is given."""
     sparsity, gradual, optimizer, settings = CASES[name]
     changes |= {key: value for key, value in settings.items() if key != "packed"}
-    batch = {"accumulate": accumulate, "packed": settings.get("packed", True)}
-    batch = study.params.training.batch.model_copy(update=batch)
+    batch = study.params.training.batch.model_copy(update={"packed": settings.get("packed", True)})
     weights = theta_0(study.model(), 1)
     mask = masks.magnitude_mask(prunable(weights), sparsity) if sparsity else None
     settings = study.params.training.model_copy(update={"batch": batch} | changes)
@@ -84,8 +83,8 @@ def work(folder: Path) -> None:
         me, heard = distributed.rank(), []
         for name in CASES:
             for accumulate in (1, 2):
-                case = begin(study, name, accumulate)
-                train(*case, RunFolder(folder / f"{name}.{accumulate}"), (0.25, 0.4), lambda *told: heard.append(told))
+                case, run = begin(study, name), RunFolder(folder / f"{name}.{accumulate}")
+                train(*case, run, (0.25, 0.4), lambda *told: heard.append(told), accumulate=accumulate)
         assert len(heard) == len(CASES) * 2 * (12 + 4)
         until = train(*begin(study, "gradual"), until=[5])[5]
         assert distributed.agree(lambda: training._fingerprint(until.values()))
@@ -179,7 +178,8 @@ def one(together, tmp_path_factory):
     def trained(name: str, accumulate: int = 1):
         if (name, accumulate) not in known:
             run = RunFolder(folder / f"{name}.{accumulate}")
-            known[name, accumulate] = run, train(*begin(together[1], name, accumulate), run, (0.25, 0.4))
+            record = train(*begin(together[1], name), run, (0.25, 0.4), accumulate=accumulate)
+            known[name, accumulate] = run, record
         return known[name, accumulate]
 
     return trained
@@ -317,9 +317,9 @@ def test_rows_that_can_not_be_shared_out(session_study, monkeypatch):
 
 
 def test_parts_reach_no_identity(make_study):
-    whole, parts = (make_study({"training": {"batch": {"accumulate": n}}}) for n in (1, 4))
+    whole, parts = (make_study({"accumulate": n}) for n in (1, 4))
     assert whole.ticket(1).train_id == parts.ticket(1).train_id
-    assert parts.params.training.batch.accumulate == 4
+    assert parts.params.accumulate == 4
 
 
 def test_a_world_without_ranks(monkeypatch, study_file, capsys):

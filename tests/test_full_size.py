@@ -33,7 +33,7 @@ CHANGES = {
         "batch": {"rows": 8, "length": 64},
         "steps": STEPS,
         "checkpoint": 0.5,
-        "gradual": {"every": 0.2, "until": 0.8},
+        "gradual": {"every": 0.4, "until": 0.8},
         "dev_beam": 1,
         "dev_extra": 2,
         "dev_sentences": 2,
@@ -69,10 +69,10 @@ def work(folder: Path, what: str) -> None:
     data, began = study.data, time.monotonic()
     told = {"vocabulary": len(study.vocabulary)}
     if what == "step":
-        shape = study.params.training.batch.model_copy(update={"rows": 64, "length": 256, "accumulate": 8})
+        shape = study.params.training.batch.model_copy(update={"rows": 64, "length": 256})
         settings, tokens = study.params.training.model_copy(update={"batch": shape}), 0
         with study.threads():
-            train(settings, data, study.ticket(1).start(), until=[1])
+            train(settings, data, study.ticket(1).start(), until=[1], accumulate=8)
     else:
         [run] = study.train([study.ticket(1).gradual(0.9)], Killed(what == "cut"))
         told |= {"weights": run.record["prunable"], "losses": [point["loss"] for point in run.curve]}
