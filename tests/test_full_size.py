@@ -23,14 +23,14 @@ from slt_lib.study import Study
 from slt_lib.training import train
 
 ROOT = Path(__file__).resolve().parent.parent
-STEPS, CUT = 10, 7  # checkpoints at 5 and 10
+STEPS, CUT = 10, 6  # checkpoints at 5 and 10
 CHANGES = {
     "seeds": [1],
     "corpus": {"name": "files", "folder": "text"},
     "keep": [],
     "threads": 2,
     "training": {
-        "batch": {"rows": 8, "length": 64},
+        "batch": {"rows": 8, "length": 32},
         "steps": STEPS,
         "checkpoint": 0.5,
         "gradual": {"every": 0.4, "until": 0.8},
