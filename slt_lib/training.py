@@ -155,7 +155,7 @@ def train(
             batch = next(batches)
             drop = dropout_masks(sites, rates, start.seed, step)
             value = _backward(loss_of, batch, drop, parts, where)
-            if not math.isfinite(value):
+            if not math.isfinite(value):  # in all processes alike
                 raise NotFinite(f"loss not finite at step {step + 1}")
             with torch.no_grad():
                 for name, factor in factors.items():
@@ -333,7 +333,8 @@ def _parts(rows: int, accumulate: int) -> list[slice]:
 def _backward(loss_of: nn.Module, batch: Batch, drop, parts: list[slice], where: torch.device) -> float:
     """Leave the gradient of the loss, the mean over the target tokens of the whole batch, in the weights; return it.
 
-    The processes' gradients are averaged, each of its own tokens' share: so that share is over the tokens a process.
+    A loss that is no number leaves none. The processes' gradients are averaged; so each divides its sum by the tokens
+    of the whole batch per process.
     """
     count = batch.tokens / distributed.size()
     total = 0.0
@@ -341,11 +342,14 @@ def _backward(loss_of: nn.Module, batch: Batch, drop, parts: list[slice], where:
         rows = Batch(*(side[part].to(where) for side in batch))
         # attention's masks, [length, keys], are the same for all rows
         own = {site: (mask if mask.dim() == 2 else mask[part]).to(where) for site, mask in drop.items()}
-        with contextlib.nullcontext() if part is parts[-1] else distributed.apart(loss_of):
+        last = part is parts[-1]
+        with contextlib.nullcontext() if last else distributed.apart(loss_of):
             loss = loss_of(rows, own, count)
+            total = total + loss.detach()
+            if last and not math.isfinite(value := distributed.mean(total).item()):
+                return value
             loss.backward()
-        total = total + loss.detach()
-    return distributed.mean(total).item()
+    return value
 
 
 def _fingerprint(weights) -> list[int]:
