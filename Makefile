@@ -3,6 +3,7 @@
 # make test                  set up and run all tests
 # make soak [MINUTES=20]     kill a small study at random moments, at least 20 times, and compare what it ends in
 # make bench [ONLY=decoding] [RUN=ID]   measure the speed beside a plain loop and JoeyNMT: benchmarks/results.csv
+# make full-size             ten steps of the paper's 61.3M weights on CPU, cut and resumed, and what memory they take
 # make lab                   set up and open JupyterLab on the notebooks
 STUDY ?= quick
 GPUS ?= 1
@@ -14,7 +15,7 @@ export PATH := $(BIN):$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 unexport PYTHONPATH
 
-.PHONY: study cluster test soak bench lab notebooks lint clean
+.PHONY: study cluster test soak bench full-size lab notebooks lint clean
 study: $(ROOT)/.venv/ready
 	@cd $(ROOT) && python -m slt_lib data $(STUDY)
 	@cd $(ROOT) && snakemake --profile profiles/default --config study=$(STUDY)
@@ -33,6 +34,9 @@ soak: $(ROOT)/.venv/ready
 # A call that was cut goes on after the measures that it ended; BENCH_STEPS=100 BENCH_ROUNDS=1 BENCH_SECONDS=3 is a quick look.
 bench: $(ROOT)/.venv/ready
 	@cd $(ROOT) && python -m benchmarks $(ONLY) $(if $(RUN),--run $(RUN))
+
+full-size: $(ROOT)/.venv/ready
+	@cd $(ROOT) && SLT_FULL_SIZE=1 python -m pytest -q -x -p no:xdist tests/test_full_size.py
 
 lab: $(ROOT)/.venv/ready
 	@cd $(ROOT) && jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir=$(ROOT) \

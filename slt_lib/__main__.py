@@ -4,8 +4,11 @@ import argparse
 import json
 import os
 import sys
+import time
 
 from slt_lib.errors import InputError
+
+AFTER_THE_FIRST = 3.0  # seconds
 
 
 def data(options) -> None:
@@ -29,8 +32,11 @@ def plan(options) -> None:
 
 
 def run(options) -> None:
-    """Advance all chains of a study, a training a core, score their runs and write the report."""
-    from slt_lib import params, report
+    """Advance all chains of a study, a training a core, score their runs and write the report.
+
+    Under torchrun all its processes train as one.
+    """
+    from slt_lib import distributed, params, report
     from slt_lib.results import figures, must_be_writable, record
     from slt_lib.study import Study
     from slt_lib.techniques import RECIPES
@@ -38,15 +44,18 @@ def run(options) -> None:
 
     settings = params.load(options.study)
     must_be_writable(figures(os.path.basename(options.study).removesuffix(".yaml")))
-    for pair in [options.pair] if options.pair else settings.pairs:
-        study = Study(options.study, pair, options.seeds, options.levels)
-        wanted = options.techniques or ["dense", *settings.pairs[pair]]
-        chains = [study.chain(RECIPES[name], seed) for seed in study.seeds for name in wanted]
-        study.follow(chains, jobs=options.jobs or default_jobs(settings.threads))
-        record(study, chains)
-    if options.report:
-        for path in report.render(figures(study.name)).values():
-            print(os.path.relpath(path))
+    with distributed.group():
+        for pair in [options.pair] if options.pair else settings.pairs:
+            study = Study(options.study, pair, options.seeds, options.levels)
+            wanted = options.techniques or ["dense", *settings.pairs[pair]]
+            chains = [study.chain(RECIPES[name], seed) for seed in study.seeds for name in wanted]
+            study.follow(chains, jobs=options.jobs or default_jobs(settings.threads))
+            distributed.told(lambda: record(study, chains) is None)  # noqa: B023 (called at once)
+        if options.report:
+            made = distributed.told(lambda: report.render(figures(study.name)))
+            if distributed.first():
+                for path in made.values():
+                    print(os.path.relpath(path))
 
 
 def runs(options) -> None:
@@ -159,6 +168,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options.function(options)
     except InputError as error:
+        rank = os.environ.get("RANK", "0")  # that of torchrun
+        if rank != "0":  # what the first process says too, it alone says: meanwhile torchrun ends this one
+            time.sleep(AFTER_THE_FIRST)
+            error = f"process {rank}: {error}"
         print(error, file=sys.stderr)
         return 2
     except BrokenPipeError:

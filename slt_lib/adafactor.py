@@ -60,7 +60,7 @@ def update(weight: Tensor, gradient: Tensor, state: dict[str, Tensor], beta2, ra
     else:
         moment = _average(state, "moment", gradient.square().add_(EPSILON_1), beta2)
         step = gradient * moment.rsqrt()
-    if stacked:
+    if stacked or weight.is_cuda:  # on a GPU without waiting for the numbers
         scale = rate * rms(weight, axes).clamp_(min=EPSILON_2) / (rms(step, axes) / CLIPPING).clamp_(min=1.0)
         weight.sub_(step.mul_(scale))
     else:

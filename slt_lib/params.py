@@ -144,6 +144,7 @@ class Params(Base):
     keep: list[Fraction] = [0.05]
     decoding: Decoding = Decoding()
     threads: Positive = 1
+    accumulate: Positive = 1  # parts in which a process takes its rows of a batch, where memory is short
     # comparisons of 08_ablations to run; true: those that the notebook names by itself, the paper's
     ablations: bool | list[Literal[COMPARISONS]] = False
 
@@ -152,6 +153,9 @@ class Params(Base):
         check_levels(self.levels)
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {self.seeds} must differ from each other")
+        if self.training.batch.rows % self.accumulate:
+            rows, parts = self.training.batch.rows, self.accumulate
+            raise ValueError(f"training.batch.rows ({rows}) must be a multiple of accumulate ({parts})")
         return self
 
 

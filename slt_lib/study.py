@@ -20,7 +20,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slt_lib import corpora, decoding, lockstep, masks, memory, params, schedules, scoring, training, wmt14, workers
+from slt_lib import (
+    corpora,
+    decoding,
+    distributed,
+    lockstep,
+    masks,
+    memory,
+    params,
+    schedules,
+    scoring,
+    training,
+    wmt14,
+    workers,
+)
+from slt_lib.devices import device
 from slt_lib.errors import InputError
 from slt_lib.files import sweep
 from slt_lib.seeds import stream
@@ -279,7 +293,8 @@ class Run:
         if missing:
             with self.study.threads():
                 settings = self.study.params.training
-                found |= training.train(settings, self.study.data, self.ticket.start(), until=missing)
+                parts = self.study.params.accumulate
+                found |= training.train(settings, self.study.data, self.ticket.start(), until=missing, accumulate=parts)
         return {step: found[step] for step in steps}
 
     def _load(self, name: str) -> dict[str, Tensor]:
@@ -320,6 +335,7 @@ class Run:
         """Translations of raw sentences by beam search with the study's decoding settings."""
         model = self.study.model()
         model.load_state_dict(self.weights(checkpoint))
+        model.to(device())
         options = self.study.params.decoding
         sources = self.study.vocabulary.encode(sentences).lists()
         with self.study.threads():
@@ -521,17 +537,19 @@ class Study:
         asks for it, many are trained at once (`lockstep.group_size`).
         """
         tickets = list(tickets)
-        found = {ticket.train_id: self.find(ticket) for ticket in tickets}
-        missing = {ticket.train_id: ticket for ticket in tickets if found[ticket.train_id] is None}
+        with distributed.in_turn():  # the first makes the vocabulary, the others read it
+            unique = {ticket.train_id: ticket for ticket in tickets}
+        found = self._records(unique.values())
+        missing = [ticket for ticket in unique.values() if ticket.train_id not in found]
         if stored:
-            for ticket in missing.values():
+            for ticket in missing:
                 raise InputError(
                     f"{self.name} {self.pair} seed {ticket.seed}: {ticket.trained_with} at sparsity "
                     f"{ticket.sparsity:g} is not trained yet; `python -m slt_lib run {self.name}` does it"
                 )
         if missing:
             most = lockstep.group_size(self.params.training, self.params.vocabulary)
-            for group in _groups(missing.values(), most):
+            for group in _groups(missing, most):
                 found |= {run.id: run for run in self._train(group, progress or Progress(), most > 1)}
         return [found[ticket.train_id] for ticket in tickets]
 
@@ -548,16 +566,25 @@ class Study:
             return None
         return None if record is None else Run(ticket, record)
 
+    def _records(self, tickets: Iterable[Ticket], tell: bool = True) -> dict[str, Run]:
+        """train_id -> run, of those that are whole in the store; of several processes the first alone looks."""
+        tickets = {ticket.train_id: ticket for ticket in tickets}
+        runs = lambda: [run for ticket in tickets.values() if (run := self.find(ticket, tell))]  # noqa: E731
+        records = distributed.told(lambda: {run.id: run.record for run in runs()})
+        return {train_id: Run(tickets[train_id], record) for train_id, record in records.items()}
+
     def _train(self, tickets: list[Ticket], progress: "Progress", together: bool) -> list[Run]:
+        first = distributed.first()
         with contextlib.ExitStack() as stack:
             for train_id in sorted(ticket.train_id for ticket in tickets):  # in one order: no two wait for each other
-                stack.enter_context(self.store.lock(train_id))
-            # another process may have trained some while this one waited
-            runs = [run for ticket in tickets if (run := self.find(ticket, tell=False)) is not None]
-            done = {run.id for run in runs}
-            tickets = [ticket for ticket in tickets if ticket.train_id not in done]
+                stack.enter_context(self.store.lock(train_id) if first else contextlib.nullcontext())
+            # another command may have trained some while this one waited
+            runs = self._records(tickets, tell=False)
+            tickets = [ticket for ticket in tickets if ticket.train_id not in runs]
+            with distributed.in_turn():  # text that was not encoded yet is, once
+                data = self.data
             folders = [self.store.folder(ticket.train_id) for ticket in tickets]
-            for ticket, folder in zip(tickets, folders, strict=True):
+            for ticket, folder in zip(tickets, folders, strict=True) if first else ():
                 if (folder / RECORD).exists():  # damaged: nothing of it is used again
                     self.store.remove(ticket.train_id)
                 sweep(folder.path)
@@ -568,19 +595,23 @@ class Study:
                 with self.threads(), contextlib.ExitStack() as bars:
                     reports = [bars.enter_context(progress.training(ticket)) for ticket in tickets]
                     if together:
-                        records = lockstep.train_together(settings, self.data, starts, folders, keep, reports)
+                        records = lockstep.train_together(settings, data, starts, folders, keep, reports)
                     else:
-                        parts = zip(starts, folders, reports, strict=True)
-                        records = [training.train(settings, self.data, *two, keep, report) for *two, report in parts]
+                        parts = self.params.accumulate
+                        records = [
+                            training.train(settings, data, start, folder, keep, report, accumulate=parts)
+                            for start, folder, report in zip(starts, folders, reports, strict=True)
+                        ]
             except InputError:
-                for ticket, folder in zip(tickets, folders, strict=True):
+                for ticket, folder in zip(tickets, folders, strict=True) if first else ():
                     if not (folder / RESUME).exists() and not (folder / RECORD).exists():  # it could not begin
                         self.store.remove(ticket.train_id)
                 raise
             for ticket, start, record in zip(tickets, starts, records, strict=True):
-                runs.append(Run(ticket, record))
-                runs[-1].magnitudes(start)  # while the start is at hand
-            return runs
+                runs[ticket.train_id] = run = Run(ticket, record)
+                if first:
+                    run.magnitudes(start)  # while the start is at hand
+            return list(runs.values())
 
     def chain(self, recipe: Callable[..., Recipe], seed: int, levels: Iterable[float] = (), **knobs) -> Chain:
         """A recipe for one seed, labelled: technique by the recipe's name, variant by the knobs that differ.
@@ -693,7 +724,7 @@ class _Report:
                 f"loss {point['loss']:.3f}, dev BLEU {point['dev_bleu']:.1f}, sparsity {100 * point['sparsity']:.1f}%"
             )
             self.bar.set_postfix_str(text, refresh=False)
-            if self.lines:
+            if self.lines and distributed.first():
                 print(f"{self.label}: step {point['step']}/{self.steps}, {text}", file=sys.stderr, flush=True)
 
     def __exit__(self, *error) -> None:
@@ -766,6 +797,10 @@ def _stored(path: Path, *keys: str) -> dict | None:
 def _store(path: Path, value: dict) -> None:
     sweep(path.parent, age=3600)  # others may be writing there now, but not for an hour
     write_json(path, sealed(value))
+
+
+def _record(run: Run | None) -> dict | None:
+    return None if run is None else run.record
 
 
 def _both(one, other):

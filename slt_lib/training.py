@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from slt_lib import decoding, masks, schedules, scoring
+from slt_lib import decoding, distributed, masks, schedules, scoring
 from slt_lib.adafactor import Adafactor
 from slt_lib.batches import Batches, Position
+from slt_lib.devices import device
+from slt_lib.errors import InputError
 from slt_lib.params import Training
 from slt_lib.store import RECORD, RESUME, Damaged, RunFolder, digest, sealed, write_json
-from slt_lib.transformer import Shape, SoftmaxLoss, Transformer, dropout_masks, dropout_sites, prunable
+from slt_lib.transformer import Batch, Shape, SoftmaxLoss, Transformer, dropout_masks, dropout_sites, prunable
 from slt_lib.vocabulary import Encoded, Vocabulary
 
 DEV_BATCH = 256  # sentences decoded at once; no result depends on it beyond float error
@@ -89,6 +91,7 @@ def train(
     keep: tuple[float, ...] = (),
     report: Callable[[int, dict | None], None] = lambda steps, point: None,
     until: Collection[int] = (),
+    accumulate: int = 1,
 ) -> dict:
     """Train `start` for `training.steps` steps and write the run into `folder`; returns its record.
 
@@ -97,9 +100,15 @@ def train(
     steps and of each checkpoint. With `until` (steps) nothing is written: the training goes up to the last of
     them, and what is returned is step -> weights. Raises NotFinite then; else a failure is part of the record. Source:
     FACTS.md section 7, TRAIN.
+
+    It computes on `devices.device()`; what is written and returned is on the CPU. Of several processes (`distributed`)
+    each takes its share of every batch, in `accumulate` parts, and the first alone writes; the record is returned in
+    all. Raises InputError for rows that can't be shared out evenly, and where the processes do not hold the same.
     """
     began = time.monotonic()
-    model = new_model(training, len(data.vocabulary))
+    where, writes = device(), distributed.first()
+    parts = _parts(training.batch.rows, accumulate)
+    model = new_model(training, len(data.vocabulary)).to(where)
     weights = dict(model.named_parameters())
     matrices = prunable(weights)
     optimizer = new_optimizer(training, start.optimizer, weights.values())
@@ -107,22 +116,30 @@ def train(
     sites, rates = dropout_plan(training, model.shape)
     marks = marks_of(training, start, keep)
     state = new_state()
-    mask = dict(start.mask) if start.mask is not None else None
+    first = None if start.mask is None else _moved(start.mask, where)
+    mask = first
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(start.weights[name])
-    resumed = None if until else resume(folder, training)
+    resumed = None
+    if not until:
+        with distributed.in_turn():  # what can't be used, the first has thrown away when the others look
+            resumed = resume(folder, training)
     if resumed:
         state, tensors = resumed
-        mask = {k.removeprefix("mask."): v for k, v in tensors.items() if k.startswith("mask.")} or None
+        mask = {k.removeprefix("mask."): v for k, v in tensors.items() if k.startswith("mask.")}
+        mask = _moved(mask, where) or None
         batches.position = Position(*state["position"][:2], tuple(state["position"][2]))
         _restore(model, optimizer, tensors, state["step"])
         report(state["step"], None)
+    if not distributed.agree(lambda: state["step"]):
+        raise InputError(f"{folder.path}: not the same for all processes; set SLT_RUNS to a disk that they share")
+    loss_of = distributed.parallel(_LossOf(model, training))
     factors = _factors(mask)
     hide = _split if training.pruned == "stale" else _zero
     stale = hide(matrices, factors)
     if resumed and stale:
-        stale = {name: tensors[f"stale.{name}"] for name in stale}
+        stale = _moved({name: tensors[f"stale.{name}"] for name in stale}, where)
 
     failure = None
     taken = {}
@@ -131,11 +148,9 @@ def train(
         for step in range(state["step"], last):
             batch = next(batches)
             drop = dropout_masks(sites, rates, start.seed, step)
-            loss = _loss(model, batch, drop, training)
-            value = loss.item()
-            if not math.isfinite(value):
+            value = _backward(loss_of, batch, drop, parts, where)
+            if not math.isfinite(value):  # in all processes alike
                 raise NotFinite(f"loss not finite at step {step + 1}")
-            loss.backward()
             with torch.no_grad():
                 for name, factor in factors.items():
                     matrices[name].grad.mul_(factor)
@@ -148,7 +163,7 @@ def train(
                 if step + 1 in marks.updates:
                     must_be_finite(weights, step + 1)
                     wanted = schedules.gradual_sparsity(step + 1, *start.gradual, marks.end)
-                    mask = new_mask(training, matrices, wanted, mask, start.mask)
+                    mask = new_mask(training, matrices, wanted, mask, first)
                     factors = _factors(mask)
                 stale = hide(matrices, factors)
             state["loss"] += value
@@ -158,11 +173,14 @@ def train(
 
             if until:
                 if step + 1 in until:
-                    taken[step + 1] = {name: weight.detach().clone() for name, weight in weights.items()}
+                    taken[step + 1] = {name: w.detach().to("cpu", copy=True) for name, w in weights.items()}
                 continue
-            if step + 1 in marks.kept and step + 1 not in marks.checkpoints:
+            if writes and step + 1 in marks.kept and step + 1 not in marks.checkpoints:
                 state["files"][folder.theta(step + 1)] = folder.save(folder.theta(step + 1), weights)
             if step + 1 in marks.checkpoints:
+                if not distributed.agree(lambda: _fingerprint(weights.values())):
+                    again = "run the same command again, and it goes on from the last checkpoint"
+                    raise InputError(f"{folder.path}: the processes' weights differ at step {step + 1}; {again}")
                 must_be_finite(weights, step + 1)
                 bleu = dev_bleu(model, data, training)
                 state["seconds"] += time.monotonic() - began
@@ -229,6 +247,8 @@ def checkpoint(folder, training: Training, marks: Marks, state: dict, step: int,
     state |= {"step": step, "curve": [*state["curve"], point], "loss": 0.0, "since": 0}
     if step in marks.candidates and (state["best"] is None or point["dev_bleu"] > state["best"]["dev_bleu"]):
         state["best"] = {"step": step, "dev_bleu": point["dev_bleu"]}
+    if not distributed.first():
+        return
     named = {folder.theta(s) for s in marks.kept | {state["best"]["step"] if state["best"] else 0}}
     if folder.theta(step) in named or step == training.steps:
         state["files"][folder.theta(step)] = folder.save(folder.theta(step), weights_of(tensors))
@@ -243,6 +263,8 @@ def finish(folder, training: Training, start: Start, state: dict, mask, dropped:
     """Write the record of a training that has ended, by itself or by `failure`, and return it."""
     if failure is None and max(point["dev_bleu"] for point in state["curve"]) < BLEU_ZERO:
         failure = "BLEU 0 on dev at every checkpoint"
+    if not distributed.first():
+        return distributed.told(dict)  # what the first returns below
     if mask is not None:
         state["files"]["mask.safetensors"] = folder.save("mask.safetensors", mask)
     size = sum(w.numel() for w in prunable(start.weights).values())
@@ -263,7 +285,7 @@ def finish(folder, training: Training, start: Start, state: dict, mask, dropped:
     write_json(folder / "provenance.json", sealed({"seconds": round(state["seconds"], 3)} | provenance(training)))
     write_json(folder / RECORD, sealed(record))
     (folder / RESUME).unlink(missing_ok=True)
-    return record
+    return distributed.told(lambda: record)
 
 
 def must_be_finite(weights: Mapping[str, Tensor], step: int) -> None:
@@ -275,6 +297,7 @@ def provenance(training: Training) -> dict:
     """What differs from machine to machine and reaches no identity."""
     return {
         "device": processor(),
+        "processes": distributed.size(),
         "threads": torch.get_num_threads(),
         "precision": training.precision,
         "python": platform.python_version(),
@@ -285,7 +308,13 @@ def provenance(training: Training) -> dict:
 
 
 def processor() -> str:
-    """The CPU's name where the system tells it."""
+    """The name of the GPU that computes, or of the CPU where the system tells it; before it the number of processes."""
+    where, count = device(), distributed.size()
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else _cpu()
+    return f"{count} x {name}" if count > 1 else name
+
+
+def _cpu() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -309,21 +338,78 @@ def commit() -> str:
     return run.stdout.strip()
 
 
-def _loss(model: Transformer, batch, drop, training: Training) -> Tensor:
+def _loss(model: Transformer, batch, drop, training: Training, count: float | None = None) -> Tensor:
+    """The loss summed over a batch's target tokens, over `count`; None: over their number, which gives their mean."""
     low = training.precision == "bf16"
-    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+    with torch.autocast(model.embedding.device.type, torch.bfloat16, enabled=low):
         hidden = model(batch, drop)
     dtype = torch.bfloat16 if low else torch.float32
-    return SoftmaxLoss.apply(hidden, model.embedding, batch.target, training.label_smoothing, dtype)
+    return SoftmaxLoss.apply(hidden, model.embedding, batch.target, training.label_smoothing, dtype, count)
+
+
+class _LossOf(nn.Module):
+    """Model and loss as one module: so DistributedDataParallel sees the embedding in the softmax matrix too."""
+
+    def __init__(self, model: Transformer, settings: Training):
+        super().__init__()
+        self.model, self.settings = model, settings
+
+    def forward(self, batch: Batch, drop: Mapping[str, Tensor], count: float) -> Tensor:
+        return _loss(self.model, batch, drop, self.settings, count)
+
+
+def _parts(rows: int, accumulate: int) -> list[slice]:
+    """The rows of each batch that are this process's, `accumulate` parts of them, one after another.
+
+    Raises InputError where the rows can't be shared out evenly.
+    """
+    processes = distributed.size()
+    count = accumulate * processes
+    if rows % count:
+        raise InputError(
+            f"training.batch.rows: {rows} rows are no multiple of {processes} processes x accumulate {accumulate}; "
+            "change rows, accumulate or torchrun's --nproc-per-node"
+        )
+    own = distributed.rank() * accumulate
+    return [slice(i * rows // count, (i + 1) * rows // count) for i in range(own, own + accumulate)]
+
+
+def _backward(loss_of: nn.Module, batch: Batch, drop, parts: list[slice], where: torch.device) -> float:
+    """Leave the gradient of the loss, the mean over the target tokens of the whole batch, in the weights; return it.
+
+    A loss that is no number leaves none. The processes' gradients are averaged; so each divides its sum by the tokens
+    of the whole batch per process.
+    """
+    count = batch.tokens / distributed.size()
+    total = 0.0
+    for part in parts:
+        rows = Batch(*(side[part].to(where) for side in batch))
+        # attention's masks, [length, keys], are the same for all rows
+        own = {site: (mask if mask.dim() == 2 else mask[part]).to(where) for site, mask in drop.items()}
+        last = part is parts[-1]
+        with contextlib.nullcontext() if last else distributed.apart(loss_of):
+            loss = loss_of(rows, own, count)
+            total = total + loss.detach()
+            if last and not math.isfinite(value := distributed.mean(total).item()):
+                return value
+            loss.backward()
+    return value
+
+
+def _fingerprint(weights) -> list[int]:
+    """A number a tensor that changes with any bit of it."""
+    return [int(weight.detach().view(torch.int32).sum(dtype=torch.int64)) for weight in weights]
 
 
 def dev_bleu(model: Transformer, data: Data, training: Training) -> float:
     """BLEU (13a, cased) on the dev set, or its first `dev_sentences`, with `dev_beam`."""
     sources, references = dev_sentences(data, training)
+
+    def translated(share: list[list[int]]) -> list[list[int]]:
+        return decoding.translate(model, share, training.dev_beam, extra=training.dev_extra, batch_sentences=DEV_BATCH)
+
     try:
-        found = decoding.translate(
-            model, sources, training.dev_beam, extra=training.dev_extra, batch_sentences=DEV_BATCH
-        )
+        found = distributed.spread(sources, translated)
     except FloatingPointError as error:
         raise NotFinite(f"logits not finite on dev: {error}") from None
     return scoring.bleu(data.vocabulary.decode(found), references).value
@@ -369,6 +455,10 @@ def new_mask(training: Training, matrices, sparsity: float, mask, first):
     if training.thresholds == "histogram":
         return masks.histogram_mask(matrices, sparsity, within)
     return masks.magnitude_mask(matrices, sparsity, within)
+
+
+def _moved(tensors: Mapping[str, Tensor], where: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(where) for name, tensor in tensors.items()}
 
 
 def _factors(mask) -> dict[str, Tensor]:
@@ -417,7 +507,8 @@ def _restore(model, optimizer, tensors, step: int) -> None:
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, slot, name = key.split(".", 2)
-            optimizer.state[weights[name]][slot] = value
+            # Adam counts its steps in a scalar on the CPU
+            optimizer.state[weights[name]][slot] = value.to(weights[name].device) if value.dim() else value
     for group in optimizer.param_groups:
         if "k" in group:  # Adafactor's own count of steps
             group["k"] = step
@@ -438,6 +529,8 @@ def resume(folder: RunFolder, training: Training) -> tuple[dict, dict] | None:
             raise Damaged(f"{folder / RESUME} belongs to another training")
         folder.verify(state["files"])
     except Damaged as error:
+        if not distributed.first():  # the first found it whole
+            raise
         print(f"{error}; starting this training again", file=sys.stderr)
         (folder / RESUME).unlink()
         return None

@@ -331,12 +331,21 @@ class SoftmaxLoss(torch.autograd.Function):
     CHUNK = 512
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, embedding: Tensor, target: Tensor, smoothing: float, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx,
+        hidden: Tensor,
+        embedding: Tensor,
+        target: Tensor,
+        smoothing: float,
+        dtype: torch.dtype,
+        count: float | None = None,
+    ) -> Tensor:
+        """`count`: what the sum over tokens is divided by, where these are a part of a batch; None: their number."""
         states, ids = hidden.reshape(-1, hidden.shape[-1]).to(dtype), target.reshape(-1)
         matrix = embedding.to(dtype)
         wrong, entropy = _goal(len(matrix), smoothing)
         real = ids != PAD
-        count = int(real.sum())
+        count = int(real.sum()) if count is None else count
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         column_sum = matrix.float().sum(0)  # summed logits are states @ column_sum: no pass over the logits
         d_states = torch.empty_like(states)
@@ -362,4 +371,4 @@ class SoftmaxLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor):
         d_hidden, d_matrix = ctx.saved_tensors
-        return d_hidden * gradient, d_matrix * gradient, None, None, None
+        return d_hidden * gradient, d_matrix * gradient, None, None, None, None

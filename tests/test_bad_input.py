@@ -57,6 +57,7 @@ FILES = {
     "levels that fall": ({"levels": [0.9, 0.5]}, "levels [0.9, 0.5] must rise: a pruned weight does not come back"),
     "a level twice": ({"levels": [0.5, 0.5]}, "levels [0.5, 0.5] must rise: a pruned weight does not come back"),
     "not a number": ({"levels": [float("nan")]}, "levels.0: Input should be a finite number, not nan"),
+    "parts that are not equal": ({"accumulate": 3}, "training.batch.rows (8) must be a multiple of accumulate (3)"),
     "no seed": ({"seeds": []}, "seeds: List should have at least 1 item after validation, not 0, not []"),
     "a seed twice": ({"seeds": [3, 3]}, "seeds [3, 3] must differ from each other"),
     "a seed below 0": ({"seeds": [-1]}, "seeds.0: Input should be greater than or equal to 0, not -1"),

@@ -63,6 +63,7 @@ class Bench:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "JUPYTER_PREFER_ENV_PATH": "1",
             "SLT_PROGRESS": "lines",
+            "SLT_DEVICE": "cpu",
             "SLT_BENCH": str(self.folder),
         }
         with (self.folder / log).open("ab") as sink:

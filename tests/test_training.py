@@ -400,6 +400,43 @@ def test_sentences_longer_than_a_thousand_pieces(study, begin):
         assert model(Batch(*side, *side, side[0])).shape == (1, length, 16)
 
 
+# A GPU ------------------------------------------------------------
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", CASES)
+def test_a_gpu_trains_what_the_cpu_does(name, begin, monkeypatch, tmp_path):
+    # Cut and resumed there, and the same within float error; bf16 rounds elsewhere.
+    error = 2e-2 if name == "bf16" else 1e-3
+    cpu, gpu = RunFolder(tmp_path / "cpu"), RunFolder(tmp_path / "gpu")
+    expected = train(*begin(name), cpu, keep=(0.25, 0.4))
+    monkeypatch.setenv("SLT_DEVICE", "cuda")
+    with pytest.raises(Cut):
+        train(*begin(name), gpu, keep=(0.25, 0.4), report=cut_at(8, False))
+    found = train(*begin(name), gpu, keep=(0.25, 0.4))
+    for a, b in zip(found["curve"], expected["curve"], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=error)
+        assert (a["step"], a["tokens"], a["sparsity"]) == (b["step"], b["tokens"], b["sparsity"])
+    assert found["kept"] == expected["kept"]
+    left, right = (run.load(RunFolder.theta(3))[0] for run in (gpu, cpu))
+    torch.testing.assert_close(left, right, rtol=error, atol=error)
+    assert torch.cuda.get_device_name() in (gpu / "provenance.json").read_text(encoding="utf-8")
+
+
+@needs_gpu
+@pytest.mark.parametrize("rule", [masks.magnitude_mask, masks.histogram_mask])
+def test_masks_are_the_same_on_a_gpu(rule):
+    weights = torch.randn(64, 48, generator=torch.Generator().manual_seed(1))
+    weights = {"rounded": weights.mul(8).round(), "plain": weights}  # many ties
+    first = masks.magnitude_mask(weights, 0.2)
+    there = {name: weight.cuda() for name, weight in weights.items()}
+    for sparsity in (0.3, 0.5, 0.9):
+        found = rule(there, sparsity, {name: kept.cuda() for name, kept in first.items()})
+        assert all(torch.equal(found[name].cpu(), kept) for name, kept in rule(weights, sparsity, first).items())
+
+
 # Failures ------------------------------------------------------------
 
 
