@@ -1,4 +1,4 @@
-"""The paper's model at its full size, on CPU: `make full-size`, some minutes on two cores, about 4 GB of disk.
+"""The paper's model at its full size, on CPU: `make full-size`, some minutes, about 4 GB of disk.
 
 wmt14-en-de as it stands, 61,298,688 matrix weights, on text made here that gives a vocabulary of 33,708 word pieces;
 only the corpus, the length of the training and what is decoded on dev are smaller. The file is also what each process
@@ -28,7 +28,7 @@ CHANGES = {
     "seeds": [1],
     "corpus": {"name": "files", "folder": "text"},
     "keep": [],
-    "threads": 2,
+    "threads": 1,
     "training": {
         "batch": {"rows": 8, "length": 32},
         "steps": STEPS,
