@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from slt_lib import masks, params, results, training
 from slt_lib.errors import InputError
 from slt_lib.params import Training
+from slt_lib.results import labels
 from slt_lib.study import Run, Study
 from slt_lib.techniques import RECIPES, clt_control, dense, lt, mp, mp_slt, slt, slt_control, slt_mp
 from slt_lib.training import Start
@@ -287,6 +288,13 @@ def test_controls_of_slt(study, all_runs):
     assert not same(by_weights.weights, theta_0(study.model(), 1))
 
 
+def test_the_dense_run_once_more(study, all_runs):
+    dense, again = runs_of(study, slt_control(study, 1, LEVELS, control="none", rewind=REWIND))
+    start = again.ticket.start()
+    assert start.mask is None and same(start.weights, dense.rewind(REWIND).start().weights)
+    assert labels(study, study.chain(slt_control, 1, control="none"), again) == ("slt", "control=none")
+
+
 # Identity ------------------------------------------------------------
 
 
@@ -553,6 +561,7 @@ LISTED = [
     (slt_mp, {"stepwise": True}, [0, 0.5, 0.6, 0.8]),
     (clt_control, {"at": 0.6, "signs": "random"}, [0, 0.6]),
     (slt_control, {"at": 0.6, "control": "weights"}, [0, 0.6]),
+    (slt_control, {"control": "none"}, [0, 0]),
 ]
 
 

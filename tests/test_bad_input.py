@@ -271,7 +271,7 @@ NOTEBOOKS = {
     ),
     "another control": (
         dict(recipe=techniques.slt_control, control="both"),
-        "control 'both' is none of mask, weights",
+        "control 'both' is none of mask, weights, none",
     ),
     "other signs": (
         dict(recipe=techniques.clt_control, signs="flipped"),

@@ -128,5 +128,5 @@ def test_every_comparison_of_the_ablations_runs(engine, tmp_path):
     parts = (tmp_path / "figures/tiny/parts").glob("*.results.csv")
     found = {row.split(",")[3] for path in parts for row in path.read_text().splitlines()}
     wanted = "signs=random magnitudes=shuffled rewind=1.0 source=dense iterative=False stepwise=True optimizer=adam"
-    wanted = {*wanted.split(), "checkpoint=average 4", "control=mask", "control=weights", "control=none"}
+    wanted = {*wanted.split(), "checkpoint=average 4", "control=mask", "control=weights"}
     assert wanted <= found

@@ -1,4 +1,4 @@
-"""A study's results in short, for the README: the plot, Table 1's BLEU, a verdict on each claim, and what it cost."""
+"""A study's results in short, for the README: the plot, Table 1's BLEU, a verdict on each claim; and what it cost."""
 
 import io
 import os
@@ -24,12 +24,11 @@ def summary(figures: Figures, claims: Claims | None = None) -> str:
         name = f"bleu_{pair}.png"
         parts.append(f"![{pair}: BLEU against sparsity, a line a technique](figures/{figures.name}/{name})")
         parts.append(_scores(figures, pair))
-    parts += [_verdicts(claims), _cost(figures)]
-    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+    return "\n\n".join(part.strip() for part in [*parts, _verdicts(claims)]) + "\n"
 
 
 def into(figures: Figures, path: str | os.PathLike) -> Path:
-    """Put the summary between its two marks in the file `path`, a README; what stands around them stays.
+    """Put the summary and what it cost between the two marks in the file `path`, a README; the rest stays.
 
     Raises InputError where the file lacks the marks.
     """
@@ -43,7 +42,8 @@ def into(figures: Figures, path: str | os.PathLike) -> Path:
     _, closed, after = rest.partition(END)
     if not (found and closed):
         raise InputError(f"{path}: the marks are missing; write a line {begin} and, below it, {END}")
-    write_bytes(path, f"{before}{begin}\n\n{summary(figures)}\n{END}{after}".encode())
+    shown = "\n".join(filter(None, [summary(figures), cost(figures)]))
+    write_bytes(path, f"{before}{begin}\n\n{shown}\n{END}{after}".encode())
     return path
 
 
@@ -78,8 +78,8 @@ def _verdicts(claims: Claims) -> str:
     return markdown_rows(head, body)
 
 
-def _cost(figures: Figures) -> str:
-    """What the runs behind the rows took, from provenance.csv; empty where it is missing."""
+def cost(figures: Figures) -> str:
+    """What the runs behind the rows took on which machine, from provenance.csv; empty where it is missing."""
     path = figures.path / KINDS["provenance"][0]
     if not path.is_file():
         return ""
@@ -95,7 +95,7 @@ def _cost(figures: Figures) -> str:
     return (
         f"{known.sum()} trainings of {figures.steps:,} steps took {hours:.1f} hours one after another, at a median of "
         f"{np.median(numbers.tokens_per_second[known]):,.0f} target tokens/s ({how[0]}, threads a training: {how[1]}, "
-        f"{how[2]}, torch {how[3]}). Each run's time and speed: `figures/{figures.name}/provenance.csv`."
+        f"{how[2]}, torch {how[3]}). Each run's time and speed: `figures/{figures.name}/provenance.csv`.\n"
     )
 
 
