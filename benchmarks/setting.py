@@ -13,7 +13,8 @@ from pathlib import Path
 import yaml
 
 from slt_lib.errors import InputError
-from slt_lib.store import Store, write_bytes
+from slt_lib.files import write_bytes
+from slt_lib.store import Store
 from slt_lib.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from slt_lib.store import write_bytes
+from slt_lib.files import write_bytes
 
 PATH = Path(__file__).with_name("results.csv")
 COLUMNS = ("measure", "setting", "system", "value", "unit", "ratio", "low", "high", "rounds", "machine", "commit")

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from slt_lib import store, training
 from slt_lib.errors import InputError
+from slt_lib.files import write_bytes
 from slt_lib.params import load
-from slt_lib.store import Damaged, RunFolder, Store, canonical, digest, sealed, unseal, write_bytes, write_json
+from slt_lib.store import Damaged, RunFolder, Store, canonical, digest, sealed, unseal, write_json
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
