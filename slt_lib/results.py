@@ -46,7 +46,8 @@ def record(study: Study, chains: Iterable[Chain], checkpoint: str = "best") -> p
     for chain in chains:
         for run in chain.runs:
             technique, variant = labels(study, chain, run)
-            same = [other.id for other in chain.runs if other.sparsity == run.sparsity]
+            beside = [other for other in chain.runs if other.sparsity == run.sparsity]
+            same = [other.id for other in beside if labels(study, chain, other) == (technique, variant)]
             if run.id != same[0]:  # a recipe may stay at a level: its later runs there are rows of their own
                 variant = ",".join(filter(None, [variant, f"again={list(dict.fromkeys(same)).index(run.id)}"]))
             if checkpoint != "best":
