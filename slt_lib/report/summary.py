@@ -65,17 +65,25 @@ def _scores(figures: Figures, pair: str) -> str:
 def _verdicts(claims: Claims) -> str:
     body = []
     for row in _read(claims.csv).to_dict("records"):
-        unit = f" {row['unit']}" if row["unit"] in ("BLEU", "TER") else row["unit"]
-        effect = f"{float(row['effect']):+.1f}" if row["effect"] else "–"
+        shown = _effect(row, row["effect"])
         if row["low"]:
-            effect += f" [{float(row['low']):+.1f}, {float(row['high']):+.1f}]"
-        paper = row["paper_verdict"] + (f" ({float(row['paper_effect']):+.1f})" if row["paper_effect"] else "")
-        where = row["at"] or "–"
+            shown += f" [{_number(row, row['low'])}, {_number(row, row['high'])}]"
+        paper = row["paper_verdict"] + (f" ({_effect(row, row['paper_effect'])})" if row["paper_effect"] else "")
         metric = " (TER)" if row["metric"] == "ter" else ""
-        cells = [row["statement"] + metric, row["pair"], paper, f"**{row['verdict']}**"]
-        body.append([*cells, effect + (unit if row["effect"] else ""), where, row["supported"] or "–"])
+        ours = "not run" if row["reason"] == "no rows" else f"**{row['verdict']}**"
+        cells = [row["statement"] + metric, row["pair"], paper, ours, shown]
+        body.append([*cells, row["at"] or "–", row["supported"] or "–"])
     head = ["Claim", "Pair", "On the paper's tables", "Here", "Least favourable effect [95%]", "At", "Agree"]
     return markdown_rows(head, body)
+
+
+def _number(row: dict, value: str) -> str:
+    return f"{float(value):.0f}" if row["unit"].startswith("% of") else f"{float(value):+.1f}"
+
+
+def _effect(row: dict, value: str) -> str:
+    unit = row["unit"] if row["unit"].startswith("%") else f" {row['unit']}"
+    return f"{_number(row, value)}{unit}" if value else "–"
 
 
 def cost(figures: Figures) -> str:
