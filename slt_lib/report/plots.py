@@ -137,7 +137,7 @@ def plot_cost(figures: Figures, pair: str) -> Figure:
         axes.set_xlabel(f"Training spent up to this model [trainings of {figures.steps:,} steps]")
         axes.set_ylabel(METRICS["bleu"])
         axes.set_title(_title(figures, f"{pair}, {figures.test_set(pair)}: what a model costs"))
-        axes.legend(loc="lower left", ncols=2)
+        axes.legend(loc="best", ncols=2)
     return figure
 
 
