@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 
 from benchmarks import joey
-from benchmarks.setting import ROOT, Setting, cores
+from benchmarks.setting import ROOT, Setting
 from benchmarks.table import OURS, Row, rows
+from slt_lib.processes import cores
 
 PRECISIONS = ("bf16", "fp32")
 BEAMS = {"beam 4": 4, "greedy": 1}

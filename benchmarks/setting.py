@@ -22,10 +22,6 @@ GRAMMAR = {"name": "grammar", "train": 29000, "dev": 1014, "test": 1000, "seed":
 GRAMMAR_VOCABULARY = 2900  # it holds few words more
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def number(name: str, default: int) -> int:
     """A whole number above 0 from the environment. Raises InputError for anything else."""
     text = os.environ.get(name) or str(default)

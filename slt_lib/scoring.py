@@ -5,9 +5,6 @@ stored table of counts is enough to compute them again.
 """
 
 import functools
-import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import NamedTuple
@@ -16,6 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sacrebleu.metrics import BLEU, TER
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+from slt_lib.processes import cores, pool
 
 BLEU_COLUMNS = ("sys_len", "ref_len", "m1", "m2", "m3", "m4", "t1", "t2", "t3", "t4")
 TER_COLUMNS = ("ter_edits", "ter_words")
@@ -53,7 +52,7 @@ def bleu_of_each(systems: Sequence[Sequence[str]], references: Sequence[str]) ->
 
     A thousand lines take a tenth of a second, which many models on a GPU would wait for.
     """
-    workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 32)
+    workers = min(cores(), 32)
     if len(systems) > 1 and len(references) >= 100 and workers > 2:
         try:
             return list(_processes(workers).map(_bleu_value, systems, [references] * len(systems)))
@@ -68,12 +67,7 @@ def _bleu_value(hypotheses: Sequence[str], references: Sequence[str]) -> float:
 
 @functools.cache
 def _processes(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    return pool(workers)
 
 
 def ter(hypotheses: Sequence[str], references: Sequence[str]) -> Score:

@@ -91,6 +91,9 @@ class Vocabulary:
         """sha256 of the tokenizer's JSON."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
+    def __reduce__(self):
+        return Vocabulary, (self.text,)  # another process gets all of it, what is set on the tokenizer too
+
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
 

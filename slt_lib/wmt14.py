@@ -36,6 +36,7 @@ from slt_lib.corpora import Corpus, Split
 from slt_lib.errors import InputError
 from slt_lib.files import sweep, write_bytes
 from slt_lib.params import Wmt14
+from slt_lib.processes import cores, in_order
 from slt_lib.store import Damaged, Store, digest, sealed, unseal, write_json
 from slt_lib.vocabulary import Encoded, Vocabulary
 
@@ -43,6 +44,7 @@ TEXT_VERSION = 1  # raise when a change of code changes the cleaned text
 ENCODING_VERSION = 1  # the same for the arrays
 CHUNK = 100_000  # lines of an archive that are read, and later encoded, at once
 ENCODE = 5_000  # sentences handed to the tokenizer at once: it takes several KB a sentence
+SMALL = 1 << 24  # bytes that are done before other processes have begun
 SIDES = ("source", "target")
 
 
@@ -353,10 +355,10 @@ def _read(
     joined = f"{_other(pair)}-en"
     members = [archive.member.format(pair=joined, language=language) for language in pair.split("-")]
     streams = [blocks(path, member, archive.url) for member in members]
-    label = f"{pair} {name}"
-    # One thread a side reads ahead and packs: zlib lets the others work meanwhile.
-    with ThreadPoolExecutor(4) as pool, tqdm(desc=label, unit="pair", unit_scale=True, leave=False) as bar:
-        ahead = [pool.submit(next, stream, []) for stream in streams]
+    jobs = _jobs(path.stat().st_size)
+
+    def unread() -> Iterator[tuple]:
+        ahead = [readers.submit(next, stream, []) for stream in streams]
         for number in itertools.count():
             sides = [future.result() for future in ahead]
             if len(sides[0]) != len(sides[1]):
@@ -364,17 +366,34 @@ def _read(
                 raise InputError(f"{path}: {differ}; put {archive.url} there")
             if not sides[0]:
                 return
-            ahead = [pool.submit(next, stream, []) for stream in streams]
+            ahead = [readers.submit(next, stream, []) for stream in streams]
             if number >= len(done):
-                kept, read = _clean(*sides, limits)
-                chunk = {"part": name, "number": number, "pairs": len(kept[0]), "read": read}
-                texts = ["\n".join(lines).encode() for lines in kept]
-                packed = pool.map(lambda text: gzip.compress(text, 1, mtime=0), texts)
-                for side, text, content in zip(SIDES, texts, packed, strict=True):
-                    sha256 = write_bytes(folder / _file(chunk, side), content)
-                    chunk[side] = {"text": len(text), "packed": len(content), "sha256": sha256}
-                yield chunk
-            bar.update(len(sides[0]))
+                yield number, sides, limits
+            else:
+                bar.update(len(sides[0]))
+
+    # a thread a side unpacks the archive, processes clean what it holds
+    label = f"{pair} {name}"
+    with ThreadPoolExecutor(2) as readers, tqdm(desc=label, unit="pair", unit_scale=True, leave=False) as bar:
+        for number, read, pairs, texts in in_order(_cleaned, unread(), jobs):
+            chunk = {"part": name, "number": number, "pairs": pairs, "read": read}
+            for side, (size, content) in zip(SIDES, texts, strict=True):
+                sha256 = write_bytes(folder / _file(chunk, side), content)
+                chunk[side] = {"text": size, "packed": len(content), "sha256": sha256}
+            yield chunk
+            bar.update(read["lines"])
+
+
+def _jobs(size: int) -> int:
+    """Processes for `size` bytes of text: one a core, up to what the memory promised has room for."""
+    return min(cores(), 4) if size >= SMALL else 1
+
+
+def _cleaned(number: int, sides: list[list[bytes]], limits: tuple) -> tuple[int, dict, int, list[tuple[int, bytes]]]:
+    """In a process: a chunk's number, what was read, its pairs, and of each side its size and its packed bytes."""
+    kept, read = _clean(*sides, limits)
+    texts = ["\n".join(lines).encode() for lines in kept]
+    return number, read, len(kept[0]), [(len(text), gzip.compress(text, 1, mtime=0)) for text in texts]
 
 
 def _clean(
@@ -477,9 +496,19 @@ def _encode(
             bar.update(state["pairs"])
             for file, safe in zip(opened, state["sizes"], strict=True):
                 file.seek(file.truncate(safe))
-            for number in range(starts.index(state["pairs"]), len(train.chunks)):
-                for lines, flat, offsets in zip(sides, opened[::2], opened[1::2], strict=True):
-                    _append(lines.chunk(number), vocabulary, flat, offsets, dtype)
+            first = starts.index(state["pairs"])
+            jobs = _jobs(sum(chunk["source"]["text"] for chunk in train.chunks[first:]))
+            calls = (
+                ([Lines(lines.folder, [chunk], lines.side) for lines in sides], vocabulary, dtype)
+                for chunk in train.chunks[first:]
+            )
+            done = in_order(_pieces, calls, jobs, max(1, cores() // jobs))
+            for number, encoded in enumerate(done, first):
+                for (ids, ends), flat, offsets in zip(encoded, opened[::2], opened[1::2], strict=True):
+                    if not offsets.tell():
+                        offsets.write(np.zeros(1, np.int64).tobytes())
+                    offsets.write((ends + flat.tell() // dtype.itemsize).tobytes())
+                    flat.write(ids)
                 for file in opened:
                     file.flush()
                     os.fsync(file.fileno())
@@ -499,14 +528,15 @@ def _encode(
         ) from error
 
 
-def _append(sentences: list[str], vocabulary: Vocabulary, flat, offsets, dtype: np.dtype) -> None:
-    """Ids to the open file `flat`, where each sentence ends to `offsets`, which opens with a 0."""
-    if not offsets.tell():
-        offsets.write(np.zeros(1, np.int64).tobytes())
-    for first in range(0, len(sentences), ENCODE):
-        part = vocabulary.encode(sentences[first : first + ENCODE])
-        offsets.write((part.offsets[1:] + flat.tell() // dtype.itemsize).tobytes())
-        flat.write(part.flat.astype(dtype).tobytes())
+def _pieces(sides: list[Lines], vocabulary: Vocabulary, dtype: np.dtype) -> list[tuple[bytes, np.ndarray]]:
+    """In a process: of each side of a chunk its ids as bytes, and where each sentence ends in them."""
+    found = []
+    for lines in (side.chunk(0) for side in sides):
+        parts = [vocabulary.encode(lines[i : i + ENCODE]) for i in range(0, len(lines), ENCODE)]
+        lengths = [np.diff(part.offsets) for part in parts]
+        ids = b"".join(part.flat.astype(dtype).tobytes() for part in parts)
+        found.append((ids, np.cumsum(np.concatenate([np.zeros(0, np.int64), *lengths]))))
+    return found
 
 
 # Dev and test ------------------------------------------------------------

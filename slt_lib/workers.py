@@ -1,11 +1,11 @@
 """Trainings side by side on a CPU: a process each, so that every core has one and none waits for a slower one."""
 
-import multiprocessing
 import os
-import threading
 from collections.abc import Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
+
+from slt_lib.processes import cores, pool
 
 
 def default_jobs(threads: int) -> int:
@@ -17,8 +17,7 @@ def default_jobs(threads: int) -> int:
 
     if device().type != "cpu" or os.environ.get("SLT_LOCKSTEP") or int(os.environ.get("WORLD_SIZE") or 1) > 1:
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // threads)
+    return max(1, cores() // threads)
 
 
 class Workers:
@@ -26,7 +25,7 @@ class Workers:
 
     def __init__(self, jobs: int, threads: int):
         self.jobs, self.running = jobs, {}
-        self.pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin, (threads,))
+        self.pool = pool(jobs, threads)
 
     def __enter__(self) -> "Workers":
         return self
@@ -50,16 +49,9 @@ class Workers:
         return {self.running.pop(future) for future in ended}
 
 
-def _begin(threads: int) -> None:
-    """In a worker: no more threads than its share, and no life after the parent's, which a kill may end."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ["SLT_PROGRESS"] = "lines"
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
 def _train(ticket) -> None:
     """In a worker: train the ticket and score it, into the store, where the parent finds both."""
+    os.environ["SLT_PROGRESS"] = "lines"
     [run] = ticket.study.train([ticket])
     if ticket.listed and run.record["status"] == "ok":
         run.scores()

@@ -170,7 +170,7 @@ def test_many_systems_at_once(monkeypatch):
     systems = [["a man walks on the street ."] * k + references[k:] for k in (0, 20, 90)]
     wanted = [scoring.bleu(system, references).value for system in systems]
     for cores in (1, 3):  # here, and in processes
-        monkeypatch.setattr(scoring.os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
+        monkeypatch.setattr(scoring, "cores", lambda cores=cores: cores)
         assert scoring.bleu_of_each(systems, references) == wanted
     assert scoring._processes.cache_info().currsize == 1
     scoring._processes(3).shutdown()

@@ -438,6 +438,18 @@ def test_a_full_disk(public, make_study, home, monkeypatch):
 
 SIDES, KINDS = ("source", "target"), ("flat", "offsets")
 
+
+def test_many_processes_write_what_one_does(public, study_file, home, monkeypatch):
+    path, stores = study_file({"corpus": {"name": "wmt14"}, "vocabulary": 90}), {}
+    monkeypatch.setattr(wmt14, "cores", lambda: 3)
+    for small in (1 << 24, 0):  # here, and in three processes
+        monkeypatch.setattr(wmt14, "SMALL", small)
+        monkeypatch.setenv("SLT_RUNS", str(home / f"runs{small}"))
+        Study(path).data  # noqa: B018
+        stores[small] = everything(home / f"runs{small}")
+    assert stores[0] == stores[1 << 24] and any(name.endswith("target.flat") for name in stores[0])
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
