@@ -1,6 +1,8 @@
-"""Where training and decoding compute: a CUDA device where there is one, else the CPU."""
+"""Where training and decoding compute: a CUDA device where there is one, else the CPU on a count of threads."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -22,3 +24,14 @@ def device() -> torch.device:
         return torch.device(name)
     there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
     raise InputError(f"SLT_DEVICE={asked}: no such device here; there are {there}")
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """`torch.set_num_threads` for a while: the same count gives the same bytes, wherever the call comes from."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -3,6 +3,8 @@
 import itertools
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -58,5 +60,6 @@ def in_order(function: Callable[..., Result], calls: Iterable[tuple], jobs: int,
 def _begin(threads: int) -> None:
     """In a worker: no more threads than its share, and no life after the parent's, which a kill may end."""
     os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(threads)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it was writing is taken away
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

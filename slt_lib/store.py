@@ -276,6 +276,26 @@ class Store:
             raise InputError(f"{path}: can't be removed; check who may write there")
 
 
+def recall(path: Path, *keys: str) -> dict | None:
+    """What `remember` wrote, or None where it is to be computed: it was not yet, or it is damaged, which is told."""
+    if not os.path.lexists(path):
+        return None
+    try:
+        value = unseal(path)
+        if not value.keys() >= set(keys):
+            raise Damaged(f"{path} lacks {', '.join(sorted(set(keys) - value.keys()))}")
+        return value
+    except Damaged as error:
+        print(f"{error}; computing it again", file=sys.stderr)
+        return None
+
+
+def remember(path: Path, value: dict) -> None:
+    """Write what was computed, sealed; what a kill left there half-written goes."""
+    sweep(path.parent, age=3600)  # others may be writing there now, but not for an hour
+    write_json(path, sealed(value))
+
+
 def _take(file, path: Path) -> None:
     """Wait for the lock, and say whom for where that takes long."""
     deadline = time.monotonic() + PATIENCE

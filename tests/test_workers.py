@@ -55,6 +55,18 @@ def test_an_error_in_a_training_reaches_the_caller(make_study):
         broken.follow([broken.chain(slt, 1, [0.5])], jobs=2)
 
 
+def test_what_is_ended_before_its_first_checkpoint_leaves_nothing(make_study):
+    study = make_study({"training": {"steps": 100_000, "checkpoint": 1.0}})
+    ticket = study.ticket(1)
+    folder = study.store.folder(ticket.train_id)
+    with pytest.raises(InputError, match="of another"), workers.Workers(1, 1) as pool:
+        pool.pool.submit(workers._train, ticket)
+        while not (folder / "ticket.json").exists():
+            time.sleep(0.05)
+        raise InputError("of another")
+    assert not folder.path.exists()
+
+
 def test_what_many_chains_wait_for_comes_first(make_study):
     study = make_study()
     chains = [study.chain(mp, 1), study.chain(slt, 2), study.chain(slt, 1), study.chain(clt, 1)]

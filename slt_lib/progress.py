@@ -1,0 +1,53 @@
+"""How long work shows itself: a bar in a notebook, a line a checkpoint in a log."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from slt_lib import distributed
+from slt_lib.tickets import Ticket
+
+
+class Progress:
+    """A bar a training in a notebook; one line a checkpoint elsewhere, or where SLT_PROGRESS is "lines"."""
+
+    def __init__(self):
+        lines = os.environ.get("SLT_PROGRESS") == "lines" or "ipykernel" not in sys.modules
+        self.lines = lines
+
+    def training(self, ticket: Ticket):
+        return _Report(ticket, self.lines)
+
+    def trainings(self, shown: bool):
+        """A bar that counts whole trainings, for those that run side by side and show none of their own."""
+        from tqdm.auto import tqdm
+
+        return tqdm(desc="trainings", unit="training", disable=self.lines or not shown)
+
+
+class _Report:
+    def __init__(self, ticket: Ticket, lines: bool):
+        self.lines, self.steps = lines, ticket.study.params.training.steps
+        name = {"dense": "dense"}.get(ticket.trained_with, f"{ticket.trained_with} {100 * ticket.sparsity:g}%")
+        self.label = f"{ticket.study.pair} seed {ticket.seed} {name} {ticket.train_id[:8]}"
+
+    def __enter__(self) -> Callable[[int, dict | None], None]:
+        from tqdm.auto import tqdm
+
+        self.bar = tqdm(total=self.steps, desc=self.label, unit="step", leave=False, disable=self.lines)
+        self.done = 0
+        return self.report
+
+    def report(self, steps: int, point: dict | None) -> None:
+        self.done += steps
+        self.bar.update(steps)
+        if point is not None:
+            text = (
+                f"loss {point['loss']:.3f}, dev BLEU {point['dev_bleu']:.1f}, sparsity {100 * point['sparsity']:.1f}%"
+            )
+            self.bar.set_postfix_str(text, refresh=False)
+            if self.lines and distributed.first():
+                print(f"{self.label}: step {point['step']}/{self.steps}, {text}", file=sys.stderr, flush=True)
+
+    def __exit__(self, *error) -> None:
+        self.bar.close()

@@ -1,0 +1,209 @@
+"""A run: a trained ticket, read from the store when it is asked; what is computed of it is stored beside it."""
+
+import functools
+import importlib.metadata
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from slt_lib import decoding, masks, memory, schedules, scoring, training
+from slt_lib.devices import device
+from slt_lib.errors import InputError
+from slt_lib.store import Damaged, RunFolder, digest, recall, remember
+from slt_lib.tickets import Ticket, among, number
+from slt_lib.transformer import prunable
+
+SCORE_VERSION = 1  # raise when a change of code changes scores
+
+
+class Failed(InputError):
+    """The run that a chain builds on has failed: its reason."""
+
+
+class Run:
+    """A trained ticket: checkpoints, mask, curve and scores, read from the store when asked for."""
+
+    def __init__(self, ticket: Ticket, record: dict):
+        self.ticket, self.record, self.study = ticket, record, ticket.study
+        self.id = ticket.train_id
+
+    def __repr__(self) -> str:
+        return f"Run({self.id[:12]}, {self.ticket.trained_with}, sparsity {self.sparsity}, {self.record['status']})"
+
+    @property
+    def folder(self) -> RunFolder:
+        return self.study.store.folder(self.id)
+
+    @property
+    def sparsity(self) -> float:
+        """The level that was asked for; each matrix has exactly round(sparsity * size) zeros."""
+        return self.ticket.sparsity
+
+    @property
+    def root(self) -> "Run":
+        """The dense run (or the gradual one) that its chain began with."""
+        return next(iter(self.ticket.runs.values())).root if self.ticket.runs else self
+
+    @property
+    def curve(self) -> list[dict]:
+        """One point a checkpoint: step, loss (mean since the last), dev_bleu, sparsity, tokens."""
+        return self.record["curve"]
+
+    @functools.cached_property
+    def mask(self) -> dict[str, Tensor] | None:
+        return self._load("mask.safetensors") if "mask.safetensors" in self.record["files"] else None
+
+    def weights(self, checkpoint: str = "final") -> dict[str, Tensor]:
+        """theta_T ("final"), the best on dev ("best"), or the mean of the last N checkpoints ("average N").
+
+        Pruned entries are zero. Raises InputError for another name, Failed where the run has no such checkpoint.
+        """
+        self._must_stand()
+        match checkpoint.split():
+            case ["final"]:
+                return self.theta(self.record["steps"])
+            case ["best"]:
+                return self.theta(self.record["best"]["step"])
+            case ["average", count] if count.isdigit() and int(count) > 0:
+                steps = training.checkpoints(self.study.params.training)[-int(count) :]
+                thetas = list(self.thetas(steps).values())
+                return {name: torch.stack([theta[name] for theta in thetas]).mean(0) for name in thetas[0]}
+        raise InputError(f'checkpoint {checkpoint!r} is none of "final", "best", "average 4"')
+
+    def theta(self, step: int) -> dict[str, Tensor]:
+        """Weights after `step` steps."""
+        return self.thetas([step])[step]
+
+    def thetas(self, steps: Iterable[int]) -> dict[int, dict[str, Tensor]]:
+        """Step -> weights; those that were not kept come from training the ticket again up to there."""
+        steps = list(steps)
+        found = {step: self._load(name) for step in steps if (name := RunFolder.theta(step)) in self.record["files"]}
+        if 0 in steps:
+            start = self.ticket.start()
+            found[0] = masks.apply(start.weights, start.mask or {})
+        missing = [step for step in steps if step not in found]
+        if missing:
+            with self.study.threads():
+                settings = self.study.params.training
+                parts = self.study.params.accumulate
+                found |= training.train(settings, self.study.data, self.ticket.start(), until=missing, accumulate=parts)
+        return {step: found[step] for step in steps}
+
+    def _load(self, name: str) -> dict[str, Tensor]:
+        try:
+            return self.folder.load(name, self.record["files"][name])[0]
+        except Damaged as error:  # since the run was found whole
+            raise Damaged(f"{error}; run it again, and it is trained again") from None
+
+    def _must_stand(self) -> None:
+        if RunFolder.theta(self.record["steps"]) not in self.record["files"]:
+            raise Failed(f"run {self.id[:12]} failed: {self.record['reason']}")
+
+    def rewind(self, at: float, source: str = "last") -> Ticket:
+        """A ticket with the weights at the fraction `at` of this run's training, its mask kept.
+
+        `source`: "last", this run (the paper), or "dense", the run its chain began with (Frankle et al.). 0 gives the
+        start, which for a chain from theta_0 is theta_0 itself; 1 the end. Source: FACTS.md section 7, ambiguity 3.
+        """
+        among("source", source, ("last", "dense"))
+        if not 0 <= number("rewind", at) <= 1:
+            raise InputError(f"rewind {at} is not a fraction of the training from 0 to 1")
+        self._must_stand()
+        run = self if source == "last" else self.root
+        step = schedules.at_step(at, self.record["steps"])
+        first = run.ticket.operations[0]
+        untouched = first == {"do": "theta_0"} and not {"constant", "reinitialise"} & {
+            operation["do"] for operation in run.ticket.operations
+        }
+        if step == 0 and untouched:
+            operations, runs = (first,), {}
+        else:
+            operations, runs = ({"do": "rewind", "run": run.id, "step": step},), {run.id: run}
+        if self.sparsity:
+            operations, runs = (*operations, {"do": "mask", "run": self.id}), {**runs, self.id: self}
+        return replace(self.ticket, operations=operations, runs=runs, listed=True)
+
+    def translate(self, sentences: list[str], checkpoint: str = "best", progress: Callable | None = None) -> list[str]:
+        """Translations of raw sentences by beam search with the study's decoding settings."""
+        model = self.study.model()
+        model.load_state_dict(self.weights(checkpoint))
+        model.to(device())
+        options = self.study.params.decoding
+        sources = self.study.vocabulary.encode(sentences).lists()
+        with self.study.threads():
+            found = decoding.translate(
+                model, sources, options.beam, options.alpha, options.extra, self.study.decode_batch, progress
+            )
+        return self.study.vocabulary.decode(found)
+
+    def scores(self, checkpoint: str = "best") -> dict[str, dict]:
+        """Test set -> bleu, ter, ter_13a (percent), signatures, sentence statistics; stored once computed."""
+        return {name: self._score(name, checkpoint) for name in self.study.corpus.tests}
+
+    def scored(self) -> bool:
+        """Whether every test set's scores of its best checkpoint are in the store."""
+        return all(self.folder.score(self.score_id(name)).exists() for name in self.study.corpus.tests)
+
+    def score_id(self, test_set: str, checkpoint: str = "best") -> str:
+        """Identity of a score: the run, the test set and what only reaches scores."""
+        return digest(
+            {
+                "run": self.id,
+                "version": SCORE_VERSION,
+                "sacrebleu": importlib.metadata.version("sacrebleu"),
+                "decoding": self.study.params.decoding.model_dump(),
+                "checkpoint": checkpoint,
+                "test": self.study.corpus.tests[test_set].digest,
+            }
+        )[:32]
+
+    def _score(self, test_set: str, checkpoint: str) -> dict:
+        path = self.folder.score(self.score_id(test_set, checkpoint))
+        if (score := recall(path, "bleu", "ter", "ter_13a", "signatures", "statistics")) is not None:
+            return score
+        split = self.study.corpus.tests[test_set]
+        hypotheses = self.translate(list(split.source), checkpoint)
+        statistics = scoring.sentence_statistics(hypotheses, list(split.target))
+        score = {
+            "test_set": test_set,
+            "bleu": float(scoring.corpus_bleu(statistics)),
+            "ter": float(scoring.corpus_ter(statistics)),
+            "ter_13a": float(scoring.corpus_ter_13a(statistics)),
+            "signatures": scoring.signatures(),
+            "statistics": {name: [int(value) for value in values] for name, values in statistics.items()},
+            "hypotheses": hypotheses,
+        }
+        remember(path, score)
+        return score
+
+    def magnitudes(self, start: training.Start | None = None) -> dict[str, dict]:
+        """Matrix -> rows, columns, kept, and mean |w| of the weights kept to the end, at the start and at the end.
+
+        Stored once computed; `start` spares reading the ticket's start again. Empty for a run that has no end.
+        """
+        path = self.folder / "magnitudes.json"
+        if (stored := recall(path, "matrices")) is not None:
+            return stored["matrices"]
+        if RunFolder.theta(self.record["steps"]) not in self.record["files"]:
+            return {}
+        start = start or self.ticket.start()
+        first = masks.apply(start.weights, start.mask or {})
+        matrices = {}
+        for name, weight in prunable(self.weights("final")).items():
+            kept = self.mask[name] if self.mask is not None else torch.ones_like(weight, dtype=torch.bool)
+            matrices[name] = {
+                "rows": weight.shape[0],
+                "columns": weight.shape[1],
+                "kept": int(kept.sum()),
+                "mean_abs_start": float(first[name][kept].abs().mean()),
+                "mean_abs_final": float(weight[kept].abs().mean()),
+            }
+        remember(path, {"matrices": matrices})
+        return matrices
+
+    @functools.cached_property
+    def memory_mib(self) -> float:
+        """The paper's memory column of its best checkpoint, in MiB (FACTS.md section 4)."""
+        return memory.paper_mib(prunable(self.weights("best")))
