@@ -68,8 +68,8 @@ def job(notebook, pair, seed, level=None):
 
 
 def jobs(notebook, pair):
-    """The markers of a notebook's jobs."""
-    levels = SETTINGS.levels if notebook == "02_mp" else [None]
+    """The markers of a notebook's jobs: one a seed, of MP one a level too, but in a rehearsal, too short for that."""
+    levels = SETTINGS.levels if notebook == "02_mp" and not SETTINGS.rehearsal else [None]
     return [job(notebook, pair, seed, level) for seed in SETTINGS.seeds for level in levels]
 
 
@@ -134,7 +134,8 @@ def before(wildcards):
         levels = [level for level in SETTINGS.levels if level == 0.6]  # where it leaves MP
     shared = levels if GPUS and "mp" in techniques else []
     found = [job(each, wildcards.pair, wildcards.seed) for each in first]
-    return found + [job("02_mp", wildcards.pair, wildcards.seed, level) for level in shared]
+    levels = dict.fromkeys(None if SETTINGS.rehearsal else level for level in shared)
+    return found + [job("02_mp", wildcards.pair, wildcards.seed, level) for level in levels]
 
 
 rule train:

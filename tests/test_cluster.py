@@ -180,6 +180,7 @@ def test_jobs_with_gpus_share_no_training(tmp_path):
     (folder / "params").mkdir()
     levels = [0.5, 0.6, 0.7]
     settings = changed(TINY, {"seeds": [1], "levels": levels, "ablations": True, "training": {"steps": 40}})
+    settings["rehearsal"] = False
     path = folder / "params" / "tiny.yaml"
     path.write_text(yaml.safe_dump(settings))
     command = ("snakemake", "--dag", "dot", "--config", "study=tiny", "gpus=2")

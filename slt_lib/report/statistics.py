@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
 
 from slt_lib.errors import InputError
 from slt_lib.report.data import STATISTICS, Cell, Figures, percent, variant_label
@@ -157,7 +156,7 @@ class Contrast:
 
     def bounds(self, alpha: float = 1 - LEVEL) -> tuple[float, float]:
         """The two-sided t interval at level 1 - alpha; the effect itself for printed figures."""
-        width = 0.0 if self.printed else stdtrit(self.freedom, 1 - alpha / 2) * self.error
+        width = 0.0 if self.printed else _t_quantile(self.freedom, 1 - alpha / 2) * self.error
         return self.effect - width, self.effect + width
 
     @property
@@ -165,7 +164,7 @@ class Contrast:
         """The smallest true difference that this design finds with 80% power at 5%, two-sided: about 2.8 errors."""
         if self.printed:
             return float("nan")
-        return (stdtrit(self.freedom, (1 + LEVEL) / 2) + stdtrit(self.freedom, POWER)) * self.error
+        return (_t_quantile(self.freedom, (1 + LEVEL) / 2) + _t_quantile(self.freedom, POWER)) * self.error
 
 
 def contrast(
@@ -225,3 +224,10 @@ def mean_magnitudes(figures: Figures, pair: str, technique: str, column: str) ->
         if cell
     }
     return {sparsity: seeds for sparsity, seeds in found.items() if seeds}
+
+
+def _t_quantile(freedom: float, probability: float) -> float:
+    """Quantile of Student's t. scipy is imported where it is needed: a notebook that only plots starts sooner."""
+    from scipy.special import stdtrit
+
+    return stdtrit(freedom, probability)
