@@ -93,9 +93,16 @@ class Run:
 
     def _load(self, name: str) -> dict[str, Tensor]:
         try:
-            return self.folder.load(name, self.record["files"][name])[0]
+            tensors = self.folder.load(name, self.record["files"][name])[0]
         except Damaged as error:  # since the run was found whole
             raise Damaged(f"{error}; run it again, and it is trained again") from None
+        expected = (
+            self.study.shapes if name.startswith("theta_") else {key: self.study.shapes.get(key) for key in tensors}
+        )
+        if {key: tensor.shape for key, tensor in tensors.items()} != expected:  # sealed by whoever wrote it elsewhere
+            remedy = f"`python -m slt_lib runs remove {self.id[:12]}`, and it is trained again"
+            raise Damaged(f"{self.folder / name} is not of this study's model; {remedy}")
+        return tensors
 
     def _must_stand(self) -> None:
         if RunFolder.theta(self.record["steps"]) not in self.record["files"]:

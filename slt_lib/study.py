@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from slt_lib import (
     corpora,
     distributed,
@@ -141,6 +143,12 @@ class Study:
     def model(self) -> Transformer:
         """A model of the study's shape, its weights not set."""
         return training.new_model(self.params.training, len(self.vocabulary))
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Of every parameter of the model, without one."""
+        with torch.device("meta"):
+            return {name: tensor.shape for name, tensor in self.model().state_dict().items()}
 
     def threads(self):
         return threads(self.params.threads)

@@ -183,6 +183,20 @@ def test_what_belongs_to_another_run_is_not_used(laid, original, capsys):
     assert contents(study.store.path) == contents(original[0] / "runs")
 
 
+@pytest.mark.parametrize("name", ["theta_0000012.safetensors", "mask.safetensors"])
+def test_weights_of_another_shape_are_not_used(name, laid):
+    """Sealed as they should be, by whoever made them: every checksum is right."""
+    study, folder = laid()
+    tensors, metadata = folder.load(name)
+    first = min(key for key, tensor in tensors.items() if tensor.dim() == 2)
+    record = folder.record()
+    record["files"][name] = folder.save(name, tensors | {first: tensors[first][:, :3]}, metadata)
+    write_json(folder / "run.json", sealed(record))
+    run = chain(study).runs[-1]
+    with pytest.raises(InputError, match=rf"{name} is not of this study's model; `python -m slt_lib runs remove"):
+        run.mask if name.startswith("mask") else run.weights("final")  # noqa: B018
+
+
 def test_a_resume_file_of_another_run_is_not_used(laid, original, capsys):
     study, folder = laid("cut")
     tensors, state = folder.load("resume.safetensors")
