@@ -83,9 +83,12 @@ def masks(setting: Setting) -> list[Row]:
     """A step under a mask of 90% over a dense one, and all mask updates of gradual pruning over its training."""
     result = []
     for precision in PRECISIONS:
-        [found] = worker("masks", precision, 1, setting.rounds * setting.seconds)
+
+        def step(percent: int, precision: str = precision) -> float:
+            return 1000 * worker("masks", precision, 1, setting.seconds, percent)[0]["step"]
+
         label = f"{setting.label()}; 1 thread; {precision}"
-        steps = {"dense": [1000 * found["dense"]], "sparse": [1000 * found["sparse"]]}
+        steps = in_turn(setting.rounds, {"dense": lambda: step(0), "sparse": lambda: step(90)})
         result += rows("masks", f"{label}; a step, sparsity 0.9", "ms", steps, base="dense")
         [found] = worker("gradual", precision, 1, setting.seconds)
         share = 100 * found["updates"] / found["training"]
@@ -145,27 +148,32 @@ def scoring(setting: Setting) -> list[Row]:
 
 
 def overhead(setting: Setting) -> list[Row]:
-    """`make study` on quick from an empty store: its time, and the share of it that is not in trainings."""
+    """`make study` on quick from an empty store, and once more when all runs are there: notebooks and engine alone."""
     folder = setting.folder / "quick"
     shutil.rmtree(folder, ignore_errors=True)
     places = {f"SLT_{name.upper()}": str(folder / name) for name in ("runs", "figures", "build")}
     environment = os.environ | places | {"SLT_PROGRESS": "lines", "JUPYTER_PREFER_ENV_PATH": "1"}
     environment.pop("OMP_NUM_THREADS", None)
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    began = time.perf_counter()
-    for command in (["python", "-m", "slt_lib", "data", "quick"], STUDY):
-        log = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        if log.returncode:
-            raise RuntimeError(f"{' '.join(command)} ended with {log.returncode}:\n{log.stderr[-2000:]}")
-    wall = time.perf_counter() - began
-    now = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
-    seconds = [json.loads(path.read_text())["seconds"] for path in folder.glob("runs/*/provenance.json")]
-    label = f"make study STUDY=quick, {cores()} cores"
-    shown = {"wall": wall, "cpu": cpu, f"{len(seconds)} trainings": sum(seconds)}
+
+    def make() -> tuple[float, float]:
+        """Seconds on the clock, and of all cores."""
+        used, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        for command in (["python", "-m", "slt_lib", "data", "quick"], STUDY):
+            log = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+            if log.returncode:
+                raise RuntimeError(f"{' '.join(command)} ended with {log.returncode}:\n{log.stderr[-2000:]}")
+        now = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return time.perf_counter() - began, now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+
+    wall, cpu = make()
+    for name in ("figures", "build"):
+        shutil.rmtree(folder / name)
+    again, cpu_again = make()
+    count = len(list(folder.glob("runs/*/provenance.json")))
+    label = f"make study STUDY=quick, {cores()} cores, {count} trainings"
+    shown = {"wall": wall, "cpu": cpu, "notebooks and engine, wall": again, "notebooks and engine, cpu": cpu_again}
     result = [Row("overhead", label, name, value, "s") for name, value in shown.items()]
-    share = 100 * (1 - sum(seconds) / cpu)
-    return [*result, Row("overhead", label, "outside of trainings", share, "% of cpu")]
+    return [*result, Row("overhead", label, "notebooks and engine", 100 * cpu_again / cpu, "% of cpu")]
 
 
 STUDY = ["snakemake", "--profile", "profiles/default", "--config", "study=quick"]

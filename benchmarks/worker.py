@@ -23,7 +23,6 @@ from slt_lib.transformer import prunable
 
 WARM = 5  # steps before the clock counts
 SPARSITY = 0.9
-WINDOW = 10  # steps of one kind before the other has its turn
 
 
 class Enough(Exception):
@@ -130,19 +129,14 @@ def products(setting: Setting, precision: str, seconds: float) -> dict:
     return {"rate": count * len(clock.steps) / clock.taken}
 
 
-def masked(setting: Setting, precision: str, seconds: float) -> dict:
-    """Seconds of a dense step and of one under a mask, windows in turn on the same batches."""
+def masked(setting: Setting, precision: str, seconds: float, percent: int) -> dict:
+    """Seconds of a step under a mask of `percent`; 0: without one. The sentences are the same."""
     settings, data = settings_of(setting, precision), setting.study.data
     dense = setting.study.ticket(1).start()
-    mask = masks.magnitude_mask(prunable(dense.weights), SPARSITY)
-    sparse = training.Start(masks.apply(dense.weights, mask), mask, None, dense.optimizer, dense.seed, dense.depth)
-    taken, began, turn = {"dense": [], "sparse": []}, time.perf_counter(), 0
-    while turn < 2 or time.perf_counter() - began < seconds or turn % 4:  # dense sparse sparse dense
-        name = ("dense", "sparse", "sparse", "dense")[turn % 4]
-        start = dense if name == "dense" else sparse
-        taken[name] += watched(settings, data, start, float("inf"), min(WARM + WINDOW, settings.steps)).steps
-        turn += 1
-    return {name: statistics.median(steps) for name, steps in taken.items()}
+    mask = masks.magnitude_mask(prunable(dense.weights), percent / 100) if percent else None
+    weights = masks.apply(dense.weights, mask or {})
+    start = training.Start(weights, mask, None, dense.optimizer, dense.seed, dense.depth)
+    return {"step": statistics.median(watched(settings, data, start, seconds).steps)}
 
 
 def gradual(setting: Setting, precision: str, seconds: float) -> dict:

@@ -138,6 +138,8 @@ def train(
     factors = _factors(mask)
     hide = _split if training.pruned == "stale" else _zero
     stale = hide(matrices, factors)
+    # without momentum a weight with no gradient makes no step: what is zero stays so until the next mask
+    rests = hide is _zero and isinstance(optimizer, Adafactor)
     if resumed and stale:
         stale = _moved({name: tensors[f"stale.{name}"] for name in stale}, where)
 
@@ -165,7 +167,8 @@ def train(
                     wanted = schedules.gradual_sparsity(step + 1, *start.gradual, marks.end)
                     mask = new_mask(training, matrices, wanted, mask, first)
                     factors = _factors(mask)
-                stale = hide(matrices, factors)
+                if not rests or step + 1 in marks.updates:
+                    stale = hide(matrices, factors)
             state["loss"] += value
             state["since"] += 1
             state["tokens"] += batch.tokens
