@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 from benchmarks import measures, table
-from benchmarks.setting import Setting
+from benchmarks.setting import ROOT, Setting
 from slt_lib.errors import InputError
 from slt_lib.training import commit, processor
 
@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         for path in done.iterdir():
             path.unlink()
     print(table.table(table.read()))
+    if table.PATH.parent.parent == ROOT:  # not a test's
+        table.into(ROOT / "README.md")
     return 0
 
 

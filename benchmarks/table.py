@@ -2,16 +2,21 @@
 
 import csv
 import io
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from slt_lib.files import write_bytes
+from slt_lib.report.summary import between
+from slt_lib.report.tables import markdown_rows
 
 PATH = Path(__file__).with_name("results.csv")
 COLUMNS = ("measure", "setting", "system", "value", "unit", "ratio", "low", "high", "rounds", "machine", "commit")
 OURS = "ours"
+BEGIN, END = "<!-- speed: made by `python -m benchmarks` -->", "<!-- end of speed -->"
+BESIDE = ("target tokens/s", "sentences/s", "BLEU")  # what is shown system beside system
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ def rows(measure: str, setting: str, unit: str, values: dict[str, list[float]], 
 
 
 def _number(value: float | None) -> str:
+    """To four digits; what is larger, to the unit."""
     return "" if value is None else f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
@@ -102,3 +108,38 @@ def table(shown: Iterable[Row]) -> str:
         spread = "" if row.rounds == 1 else f"  ({_number(row.low)} to {_number(row.high)} in {row.rounds} rounds)"
         lines.append(f"  {row.system:<26}{_number(row.value):>10} {row.unit:<24}{ratio}{spread}")
     return "\n".join(lines[1:])
+
+
+def markdown(shown: Iterable[Row]) -> str:
+    """The rows for the README: systems side by side where there are several, the rest in a list."""
+    shown = list(shown)
+    settings = [row.setting for row in shown if row.measure != "overhead"]
+    common = _common(settings)
+    beside, rest = {}, []
+    for row in shown:
+        if row.unit in BESIDE:
+            beside.setdefault((row.measure, row.setting.removeprefix(common), row.unit), {})[row.system] = row.value
+        elif row.system == "sparse":
+            rest.append(f"- {row.measure}, {row.setting.removeprefix(common)}: {_number(row.ratio)} of a dense one")
+        elif row.unit.startswith("%") or row.system.endswith("wall"):
+            what = [row.measure, row.setting.removeprefix(common), row.system.removeprefix(OURS)]
+            rest.append(f"- {', '.join(filter(None, what))}: {_number(row.value)} {row.unit}")
+    systems = list(dict.fromkeys(system for cells in beside.values() for system in cells))
+    body = [
+        [f"{measure}, {setting}", unit, *(_number(cells.get(each)) or "–" for each in systems)]
+        for (measure, setting, unit), cells in beside.items()
+    ]
+    machines = " and ".join(sorted({row.machine for row in shown if row.machine}))
+    head = f"Measured on {machines}: {common.rstrip('; ')}."
+    return "\n\n".join([head, markdown_rows(["What", "Unit", *systems], body).strip(), "\n".join(rest)]) + "\n"
+
+
+def into(path: Path) -> None:
+    """Put the table of results.csv between its marks in the README. Raises InputError where it lacks them."""
+    between(path, BEGIN, END, markdown(read()))
+
+
+def _common(settings: list[str]) -> str:
+    """What all settings begin with, up to the last "; " in it."""
+    start = os.path.commonprefix(settings)
+    return start[: start.rfind("; ") + 2] if "; " in start else ""

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import joey, measures, plain, table, worker
-from benchmarks.setting import Setting
+from benchmarks.setting import ROOT, Setting
 from slt_lib import training
 from slt_lib.store import RunFolder
 
@@ -128,6 +128,15 @@ def test_a_quick_look_at_ours_and_the_plain_loop(measure, setting, csv, monkeypa
     rows = table.read(csv)
     assert {row.measure for row in rows} == {measure} and all(np.isfinite(row.value) for row in rows)
     assert capsys.readouterr().out.strip() == table.table(rows)
+
+
+def test_the_readme_has_the_table_of_the_csv(tmp_path):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    table.into(tmp_path / "README.md")
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == text
+    [row] = [row for row in table.read() if (row.system, row.unit) == ("ours", "target tokens/s")][:1]
+    assert f"| {row.value:.0f} |" in text
 
 
 def test_an_unknown_measure_and_a_bad_number_are_named(csv, monkeypatch, capsys):

@@ -32,18 +32,22 @@ def into(figures: Figures, path: str | os.PathLike) -> Path:
 
     Raises InputError where the file lacks the marks.
     """
+    shown = "\n".join(filter(None, [summary(figures), cost(figures)]))
+    return between(path, BEGIN.format(figures.name, figures.name, Path(path).name), END, shown)
+
+
+def between(path: str | os.PathLike, begin: str, end: str, shown: str) -> Path:
+    """Put `shown` between the lines `begin` and `end` of the file `path`. Raises InputError where it lacks them."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a text file with the two marks") from None
-    begin = BEGIN.format(figures.name, figures.name, path.name)
     before, found, rest = text.partition(begin)
-    _, closed, after = rest.partition(END)
+    _, closed, after = rest.partition(end)
     if not (found and closed):
-        raise InputError(f"{path}: the marks are missing; write a line {begin} and, below it, {END}")
-    shown = "\n".join(filter(None, [summary(figures), cost(figures)]))
-    write_bytes(path, f"{before}{begin}\n\n{shown}\n{END}{after}".encode())
+        raise InputError(f"{path}: the marks are missing; write a line {begin} and, below it, {end}")
+    write_bytes(path, f"{before}{begin}\n\n{shown}\n{end}{after}".encode())
     return path
 
 
