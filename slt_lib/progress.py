@@ -11,9 +11,8 @@ from slt_lib.tickets import Ticket
 class Progress:
     """A bar a training in a notebook; one line a checkpoint elsewhere, or where SLT_PROGRESS is "lines"."""
 
-    def __init__(self):
-        lines = os.environ.get("SLT_PROGRESS") == "lines" or "ipykernel" not in sys.modules
-        self.lines = lines
+    def __init__(self, lines: bool = False):
+        self.lines = lines or os.environ.get("SLT_PROGRESS") == "lines" or "ipykernel" not in sys.modules
 
     def training(self, ticket: Ticket):
         return _Report(ticket, self.lines)

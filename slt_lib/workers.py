@@ -6,6 +6,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
 from slt_lib.processes import cores, pool
+from slt_lib.progress import Progress
 
 
 def default_jobs(threads: int) -> int:
@@ -51,7 +52,6 @@ class Workers:
 
 def _train(ticket) -> None:
     """In a worker: train the ticket and score it, into the store, where the parent finds both."""
-    os.environ["SLT_PROGRESS"] = "lines"
-    [run] = ticket.study.train([ticket])
+    [run] = ticket.study.train([ticket], Progress(lines=True))
     if ticket.listed and run.record["status"] == "ok":
         run.scores()
