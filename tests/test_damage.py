@@ -251,17 +251,19 @@ def test_any_bit_of_any_file(original, data):
 def test_any_bit_of_a_resume_file(original, data):
     folder = Store(original[0] / "cut").folder(original[2])
     path = folder / "resume.safetensors"
-    whole = path.read_bytes()
+    whole, (tensors, meant) = path.read_bytes(), folder.load("resume.safetensors")
     bit = data.draw(st.integers(0, 8 * len(whole) - 1))
     content = bytearray(whole)
     content[bit // 8] ^= 1 << bit % 8
     try:
         path.write_bytes(content)
-        _, state = folder.load("resume.safetensors")
+        found, state = folder.load("resume.safetensors")
     except Damaged:
         pass
     else:
-        assert state == {}  # its seal has gone with all it says of itself: it is nobody's, and thrown away
+        if state != {}:  # without its seal it is nobody's, and thrown away
+            # another way to write the same: E for the e of 1e-05, a true of 3, which is read as 1
+            assert state == meant and store.checksum(found) == store.checksum(tensors)
     finally:
         path.write_bytes(whole)
 
