@@ -215,14 +215,14 @@ class Study:
             with distributed.in_turn():  # text that was not encoded yet is, once
                 data = self.data
             folders = [self.store.folder(ticket.train_id) for ticket in tickets]
-            for ticket, folder in zip(tickets, folders, strict=True) if first else ():
-                if (folder / RECORD).exists():  # damaged: nothing of it is used again
-                    self.store.remove(ticket.train_id)
-                sweep(folder.path)
-                write_json(folder / TICKET, ticket.identity)
-            starts = [ticket.start() for ticket in tickets]
             settings, keep = self.params.training, tuple(self.params.keep)
             try:
+                for ticket, folder in zip(tickets, folders, strict=True) if first else ():
+                    if (folder / RECORD).exists():  # damaged: nothing of it is used again
+                        self.store.remove(ticket.train_id)
+                    sweep(folder.path)
+                    write_json(folder / TICKET, ticket.identity)
+                starts = [ticket.start() for ticket in tickets]
                 with self.threads(), contextlib.ExitStack() as bars:
                     reports = [bars.enter_context(progress.training(ticket)) for ticket in tickets]
                     if together:
