@@ -1,4 +1,5 @@
-# One job is one notebook for one pair and seed (MP also one level); a display job shows all its seeds; a report closes.
+# One job is one notebook for one pair and seed (MP also one level, but in a rehearsal); a display job shows all seeds;
+# a report closes.
 # So a chain of twelve levels that wait for each other is one job, and one wait in a queue; MP's levels wait for none.
 # A job's marker in figures/<study>/parts is set after papermill has ended well: a notebook that it wrote is no proof.
 import os

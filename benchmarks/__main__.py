@@ -34,18 +34,18 @@ def main(arguments: list[str] | None = None) -> int:
             if not options.measures:
                 done.mkdir(parents=True, exist_ok=True)
                 (done / name).touch()
+        if not options.measures:
+            for path in done.iterdir():
+                path.unlink()
+        print(table.table(table.read()))
+        if table.PATH.parent.parent == ROOT:  # not a test's
+            table.into(ROOT / "README.md")
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1
-    if not options.measures:
-        for path in done.iterdir():
-            path.unlink()
-    print(table.table(table.read()))
-    if table.PATH.parent.parent == ROOT:  # not a test's
-        table.into(ROOT / "README.md")
     return 0
 
 

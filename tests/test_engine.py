@@ -130,3 +130,13 @@ def test_every_comparison_of_the_ablations_runs(engine, tmp_path):
     wanted = "signs=random magnitudes=shuffled rewind=1.0 source=dense iterative=False stepwise=True optimizer=adam"
     wanted = {*wanted.split(), "checkpoint=average 4", "control=mask", "control=weights"}
     assert wanted <= found
+
+
+def test_a_level_of_mp_is_a_job_of_its_own(project):
+    """Where the study is no rehearsal."""
+    settings = STUDY | {"rehearsal": False, "pairs": {"en-de": ["mp"]}}
+    (project / "params" / "levels.yaml").write_text(yaml.safe_dump(settings))
+    parts = project / "figures" / "levels" / "parts"
+    marker = "figures/levels/parts/02_mp.en-de.seed1.level0.5.done"
+    call(project, "snakemake", "--profile", "profiles/default", "--config", "study=levels", "--", marker)
+    assert (project / marker).exists() and (parts / "en-de.mp.default.0.5.1.results.csv").exists()

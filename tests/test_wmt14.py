@@ -441,13 +441,16 @@ SIDES, KINDS = ("source", "target"), ("flat", "offsets")
 
 def test_many_processes_write_what_one_does(public, study_file, home, monkeypatch):
     path, stores = study_file({"corpus": {"name": "wmt14"}, "vocabulary": 90}), {}
+    real, asked = wmt14.in_order, []
     monkeypatch.setattr(wmt14, "cores", lambda: 3)
+    monkeypatch.setattr(wmt14, "in_order", lambda *given: asked.append(given[2]) or real(*given))
     for small in (1 << 24, 0):  # here, and in three processes
         monkeypatch.setattr(wmt14, "SMALL", small)
         monkeypatch.setenv("SLT_RUNS", str(home / f"runs{small}"))
         Study(path).data  # noqa: B018
         stores[small] = everything(home / f"runs{small}")
     assert stores[0] == stores[1 << 24] and any(name.endswith("target.flat") for name in stores[0])
+    assert asked == [1] * (len(asked) // 2) + [3] * (len(asked) // 2) and len(asked) > 2
 
 
 KILLED = """
