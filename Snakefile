@@ -33,8 +33,8 @@ NOTEBOOKS = {
     "mp-slt": "07_mp_slt",
 }
 PAPERMILL = (
-    "OMP_NUM_THREADS={threads} SLT_PROGRESS=lines python notebooks/papermill {input.notebook} {params.out} -k python3"
-    " --no-progress-bar -p study " + STUDY
+    "OMP_NUM_THREADS={threads} SLT_PROGRESS=lines python notebooks/start papermill {input.notebook} {params.out}"
+    " -k python3 --no-progress-bar --no-request-save-on-cell-execute -p study " + STUDY
 )
 
 
@@ -214,8 +214,7 @@ rule report:
     log:
         f"{BUILD}/99_report.log",
     shell:
-        PAPERMILL + " > {log} 2>&1 && nbstripout --keep-output --keep-count --extra-keys 'metadata.papermill"
-        " metadata.language_info cell.metadata.execution cell.metadata.papermill' {params.out} >> {log} 2>&1 &&"
-        " cp {params.out} " + FIGURES + "/report.ipynb && jupyter nbconvert --to html --output-dir "
-        + FIGURES
-        + " --output report {params.out} >> {log} 2>&1 && touch {output}"
+        PAPERMILL + " > {log} 2>&1 && python notebooks/start nbstripout --keep-output --keep-count --extra-keys"
+        " 'metadata.papermill metadata.language_info cell.metadata.execution cell.metadata.papermill' {params.out}"
+        " >> {log} 2>&1 && cp {params.out} " + FIGURES + "/report.ipynb && python notebooks/start jupyter-nbconvert"
+        " --to html --output-dir " + FIGURES + " --output report {params.out} >> {log} 2>&1 && touch {output}"

@@ -17,6 +17,7 @@ from slt_lib import decoding, masks, scoring, training
 from slt_lib.batches import Batches
 from slt_lib.errors import InputError
 from slt_lib.params import Training
+from slt_lib.products import product
 from slt_lib.store import RunFolder, Store
 from slt_lib.study import Study
 from slt_lib.transformer import prunable
@@ -100,7 +101,8 @@ def plainly(setting: Setting, precision: str, seconds: float) -> dict:
 def products(setting: Setting, precision: str, seconds: float) -> dict:
     """Target tokens a second if a step were its matrix products alone: each forward, and its two of the gradient.
 
-    Shapes are those of our step (packed rows, padding included, as it is multiplied too); tokens those of our batches.
+    Shapes are those of our step (packed rows, padding included, as it is multiplied too); tokens those of our batches;
+    each product by the library that our step takes.
     """
     settings, data = settings_of(setting, precision), setting.study.data
     sizes, rows, length = settings.model, settings.batch.rows, settings.batch.length
@@ -109,9 +111,9 @@ def products(setting: Setting, precision: str, seconds: float) -> dict:
     square, wide, narrow = (sizes.hidden,) * 2, (sizes.hidden, sizes.filter), (sizes.filter, sizes.hidden)
     attentions = 3 * sizes.layers  # encoder, decoder, decoder to encoder
     linear = [square] * 4 * attentions + [wide, narrow] * 2 * sizes.layers + [(sizes.hidden, len(data.vocabulary))]
-    made = [(torch.randn(slots, a), torch.randn(a, b), torch.randn(slots, b)) for a, b in linear]
+    made = [(torch.randn(slots, a), torch.randn(b, a), torch.randn(slots, b)) for a, b in linear]
     made += [
-        (torch.randn(groups, length, a), torch.randn(groups, a, b), torch.randn(groups, length, b))
+        (torch.randn(groups, length, a), torch.randn(groups, b, a), torch.randn(groups, length, b))
         for a, b in [(head, length), (length, head)] * attentions
     ]
     made = [tuple(part.to(dtype) for part in one) for one in made]
@@ -119,14 +121,19 @@ def products(setting: Setting, precision: str, seconds: float) -> dict:
     try:
         while True:
             for x, weight, gradient in made:
-                x @ weight
-                gradient @ weight.mT
-                x.mT @ gradient
+                multiply = product if x.dim() == 2 else _batched
+                multiply(x, weight)
+                multiply(gradient, weight.mT)
+                multiply(gradient.mT, x.mT)
             clock.step()
     except Enough:
         pass
     count = statistics.mean(tokens(settings, data, setting.study.ticket(1).start(), 20))
     return {"rate": count * len(clock.steps) / clock.taken}
+
+
+def _batched(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return a @ b.mT
 
 
 def masked(setting: Setting, precision: str, seconds: float, percent: int) -> dict:

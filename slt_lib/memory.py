@@ -54,7 +54,7 @@ def paper_mib(weights: Mapping[str, Any]) -> float:
     return size / MIB
 
 
-def of_random_weights(weights: Mapping[str, Any], sparsity: float, entries: int = 1 << 19) -> dict[str, float]:
+def of_random_weights(weights: Mapping[str, Any], sparsity: float, entries: int = 1 << 18) -> dict[str, float]:
     """Bytes "dense", "csc" and "compressed" of Gaussian weights in these shapes (values are not read), pruned by size.
 
     Compressing 61 million weights at twelve levels takes minutes. So of each shape only as many whole columns are made

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slt_lib.products import linear, product
 from slt_lib.seeds import stream
 
 PAD, EOS, UNKNOWN = 0, 1, 2
@@ -66,7 +67,7 @@ class Attention(nn.Module):
 
     def split(self, x: Tensor, weight: Tensor) -> Tensor:
         """[B, L, hidden] -> [B, heads, L, hidden / heads]."""
-        y = F.linear(x, weight)
+        y = linear(x, weight)
         return y.view(*y.shape[:-1], self.heads, -1).transpose(-2, -3)
 
     def attend(self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, drop: Tensor | None) -> Tensor:
@@ -78,7 +79,7 @@ class Attention(nn.Module):
         if drop is not None:
             weights = weights * drop
         y = weights.to(value.dtype) @ value
-        return F.linear(y.transpose(-2, -3).flatten(-2), self.output)
+        return linear(y.transpose(-2, -3).flatten(-2), self.output)
 
     def forward(self, x: Tensor, memory: Tensor, bias: Tensor, drop: Tensor | None) -> Tensor:
         return self.attend(x, self.split(memory, self.key), self.split(memory, self.value), bias, drop)
@@ -93,10 +94,10 @@ class FeedForward(nn.Module):
         self.outer_bias = nn.Parameter(torch.empty(hidden))
 
     def forward(self, x: Tensor, drop: Tensor | None) -> Tensor:
-        y = F.relu(F.linear(x, self.inner, self.inner_bias))
+        y = F.relu(linear(x, self.inner, self.inner_bias))
         if drop is not None:
             y = y * drop.to(y.dtype)
-        return F.linear(y, self.outer, self.outer_bias)
+        return linear(y, self.outer, self.outer_bias)
 
 
 class Layer(nn.Module):
@@ -166,7 +167,7 @@ class Transformer(nn.Module):
         return x * (ids != PAD).unsqueeze(-1)
 
     def logits(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.embedding)
+        return linear(x, self.embedding)
 
     def _encode(self, source, position, bias, drop) -> Tensor:
         x = self.embed(source) + self.target_space[0] + self.positions[position]
@@ -353,7 +354,7 @@ class SoftmaxLoss(torch.autograd.Function):
         for start in range(0, len(ids), SoftmaxLoss.CHUNK):
             part = slice(start, start + SoftmaxLoss.CHUNK)
             keep, gold = real[part].float(), ids[part].unsqueeze(-1)
-            logits = (states[part] @ matrix.t()).float()
+            logits = product(states[part], matrix).float()
             right, summed = logits.gather(-1, gold).squeeze(-1), states[part].float() @ column_sum
             largest = logits.amax(-1, keepdim=True)
             powers = logits.sub_(largest).exp_()
@@ -363,8 +364,8 @@ class SoftmaxLoss(torch.autograd.Function):
             scale = (keep / count).unsqueeze(-1)
             gradient = powers.mul_(scale / norm).sub_(wrong * scale)
             gradient = gradient.scatter_add_(-1, gold, (smoothing + wrong - 1) * scale).to(dtype)
-            torch.mm(gradient, matrix, out=d_states[part])
-            d_matrix += gradient.t() @ states[part]
+            d_states[part] = product(gradient, matrix.t())
+            d_matrix += product(gradient.t(), states[part].t())
         ctx.save_for_backward(d_states.reshape(hidden.shape).to(hidden.dtype), d_matrix)
         return total / count
 
