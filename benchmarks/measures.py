@@ -8,9 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from statistics import median
 
 from benchmarks import joey
-from benchmarks.setting import ROOT, Setting
+from benchmarks.setting import ROOT, WARM, Setting
 from benchmarks.table import OURS, Row, rows
 from slt_lib.processes import cores
 
@@ -21,21 +22,26 @@ DEV_SCORINGS = 20  # of a training, a checkpoint every 0.05
 JOEY = "joeynmt 2.3.0 (fp32)"  # on a CPU it turns its half precision off
 
 
-def worker(what: str, precision: str, threads: int, seconds: float, *more, at_once: int = 1) -> list[dict]:
-    """What `at_once` workers say that run together, `threads` threads each. Raises RuntimeError where one fails."""
+def started(what: str, precision: str, threads: int, seconds: float, *more) -> subprocess.Popen:
+    """A worker on `threads` threads."""
     command = [sys.executable, "-m", "benchmarks.worker", what, precision, str(threads), str(seconds), *map(str, more)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "SLT_PROGRESS": "lines", "SLT_DEVICE": "cpu"}
-    processes = [
-        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(at_once)
-    ]
-    said = []
-    for process in processes:
-        output, errors = process.communicate()
-        if process.returncode:
-            raise RuntimeError(f"{' '.join(command[2:])} ended with {process.returncode}:\n{errors[-2000:]}")
-        said.append(json.loads(output.splitlines()[-1]))
-    return said
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
+
+
+def ended(process: subprocess.Popen) -> dict:
+    """What a worker says last. Raises RuntimeError where it fails."""
+    output, errors = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(process.args[2:])} ended with {process.returncode}:\n{errors[-2000:]}")
+    return json.loads(output.splitlines()[-1])
+
+
+def worker(what: str, precision: str, threads: int, seconds: float, *more, at_once: int = 1) -> list[dict]:
+    """What `at_once` workers say that run together, `threads` threads each. Raises RuntimeError where one fails."""
+    processes = [started(what, precision, threads, seconds, *more) for _ in range(at_once)]
+    return [ended(process) for process in processes]
 
 
 def tell(text: str) -> None:
@@ -80,20 +86,42 @@ def training(setting: Setting) -> list[Row]:
 
 
 def masks(setting: Setting) -> list[Row]:
-    """A step under a mask of 90% over a dense one, and all mask updates of gradual pruning over its training."""
+    """A step under a mask of 90% beside a dense one, and all mask updates of gradual pruning over its training."""
     result = []
     for precision in PRECISIONS:
-
-        def step(percent: int, precision: str = precision) -> float:
-            return 1000 * worker("masks", precision, 1, setting.seconds, percent)[0]["step"]
-
         label = f"{setting.label()}; 1 thread; {precision}"
-        steps = in_turn(setting.rounds, {"dense": lambda: step(0), "sparse": lambda: step(90)})
+        steps = {"dense": [], "sparse": []}
+        for turn in range(setting.rounds):
+            for kind, value in step_by_step({"dense": 0, "sparse": 90}, precision, 2 * setting.seconds).items():
+                steps[kind].append(1000 * value)
+                tell(f"round {turn + 1} of {setting.rounds}: {kind} {precision} {1000 * value:.4g}")
         result += rows("masks", f"{label}; a step, sparsity 0.9", "ms", steps, base="dense")
         [found] = worker("gradual", precision, 1, setting.seconds)
         share = 100 * found["updates"] / found["training"]
         result += rows("masks", f"{label}; gradual updates", "% of a training", {OURS: [share]})
     return result
+
+
+def step_by_step(percents: dict[str, int], precision: str, seconds: float) -> dict[str, float]:
+    """Median seconds of a step under each of the masks, a training and a process each, a step of each in turn.
+
+    So what else the machine does, and how fast it runs meanwhile, reaches all alike.
+    """
+    processes = {name: started("masks", precision, 1, seconds, percent) for name, percent in percents.items()}
+    taken: dict[str, list[float]] = {name: [] for name in processes}
+    rounds, until = 0, 0.0
+    while rounds < 2 * WARM or time.perf_counter() < until:
+        for name, process in processes.items():
+            try:
+                print(file=process.stdin, flush=True)
+                taken[name].append(float(process.stdout.readline()))
+            except (OSError, ValueError):
+                ended(process)  # says why
+                raise
+        rounds, until = rounds + 1, until or time.perf_counter() + seconds
+    for process in processes.values():
+        ended(process)
+    return {name: median(steps[WARM:]) for name, steps in taken.items()}
 
 
 def decoding(setting: Setting, run_id: str = "") -> list[Row]:

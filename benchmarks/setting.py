@@ -18,6 +18,7 @@ from slt_lib.store import Store
 from slt_lib.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
+WARM = 5  # steps before the clock counts
 GRAMMAR = {"name": "grammar", "train": 29000, "dev": 1014, "test": 1000, "seed": 1}  # as large as Multi30k
 GRAMMAR_VOCABULARY = 2900  # it holds few words more
 

@@ -3,6 +3,8 @@
 It prints one line of JSON. The process is new each time, so that systems take turns from the same state.
 """
 
+import contextlib
+import dataclasses
 import json
 import statistics
 import sys
@@ -12,7 +14,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks import plain
-from benchmarks.setting import Setting
+from benchmarks.setting import WARM, Setting
 from slt_lib import decoding, masks, scoring, training
 from slt_lib.batches import Batches
 from slt_lib.errors import InputError
@@ -22,8 +24,8 @@ from slt_lib.store import RunFolder, Store
 from slt_lib.study import Study
 from slt_lib.transformer import prunable
 
-WARM = 5  # steps before the clock counts
 SPARSITY = 0.9
+MANY = 100_000
 
 
 class Enough(Exception):
@@ -137,13 +139,29 @@ def _batched(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def masked(setting: Setting, precision: str, seconds: float, percent: int) -> dict:
-    """Seconds of a step under a mask of `percent`; 0: without one. The sentences are the same."""
-    settings, data = settings_of(setting, precision), setting.study.data
-    dense = setting.study.ticket(1).start()
-    mask = masks.magnitude_mask(prunable(dense.weights), percent / 100) if percent else None
-    weights = masks.apply(dense.weights, mask or {})
-    start = training.Start(weights, mask, None, dense.optimizer, dense.seed, dense.depth)
-    return {"step": statistics.median(watched(settings, data, start, seconds).steps)}
+    """Steps under a mask of `percent`, 0: without one, on the same sentences: one for each line that is read.
+
+    The seconds of each are printed, a line each; the end of what is read ends it.
+    """
+    settings, start = settings_of(setting, precision), setting.study.ticket(1).start()
+    steps = max(settings.steps, MANY)  # more than anyone asks for, at the learning rates of the study's first ones
+    settings = settings.model_copy(update={"steps": steps, "warmup": settings.warmup * settings.steps / steps})
+    if percent:
+        mask = masks.magnitude_mask(prunable(start.weights), percent / 100)
+        start = dataclasses.replace(start, weights=masks.apply(start.weights, mask), mask=mask)
+    began = 0.0
+
+    def stepped(*_) -> None:
+        nonlocal began
+        if began:  # the first step is made unasked
+            print(time.perf_counter() - began, flush=True)
+        if not sys.stdin.readline():
+            raise Enough
+        began = time.perf_counter()
+
+    with contextlib.suppress(Enough):
+        training.train(settings, setting.study.data, start, report=stepped, until=[settings.steps])
+    return {}
 
 
 def gradual(setting: Setting, precision: str, seconds: float) -> dict:
