@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-SMALL = 1 << 22  # multiplications below which a call of oneDNN costs more than it saves
+SMALL = 1 << 24  # multiplications below which a call of oneDNN costs more than it saves
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
