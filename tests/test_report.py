@@ -1,6 +1,7 @@
 """The report from a figures folder alone: made folders of six techniques and two seeds, and the paper's own tables."""
 
 import csv
+import dataclasses
 import gzip
 import io
 import itertools
@@ -18,6 +19,7 @@ from slt_lib import report
 from slt_lib.errors import InputError
 from slt_lib.report import statistics
 from slt_lib.report.data import KINDS, RESULT_COLUMNS, TECHNIQUES, csv_text, percent
+from slt_lib.report.tables import table, uneven
 from slt_lib.scoring import corpus_bleu, sentence_statistics
 
 LEVELS = (0.5, 0.8, 0.9, 0.98)
@@ -383,6 +385,36 @@ def fail_rows(folder, which):
             row |= {"status": "failed", "reason": "loss not finite at step 120", "bleu": "", "ter": ""}
     (folder / "results.csv").write_text(csv_text(RESULT_COLUMNS, [row.values() for row in rows]))
     return folder
+
+
+def test_cells_over_other_numbers_of_seeds_are_named(rendered):
+    figures = report.load(rendered[0])
+    assert uneven(figures, "en-de") == ""
+
+    def without(rows):
+        return dataclasses.replace(figures, results=figures.results[~rows], cache={})
+
+    second = figures.results.seed.astype(int) == 2
+    slt = (figures.results.technique == "slt") & (figures.results.sparsity.astype(float) == 0.9)
+    one_less = without(second & slt)
+    assert uneven(one_less, "en-de") == "Over fewer seeds than the rest: SLT 90%."
+    assert "Over fewer seeds than the rest: SLT 90%." in table(one_less, "en-de").markdown
+    assert "Over fewer seeds than the rest: SLT 90%." in report.summary(one_less)
+    one_more = without(second & ~slt & (figures.results.technique != "dense"))
+    assert uneven(one_more, "en-de") == "Over more seeds than the rest: dense, SLT 90%."
+
+
+def test_the_summary_leaves_out_what_neither_the_paper_nor_the_rows_speak_of(rendered):
+    figures = report.load(rendered[0])
+    text = report.summary(figures)
+    assert "| Claim, en-de |" in text and "Adafactor is above Adam" in text
+    no_adam = dataclasses.replace(
+        figures, results=figures.results[figures.results.variant != "optimizer=adam"], cache={}
+    )
+    assert "Adafactor is above Adam" not in report.summary(no_adam)
+    no_slt = dataclasses.replace(figures, results=figures.results[figures.results.technique != "slt"], cache={})
+    [line] = [line for line in report.summary(no_slt).splitlines() if line.startswith("| SLT is below MP")]
+    assert "not run" in line
 
 
 def test_a_users_own_technique_is_shown_like_the_six(tmp_path):

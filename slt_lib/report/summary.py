@@ -11,20 +11,21 @@ from slt_lib.errors import InputError
 from slt_lib.files import write_bytes
 from slt_lib.report.claims import Claims, claims_table
 from slt_lib.report.data import KINDS, Figures, label
-from slt_lib.report.tables import markdown_rows, table
+from slt_lib.report.tables import markdown_rows, table, uneven
 
 BEGIN, END = "<!-- results of {}: made by `python -m slt_lib report {} --into {}` -->", "<!-- end of results -->"
 
 
 def summary(figures: Figures, claims: Claims | None = None) -> str:
     """Markdown, its plot linked from the folder that holds `figures`. `claims`: those judged already, if any."""
-    claims = claims or claims_table(figures)
+    verdicts = _read((claims or claims_table(figures)).csv)
     parts = []
     for pair in figures.pairs:
         name = f"bleu_{pair}.png"
         parts.append(f"![{pair}: BLEU against sparsity, a line a technique](figures/{figures.name}/{name})")
         parts.append(_scores(figures, pair))
-    return "\n\n".join(part.strip() for part in [*parts, _verdicts(claims)]) + "\n"
+        parts.append(_verdicts(verdicts[verdicts.pair == pair]))
+    return "\n\n".join(filter(None, (part.strip() for part in parts))) + "\n"
 
 
 def into(figures: Figures, path: str | os.PathLike) -> Path:
@@ -63,22 +64,26 @@ def _scores(figures: Figures, pair: str) -> str:
     seeds = sorted({int(seed) for seed in figures.results[figures.results.pair == pair].seed})
     several = f"means over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
     title = f"BLEU on {pair}, {figures.test_set(pair)}, {several}:"
-    return f"{title}\n\n{markdown_rows(['Sparsity', *map(label, names)], body)}"
+    shown = f"{title}\n\n{markdown_rows(['Sparsity', *map(label, names)], body)}"
+    return "\n".join(filter(None, [shown, uneven(figures, pair)]))
 
 
-def _verdicts(claims: Claims) -> str:
+def _verdicts(rows: pd.DataFrame) -> str:
+    """A pair's claims, but for those of which neither the paper's tables nor ours say anything."""
     body = []
-    for row in _read(claims.csv).to_dict("records"):
+    for row in rows.to_dict("records"):
+        if row["reason"] == "no rows" and not row["paper_effect"]:
+            continue
         shown = _effect(row, row["effect"])
         if row["low"]:
             shown += f" [{_number(row, row['low'])}, {_number(row, row['high'])}]"
         paper = row["paper_verdict"] + (f" ({_effect(row, row['paper_effect'])})" if row["paper_effect"] else "")
         metric = " (TER)" if row["metric"] == "ter" else ""
         ours = "not run" if row["reason"] == "no rows" else f"**{row['verdict']}**"
-        cells = [row["statement"] + metric, row["pair"], paper, ours, shown]
-        body.append([*cells, row["at"] or "–", row["supported"] or "–"])
-    head = ["Claim", "Pair", "On the paper's tables", "Here", "Least favourable effect [95%]", "At", "Agree"]
-    return markdown_rows(head, body)
+        body.append([row["statement"] + metric, paper, ours, shown, row["at"] or "–", row["supported"] or "–"])
+    [pair] = set(rows.pair) or {""}
+    head = [f"Claim, {pair}", "On the paper's tables", "Here", "Least favourable effect [95%]", "At", "Agree"]
+    return markdown_rows(head, body) if body else ""
 
 
 def _number(row: dict, value: str) -> str:

@@ -61,7 +61,7 @@ def table(figures: Figures, pair: str, test_set: str | None = None) -> Table:
     rows = [_with_best([_entry(figures, pair, name, level, test_set) for name in techniques]) for level in levels]
     memory = _memory(figures, pair, techniques, levels)
     title = f"{pair}: BLEU [%] and TER [%] on {test_set}" + (f" ({figures.note})" if figures.note else "")
-    notes = _notes(techniques, rows)
+    notes = [*_notes(techniques, rows), *filter(None, [uneven(figures, pair)])]
     head = ["Sparsity", *(["Memory [MiB]"] if any(memory) else [])]
     head += [f"{label(name)} {metric}" for name in techniques for metric in ("BLEU", "TER")]
     body = []
@@ -143,6 +143,24 @@ def _notes(techniques: list[str], rows: list[list[_Entry]]) -> list[str]:
         [f"{MISSING} not run, or not scored."] if any(entry.bleu == MISSING for row in rows for entry in row) else []
     )
     return notes
+
+
+def uneven(figures: Figures, pair: str) -> str:
+    """Which cells of a pair's table are over more seeds than others; empty where all are over as many."""
+    over: dict[int, list[str]] = {}
+    for technique in figures.techniques(pair):
+        for level in figures.sparsities(pair):
+            cell = figures.cell(pair, technique, level)
+            if cell and cell.rows and not (cell.copied and level):
+                name = f"{label(technique)} {percent(level)}%" if level else "dense"
+                names = over.setdefault(len(cell.rows) + len(cell.failures), [])
+                names += [] if name in names else [name]
+    if len(over) < 2:
+        return ""
+    most, rest = over.pop(max(over)), [name for names in over.values() for name in names]
+    if len(most) <= len(rest):
+        return f"Over more seeds than the rest: {', '.join(most)}."
+    return f"Over fewer seeds than the rest: {', '.join(rest)}."
 
 
 def _copies_mp(entry: _Entry) -> bool:
