@@ -6,6 +6,7 @@
 import gzip
 import hashlib
 import http.client
+import inspect
 import os
 import secrets
 import zlib
@@ -20,6 +21,9 @@ from tqdm.auto import tqdm
 
 from slt_lib.errors import InputError
 from slt_lib.grammar import LANGUAGES, generate
+from slt_lib.store import digest, recall, remember
+
+MAKER = Path(inspect.getfile(generate))
 
 # Multi30k, task 1, raw (Elliott et al. 2016, 2017; Barrault et al. 2018), at a commit that will not change.
 MULTI30K_URL = (
@@ -102,15 +106,22 @@ class Corpus:
         return hashlib.sha256(f"{self.train.digest}{self.dev.digest}".encode()).hexdigest()
 
 
-def grammar(pair: str, train: int, dev: int, test: int, seed: int) -> Corpus:
-    """As many sentences as asked for, made by slt_lib/grammar.py. Raises InputError for a pair or number beyond it."""
+def grammar(pair: str, train: int, dev: int, test: int, seed: int, kept: Path | None = None) -> Corpus:
+    """As many sentences as asked for, made by slt_lib/grammar.py. Raises InputError for a pair or number beyond it.
+
+    `kept`: a folder that has them from an earlier call, or will have them: every notebook of a study asks for them.
+    """
     sides = [LANGUAGES.index(language) for language in _languages(pair, "grammar")]
     # The test set first, so that it stays as it is when more training sentences are asked for.
-    made = generate({"test": test, "dev": dev, "train": train}, seed)
-    splits = {
-        name: Split(name, *(tuple(triple[side] for triple in triples) for side in sides))
-        for name, triples in made.items()
-    }
+    counts = {"test": test, "dev": dev, "train": train}
+    by = hashlib.sha256(MAKER.read_bytes()).hexdigest()
+    file = kept and kept / f"{digest([counts, seed, by])[:32]}.json"
+    made = recall(file, *counts) if file else None
+    if made is None:
+        made = generate(counts, seed)
+        if file:
+            remember(file, made)
+    splits = {name: Split(name, *(tuple(triple[side] for triple in made[name]) for side in sides)) for name in counts}
     return Corpus("grammar", pair, splits["train"], splits["dev"], {"test": splits["test"]})
 
 

@@ -90,7 +90,9 @@ class Study:
     def corpus(self) -> corpora.Corpus:
         match self.params.corpus:
             case params.Grammar() as made:
-                return corpora.grammar(self.pair, made.train, made.dev, made.test, made.seed)
+                prepared = (self.store.path / "vocabularies").is_dir()  # where nothing is, a look leaves nothing
+                kept = self.store.path / "sentences" if prepared else None
+                return corpora.grammar(self.pair, made.train, made.dev, made.test, made.seed, kept)
             case params.Multi30k():
                 return corpora.multi30k(self.pair)
             case params.Files() as own:

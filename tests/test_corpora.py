@@ -243,6 +243,20 @@ def test_grammar_counts(counts, line):
         g.generate(counts, 1)
 
 
+def test_sentences_that_were_kept_are_those_that_are_made(tmp_path, monkeypatch, capsys):
+    made = corpora.grammar("en-de", 30, 20, 10, 3)
+    assert corpora.grammar("en-de", 30, 20, 10, 3, tmp_path) == made
+    [file] = tmp_path.iterdir()
+    calls = []
+    monkeypatch.setattr(corpora, "generate", lambda *given: calls.append(given) or g.generate(*given))
+    assert corpora.grammar("en-de", 30, 20, 10, 3, tmp_path) == made and not calls
+    assert corpora.grammar("de-fr", 30, 20, 10, 3, tmp_path) == corpora.grammar("de-fr", 30, 20, 10, 3)
+    assert corpora.grammar("en-de", 30, 20, 10, 4, tmp_path) != made
+    file.write_text(file.read_text().replace("the", "teh", 1))
+    assert corpora.grammar("en-de", 30, 20, 10, 3, tmp_path) == made
+    assert "was altered" in capsys.readouterr().err
+
+
 def test_grammar_corpus():
     there, back = corpora.grammar("en-de", 50, 10, 20, seed=3), corpora.grammar("de-en", 50, 10, 20, seed=3)
     assert (len(there.train), len(there.dev), len(there.tests["test"])) == (50, 10, 20)
