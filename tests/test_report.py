@@ -404,6 +404,16 @@ def test_cells_over_other_numbers_of_seeds_are_named(rendered):
     assert uneven(one_more, "en-de") == "Over more seeds than the rest: dense, SLT 90%."
 
 
+def test_a_pair_that_was_not_run_yet_is_said_to_be(tmp_path):
+    folder = make_folder(tmp_path / "made")
+    about = json.loads((folder / "study.json").read_text())
+    about["pairs"]["en-fr"], about["test_sets"]["en-fr"] = ["mp", "slt"], ["test_a", "test_b"]
+    (folder / "study.json").write_text(json.dumps(about))
+    report.render(folder)
+    text = (folder / "summary.md").read_text()
+    assert "en-fr: nothing was run yet." in text and "bleu_en-fr" not in text and "| Claim, en-de |" in text
+
+
 def test_the_summary_leaves_out_what_neither_the_paper_nor_the_rows_speak_of(rendered):
     figures = report.load(rendered[0])
     text = report.summary(figures)

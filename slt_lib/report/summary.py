@@ -21,6 +21,9 @@ def summary(figures: Figures, claims: Claims | None = None) -> str:
     verdicts = _read((claims or claims_table(figures)).csv)
     parts = []
     for pair in figures.pairs:
+        if not (figures.results.pair == pair).any():
+            parts.append(f"{pair}: nothing was run yet.")
+            continue
         name = f"bleu_{pair}.png"
         parts.append(f"![{pair}: BLEU against sparsity, a line a technique](figures/{figures.name}/{name})")
         parts.append(_scores(figures, pair))
