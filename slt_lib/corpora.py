@@ -109,20 +109,30 @@ class Corpus:
 def grammar(pair: str, train: int, dev: int, test: int, seed: int, kept: Path | None = None) -> Corpus:
     """As many sentences as asked for, made by slt_lib/grammar.py. Raises InputError for a pair or number beyond it.
 
-    `kept`: a folder that has them from an earlier call, or will have them: every notebook of a study asks for them.
+    `kept`: a folder in which `keep_grammar` may have left them.
     """
     sides = [LANGUAGES.index(language) for language in _languages(pair, "grammar")]
-    # The test set first, so that it stays as it is when more training sentences are asked for.
-    counts = {"test": test, "dev": dev, "train": train}
-    by = hashlib.sha256(MAKER.read_bytes()).hexdigest()
-    file = kept and kept / f"{digest([counts, seed, by])[:32]}.json"
-    made = recall(file, *counts) if file else None
-    if made is None:
-        made = generate(counts, seed)
-        if file:
-            remember(file, made)
+    counts = _counts(train, dev, test)
+    made = recall(_kept(kept, counts, seed), *counts) if kept else None
+    made = made or generate(counts, seed)
     splits = {name: Split(name, *(tuple(triple[side] for triple in made[name]) for side in sides)) for name in counts}
     return Corpus("grammar", pair, splits["train"], splits["dev"], {"test": splits["test"]})
+
+
+def keep_grammar(train: int, dev: int, test: int, seed: int, kept: Path) -> None:
+    """Leave the sentences in the folder `kept`: every notebook of a study asks for them."""
+    counts = _counts(train, dev, test)
+    remember(_kept(kept, counts, seed), generate(counts, seed))
+
+
+def _counts(train: int, dev: int, test: int) -> dict[str, int]:
+    # The test set first, so that it stays as it is when more training sentences are asked for.
+    return {"test": test, "dev": dev, "train": train}
+
+
+def _kept(folder: Path, counts: dict[str, int], seed: int) -> Path:
+    maker = hashlib.sha256(MAKER.read_bytes()).hexdigest()
+    return folder / f"{digest([counts, seed, maker])[:32]}.json"
 
 
 def multi30k(pair: str) -> Corpus:

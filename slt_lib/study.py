@@ -90,15 +90,17 @@ class Study:
     def corpus(self) -> corpora.Corpus:
         match self.params.corpus:
             case params.Grammar() as made:
-                prepared = (self.store.path / "vocabularies").is_dir()  # where nothing is, a look leaves nothing
-                kept = self.store.path / "sentences" if prepared else None
-                return corpora.grammar(self.pair, made.train, made.dev, made.test, made.seed, kept)
+                return corpora.grammar(self.pair, made.train, made.dev, made.test, made.seed, self._sentences)
             case params.Multi30k():
                 return corpora.multi30k(self.pair)
             case params.Files() as own:
                 return corpora.files(own.folder, self.pair, own.tests)
             case params.Wmt14() as public:
                 return wmt14.corpus(self.pair, public, self.store)
+
+    @property
+    def _sentences(self) -> Path:
+        return self.store.path / "sentences"
 
     def corpus_at_hand(self) -> bool:
         """Whether opening the corpus neither downloads nor prepares anything, nor waits for one who does."""
@@ -134,6 +136,8 @@ class Study:
             except InputError as error:
                 raise InputError(f"params/{self.name}.yaml: {error}") from None
             remember(path, {"tokenizer": built.text})
+            if isinstance(made := self.params.corpus, params.Grammar):
+                corpora.keep_grammar(made.train, made.dev, made.test, made.seed, self._sentences)
             return built
 
     @functools.cached_property

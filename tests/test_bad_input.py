@@ -283,7 +283,7 @@ NOTEBOOKS = {
 def snapshot(home: Path) -> dict[str, bytes]:
     """Every file that a mistake must not leave or change."""
     files = {str(path.relative_to(home)): path for path in home.rglob("*") if path.is_file()}
-    caches = ("runs/locks/", "runs/vocabularies/", "cache/matplotlib/")
+    caches = ("runs/locks/", "runs/vocabularies/", "runs/sentences/", "cache/matplotlib/")
     return {name: path.read_bytes() for name, path in files.items() if not name.startswith(caches)}
 
 

@@ -245,7 +245,8 @@ def test_grammar_counts(counts, line):
 
 def test_sentences_that_were_kept_are_those_that_are_made(tmp_path, monkeypatch, capsys):
     made = corpora.grammar("en-de", 30, 20, 10, 3)
-    assert corpora.grammar("en-de", 30, 20, 10, 3, tmp_path) == made
+    assert corpora.grammar("en-de", 30, 20, 10, 3, tmp_path) == made and not list(tmp_path.iterdir())
+    corpora.keep_grammar(30, 20, 10, 3, tmp_path)
     [file] = tmp_path.iterdir()
     calls = []
     monkeypatch.setattr(corpora, "generate", lambda *given: calls.append(given) or g.generate(*given))

@@ -15,6 +15,7 @@ from slt_lib.files import write_bytes
 from slt_lib.report.data import TECHNIQUES, Figures, label, percent
 from slt_lib.report.paper import paper_figures
 from slt_lib.report.statistics import interval, mean_magnitudes
+from slt_lib.report.tables import uneven
 
 # Okabe and Ito's palette; yellow is left out, it does not stand out from a light ground.
 COLOURS = dict(zip(TECHNIQUES, ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"], strict=True))
@@ -86,7 +87,8 @@ def plot_scores(figures: Figures, pair: str, metric: str = "bleu", overlay: bool
         axes.set_title(_title(figures, f"{pair}, {figures.test_set(pair)}"))
         if overlay:
             axes.set_title(_title(figures, f"{pair}, each less its own dense model"))
-        several = " and seeds" if figures.results["seed"].nunique() > 1 else ""
+        seeds = figures.results[figures.results.pair == pair]["seed"].nunique()
+        several = "" if seeds < 2 else " and, where several, seeds" if uneven(figures, pair) else " and seeds"
         axes.legend(
             loc="lower left" if metric == "bleu" else "upper left",
             ncols=2,
