@@ -10,7 +10,7 @@ import inspect
 import os
 import secrets
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -21,9 +21,8 @@ from tqdm.auto import tqdm
 
 from slt_lib.errors import InputError
 from slt_lib.grammar import LANGUAGES, generate
-from slt_lib.store import digest, recall, remember
 
-MAKER = Path(inspect.getfile(generate))
+GRAMMAR_CODE = Path(inspect.getfile(generate))  # other code makes other sentences
 
 # Multi30k, task 1, raw (Elliott et al. 2016, 2017; Barrault et al. 2018), at a commit that will not change.
 MULTI30K_URL = (
@@ -106,33 +105,23 @@ class Corpus:
         return hashlib.sha256(f"{self.train.digest}{self.dev.digest}".encode()).hexdigest()
 
 
-def grammar(pair: str, train: int, dev: int, test: int, seed: int, kept: Path | None = None) -> Corpus:
+def grammar(pair: str, train: int, dev: int, test: int, seed: int, made: Mapping | None = None) -> Corpus:
     """As many sentences as asked for, made by slt_lib/grammar.py. Raises InputError for a pair or number beyond it.
 
-    `kept`: a folder in which `keep_grammar` may have left them.
+    `made`: what `grammar_sentences` gave for the same numbers, if it was kept.
     """
     sides = [LANGUAGES.index(language) for language in _languages(pair, "grammar")]
-    counts = _counts(train, dev, test)
-    made = recall(_kept(kept, counts, seed), *counts) if kept else None
-    made = made or generate(counts, seed)
-    splits = {name: Split(name, *(tuple(triple[side] for triple in made[name]) for side in sides)) for name in counts}
+    made = made or grammar_sentences(train, dev, test, seed)
+    splits = {
+        name: Split(name, *(tuple(triple[side] for triple in triples) for side in sides))
+        for name, triples in made.items()
+    }
     return Corpus("grammar", pair, splits["train"], splits["dev"], {"test": splits["test"]})
 
 
-def keep_grammar(train: int, dev: int, test: int, seed: int, kept: Path) -> None:
-    """Leave the sentences in the folder `kept`: every notebook of a study asks for them."""
-    counts = _counts(train, dev, test)
-    remember(_kept(kept, counts, seed), generate(counts, seed))
-
-
-def _counts(train: int, dev: int, test: int) -> dict[str, int]:
-    # The test set first, so that it stays as it is when more training sentences are asked for.
-    return {"test": test, "dev": dev, "train": train}
-
-
-def _kept(folder: Path, counts: dict[str, int], seed: int) -> Path:
-    maker = hashlib.sha256(MAKER.read_bytes()).hexdigest()
-    return folder / f"{digest([counts, seed, maker])[:32]}.json"
+def grammar_sentences(train: int, dev: int, test: int, seed: int) -> dict[str, list[tuple[str, str, str]]]:
+    """Split -> (English, German, French); the test set first, so that it stays where more training is asked for."""
+    return generate({"test": test, "dev": dev, "train": train}, seed)
 
 
 def multi30k(pair: str) -> Corpus:

@@ -7,6 +7,7 @@ generators of tickets in waves.
 
 import contextlib
 import functools
+import hashlib
 import importlib.metadata
 import inspect
 import os
@@ -90,7 +91,8 @@ class Study:
     def corpus(self) -> corpora.Corpus:
         match self.params.corpus:
             case params.Grammar() as made:
-                return corpora.grammar(self.pair, made.train, made.dev, made.test, made.seed, self._sentences)
+                kept = recall(self._sentences_file(made), "train", "dev", "test")
+                return corpora.grammar(self.pair, made.train, made.dev, made.test, made.seed, kept)
             case params.Multi30k():
                 return corpora.multi30k(self.pair)
             case params.Files() as own:
@@ -98,9 +100,10 @@ class Study:
             case params.Wmt14() as public:
                 return wmt14.corpus(self.pair, public, self.store)
 
-    @property
-    def _sentences(self) -> Path:
-        return self.store.path / "sentences"
+    def _sentences_file(self, made: params.Grammar) -> Path:
+        """Where made sentences are kept once a vocabulary is built of them: every notebook of a study asks for them."""
+        code = hashlib.sha256(corpora.GRAMMAR_CODE.read_bytes()).hexdigest()
+        return self.store.path / "sentences" / f"{digest([made.model_dump(), code])[:32]}.json"
 
     def corpus_at_hand(self) -> bool:
         """Whether opening the corpus neither downloads nor prepares anything, nor waits for one who does."""
@@ -137,7 +140,8 @@ class Study:
                 raise InputError(f"params/{self.name}.yaml: {error}") from None
             remember(path, {"tokenizer": built.text})
             if isinstance(made := self.params.corpus, params.Grammar):
-                corpora.keep_grammar(made.train, made.dev, made.test, made.seed, self._sentences)
+                sentences = corpora.grammar_sentences(made.train, made.dev, made.test, made.seed)
+                remember(self._sentences_file(made), sentences)
             return built
 
     @functools.cached_property

@@ -17,7 +17,7 @@ from conftest import TINY, changed
 from slt_lib import corpora, techniques
 from slt_lib.__main__ import main
 from slt_lib.errors import InputError
-from slt_lib.store import digest, sealed, write_json
+from slt_lib.store import digest, sealed, unseal, write_json
 from slt_lib.study import Study
 
 
@@ -283,6 +283,8 @@ NOTEBOOKS = {
 def snapshot(home: Path) -> dict[str, bytes]:
     """Every file that a mistake must not leave or change."""
     files = {str(path.relative_to(home)): path for path in home.rglob("*") if path.is_file()}
+    for path in home.glob("runs/sentences/*"):
+        unseal(path)  # whole
     caches = ("runs/locks/", "runs/vocabularies/", "runs/sentences/", "cache/matplotlib/")
     return {name: path.read_bytes() for name, path in files.items() if not name.startswith(caches)}
 

@@ -10,6 +10,7 @@ from slt_lib import corpora
 from slt_lib import grammar as g
 from slt_lib.errors import InputError
 from slt_lib.grammar import NP, Clause
+from slt_lib.study import Study
 
 ME, YOU, HE, SHE, WE, THEY = (NP(word) for word in ("I", "you", "he", "she", "we", "they"))
 ANNA, PAUL = NP("Anna"), NP("Paul")
@@ -244,17 +245,19 @@ def test_grammar_counts(counts, line):
 
 
 def test_sentences_that_were_kept_are_those_that_are_made(tmp_path, monkeypatch, capsys):
-    made = corpora.grammar("en-de", 30, 20, 10, 3)
-    assert corpora.grammar("en-de", 30, 20, 10, 3, tmp_path) == made and not list(tmp_path.iterdir())
-    corpora.keep_grammar(30, 20, 10, 3, tmp_path)
-    [file] = tmp_path.iterdir()
+    def corpus():
+        return Study("quick").corpus
+
+    monkeypatch.setenv("SLT_RUNS", str(tmp_path))
+    made = corpus()
+    assert not (tmp_path / "sentences").exists()  # a look leaves nothing
+    Study("quick").vocabulary  # noqa: B018
+    [file] = (tmp_path / "sentences").iterdir()
     calls = []
     monkeypatch.setattr(corpora, "generate", lambda *given: calls.append(given) or g.generate(*given))
-    assert corpora.grammar("en-de", 30, 20, 10, 3, tmp_path) == made and not calls
-    assert corpora.grammar("de-fr", 30, 20, 10, 3, tmp_path) == corpora.grammar("de-fr", 30, 20, 10, 3)
-    assert corpora.grammar("en-de", 30, 20, 10, 4, tmp_path) != made
+    assert corpus() == made and not calls
     file.write_text(file.read_text().replace("the", "teh", 1))
-    assert corpora.grammar("en-de", 30, 20, 10, 3, tmp_path) == made
+    assert corpus() == made and len(calls) == 1
     assert "was altered" in capsys.readouterr().err
 
 

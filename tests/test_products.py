@@ -68,7 +68,9 @@ def test_only_what_it_is_for_goes_to_onednn(monkeypatch):
     monkeypatch.setattr(products, "_onednn", lambda x, weight, bias=None: asked.append(1) or F.linear(x, weight, bias))
     x, weight = drawn(64, 32), drawn(16, 32, seed=1)
     products.product(x, weight)
-    assert len(asked) == 1
+    products.linear(x, weight)
+    products.linear(x, weight.clone().requires_grad_())
+    assert len(asked) == 3
     products.linear(x.double(), weight.double())
     products.linear(x.bfloat16(), weight.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
@@ -79,4 +81,4 @@ def test_only_what_it_is_for_goes_to_onednn(monkeypatch):
     monkeypatch.setattr(products, "ONEDNN", False)
     monkeypatch.setattr(products, "SMALL", 0)
     products.linear(x, weight)
-    assert len(asked) == 1
+    assert len(asked) == 3
