@@ -427,6 +427,20 @@ def test_the_summary_leaves_out_what_neither_the_paper_nor_the_rows_speak_of(ren
     assert "not run" in line
 
 
+def test_a_verdict_has_the_same_numbers_in_the_summary_as_among_the_claims(rendered):
+    # Rounded once: 2.249 is +2.2 in both, not +2.3 by way of the CSV's 2.25.
+    judged = report.claims_table(report.load(rendered[0]))
+
+    def numbers(text, at):
+        rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+        return {row[0]: row[at] for row in rows}
+
+    whole = numbers(judged.markdown, 4)
+    short = numbers(judged.short["en-de"], 3)
+    del short["| Claim, en-de"], short["| ---"]
+    assert len(short) > 10 and all(whole[claim] == effect for claim, effect in short.items())
+
+
 def test_a_users_own_technique_is_shown_like_the_six(tmp_path):
     folder = make_folder(tmp_path / "made", user=True)
     report.merge(folder)

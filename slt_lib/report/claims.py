@@ -277,11 +277,15 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class Claims:
-    """The verdicts as CSV and Markdown, and every contrast behind them as CSV; a notebook shows the Markdown."""
+    """The verdicts as CSV and Markdown, and every contrast behind them as CSV; a notebook shows the Markdown.
+
+    `short`: pair -> its verdicts as a Markdown table without the reasons, for the README.
+    """
 
     csv: str
     markdown: str
     contrasts: str
+    short: dict[str, str]
 
     def _repr_markdown_(self) -> str:
         return self.markdown
@@ -293,7 +297,7 @@ def claims_table(figures: Figures) -> Claims:
     Columns of the CSV: effect, interval and detectable difference of the contrast on which the verdict turns, in `unit`
     and in the direction of the claim; `at` names it, `supported` counts the contrasts whose point estimate agrees.
     """
-    lines, body, details = [], [], []
+    lines, body, details, short = [], [], [], {pair: [] for pair in figures.pairs}
     for claim in CLAIMS:
         for pair in figures.pairs:
             ours, paper = judge(claim, figures, pair), _paper_verdict(claim, pair)
@@ -302,11 +306,13 @@ def claims_table(figures: Figures) -> Claims:
             end = [claim.unit, ours.at, ours.supported, ours.reason, paper.verdict, signed(paper.effect), paper.reason]
             lines.append(start + numbers + end)
             body.append(_row(claim, pair, ours, paper))
+            short[pair] += _short_row(claim, ours, paper)
             details += _details(claim, pair, ours, paper)
     head = ["Claim", "Source", "Pair", "Verdict", "Effect [95% interval]", "Detectable", "Agree", "Why"]
     head += ["On the paper's tables", "Why"]
     text = f"{_preface(figures)}\n{markdown_rows(head, body)}"
-    return Claims(csv_text(CLAIM_COLUMNS, lines), text, csv_text(CONTRAST_COLUMNS, details))
+    tables = {pair: _short(pair, rows) for pair, rows in short.items()}
+    return Claims(csv_text(CLAIM_COLUMNS, lines), text, csv_text(CONTRAST_COLUMNS, details), tables)
 
 
 def _paper_verdict(claim: Claim, pair: str) -> Verdict:
@@ -316,36 +322,54 @@ def _paper_verdict(claim: Claim, pair: str) -> Verdict:
 
 
 def _row(claim: Claim, pair: str, ours: Verdict, paper: Verdict) -> list[str]:
-    metric = " (TER)" if claim.metric == "ter" else ""
-    effect, unit = _shown(ours), "" if claim.unit in ("BLEU", "TER") else claim.unit
     power = "–" if np.isnan(ours.detectable) else f"{ours.detectable:.1f}"
-    theirs = f"**{paper.verdict}**" + ("" if np.isnan(paper.effect) else f" ({_digits(claim, paper.effect)}{unit})")
     where = f"least: {ours.at}" if ours.at and ours.at not in ours.reason and claim.rule != "most" else ""
     why = "; ".join(filter(None, [where, ours.reason])) or "–"
     return [
-        claim.statement + metric,
+        _statement(claim),
         claim.source,
         pair,
         f"**{ours.verdict}**",
-        f"{effect}{unit}" if effect != "–" else effect,
+        _effect(claim, ours),
         power,
         ours.supported or "–",
         why,
-        theirs,
+        _on_paper(claim, paper, "**"),
         paper.reason or "–",
     ]
 
 
-def _digits(claim: Claim, value: float) -> str:
-    return f"{value:.0f}" if claim.rule == "most" else f"{value + 0.0:+.1f}"
+def _short_row(claim: Claim, ours: Verdict, paper: Verdict) -> list[list[str]]:
+    """A row of the README's table; none for a claim of which neither the paper's tables nor our rows say anything."""
+    not_run = ours.reason == "no rows"
+    if not_run and np.isnan(paper.effect):
+        return []
+    here = "not run" if not_run else f"**{ours.verdict}**"
+    shown = [_on_paper(claim, paper), here, _effect(claim, ours), ours.at or "–", ours.supported or "–"]
+    return [[_statement(claim), *shown]]
 
 
-def _shown(verdict: Verdict) -> str:
+def _short(pair: str, rows: list[list[str]]) -> str:
+    head = [f"Claim, {pair}", "On the paper's tables", "Here", "Least favourable effect [95%]", "At", "Agree"]
+    return markdown_rows(head, rows) if rows else ""
+
+
+def _statement(claim: Claim) -> str:
+    return claim.statement + (" (TER)" if claim.metric == "ter" else "")
+
+
+def _on_paper(claim: Claim, paper: Verdict, mark: str = "") -> str:
+    return f"{mark}{paper.verdict}{mark}" + ("" if np.isnan(paper.effect) else f" ({_effect(claim, paper)})")
+
+
+def _effect(claim: Claim, verdict: Verdict) -> str:
+    """The effect in the claim's unit and, where it has one, its interval."""
     if np.isnan(verdict.effect):
         return "–"
-    whole = verdict.at.startswith("share")
-    values = [f"{value:.0f}" if whole else f"{value:+.1f}" for value in (verdict.effect, verdict.low, verdict.high)]
-    return values[0] + ("" if np.isnan(verdict.low) else f" [{values[1]}, {values[2]}]")
+    digits = "{:.0f}" if claim.rule == "most" else "{:+.1f}"
+    unit = claim.unit if claim.unit.startswith("%") else f" {claim.unit}"
+    effect, low, high = (digits.format(value + 0.0) for value in (verdict.effect, verdict.low, verdict.high))
+    return f"{effect}{unit}" + ("" if np.isnan(verdict.low) else f" [{low}, {high}]")
 
 
 def _details(claim: Claim, pair: str, ours: Verdict, paper: Verdict) -> list[list[str]]:

@@ -18,7 +18,7 @@ BEGIN, END = "<!-- results of {}: made by `python -m slt_lib report {} --into {}
 
 def summary(figures: Figures, claims: Claims | None = None) -> str:
     """Markdown, its plot linked from the folder that holds `figures`. `claims`: those judged already, if any."""
-    verdicts = _read((claims or claims_table(figures)).csv)
+    verdicts = (claims or claims_table(figures)).short
     parts = []
     for pair in figures.pairs:
         if not (figures.results.pair == pair).any():
@@ -27,7 +27,7 @@ def summary(figures: Figures, claims: Claims | None = None) -> str:
         name = f"bleu_{pair}.png"
         parts.append(f"![{pair}: BLEU against sparsity, a line a technique](figures/{figures.name}/{name})")
         parts.append(_scores(figures, pair))
-        parts.append(_verdicts(verdicts[verdicts.pair == pair]))
+        parts.append(verdicts[pair])
     return "\n\n".join(filter(None, (part.strip() for part in parts))) + "\n"
 
 
@@ -69,33 +69,6 @@ def _scores(figures: Figures, pair: str) -> str:
     title = f"BLEU on {pair}, {figures.test_set(pair)}, {several}:"
     shown = f"{title}\n\n{markdown_rows(['Sparsity', *map(label, names)], body)}"
     return "\n".join(filter(None, [shown, uneven(figures, pair)]))
-
-
-def _verdicts(rows: pd.DataFrame) -> str:
-    """A pair's claims, but for those of which neither the paper's tables nor ours say anything."""
-    body = []
-    for row in rows.to_dict("records"):
-        if row["reason"] == "no rows" and not row["paper_effect"]:
-            continue
-        shown = _effect(row, row["effect"])
-        if row["low"]:
-            shown += f" [{_number(row, row['low'])}, {_number(row, row['high'])}]"
-        paper = row["paper_verdict"] + (f" ({_effect(row, row['paper_effect'])})" if row["paper_effect"] else "")
-        metric = " (TER)" if row["metric"] == "ter" else ""
-        ours = "not run" if row["reason"] == "no rows" else f"**{row['verdict']}**"
-        body.append([row["statement"] + metric, paper, ours, shown, row["at"] or "–", row["supported"] or "–"])
-    [pair] = set(rows.pair) or {""}
-    head = [f"Claim, {pair}", "On the paper's tables", "Here", "Least favourable effect [95%]", "At", "Agree"]
-    return markdown_rows(head, body) if body else ""
-
-
-def _number(row: dict, value: str) -> str:
-    return f"{float(value):.0f}" if row["unit"].startswith("% of") else f"{float(value):+.1f}"
-
-
-def _effect(row: dict, value: str) -> str:
-    unit = row["unit"] if row["unit"].startswith("%") else f" {row['unit']}"
-    return f"{_number(row, value)}{unit}" if value else "–"
 
 
 def cost(figures: Figures) -> str:
