@@ -12,8 +12,10 @@ import sys
 import zlib
 
 import numpy as np
+import pandas as pd
 import pytest
 import sacrebleu
+import scipy.stats
 
 from slt_lib import report
 from slt_lib.errors import InputError
@@ -237,17 +239,60 @@ def test_every_resample_has_as_many_lines_as_the_set():
     assert (counts == statistics.line_counts(50, 200)).all()
 
 
-def test_interval_covers_the_score_and_seeds_widen_it(rendered):
+def test_interval_covers_the_score_and_is_that_of_a_contrast(rendered):
     figures = report.load(rendered[0])
-    cell = figures.cell("en-de", "slt", 0.9)
+    cell, dense = figures.cell("en-de", "slt", 0.9), figures.cell("en-de", "dense", 0)
     low, high = report.interval(figures, "en-de", cell, "bleu")
-    assert low < cell.mean("bleu") < high
+    assert (low + high) / 2 == pytest.approx(cell.mean("bleu")) and low < high
+    assert (
+        report.interval(figures, "en-de", cell, "bleu", dense)
+        == report.contrast(figures, "en-de", cell, dense).bounds()
+    )
+    # One cell by hand: the variance of the sentences' bootstrap and s^2 / S, with Satterthwaite's freedom.
     matrix = statistics.seed_matrix(figures, "en-de", cell, "bleu")
-    apart = matrix + np.array([[3.0], [-3.0]])
-    assert np.var(statistics.resampled_means(apart)) > np.var(statistics.resampled_means(matrix))
-    # Two seeds at +-3 have a standard deviation of 18 ** 0.5 and their mean one of 3.
-    flat = np.zeros((2, 20001)) + np.array([[3.0], [-3.0]])
-    assert np.std(statistics.resampled_means(flat)) == pytest.approx(3, rel=0.05)
+    spread, freedom = statistics.seed_spread(figures, "en-de", "bleu", 0.9)
+    sentence, seed = np.var(matrix.mean(0)[1:], ddof=1), spread**2 / 2
+    lines = statistics.lines_of(figures, "en-de")
+    df = (sentence + seed) ** 2 / (sentence**2 / (lines - 1) + seed**2 / freedom)
+    assert high - low == pytest.approx(2 * scipy.stats.t.ppf(0.975, df) * (sentence + seed) ** 0.5)
+
+
+def test_the_spread_between_seeds_is_pooled_over_cells_of_about_the_same_sparsity(rendered):
+    figures = report.load(rendered[0])
+    results = figures.results.assign(bleu=30.0)
+    rows = (results.technique == "slt") & (results.sparsity == 0.9) & (results.variant == "")
+    results.loc[rows, "bleu"] = np.where(results.seed[rows] == 1, 33.0, 27.0)
+    apart = dataclasses.replace(figures, results=results, cache={})
+    (low, low_freedom), (middle, middle_freedom), (high, high_freedom) = (
+        statistics.seed_spread(apart, "en-de", "bleu", level) for level in (0.5, 0.8, 0.98)
+    )
+    assert low == middle == 0
+    # dense and Adam's, five techniques at 50% and SLT-MP also at 60%, random signs; six at 80%; six at 90% and 98%, and
+    # another rewind point: each with one freedom. Two seeds at +-3 are a sum of squares of 18.
+    assert (low_freedom, middle_freedom, high_freedom) == (9, 6, 13)
+    assert high == pytest.approx((18 / 13) ** 0.5)
+    # Where no cell of a band has two seeds its spread is unknown, and with it every difference's.
+    results = figures.results[(figures.results.seed == 1) | (figures.results.sparsity != 0.8)]
+    lone = dataclasses.replace(figures, results=results, cache={})
+    assert statistics.seed_spread(lone, "en-de", "bleu", 0.8)[1] == 0
+    slt, dense = (lone.cell("en-de", name, level) for name, level in (("slt", 0.8), ("dense", 0.0)))
+    assert not report.contrast(lone, "en-de", slt, dense).seeds_known
+
+
+def test_two_names_of_one_training_are_not_compared(rendered):
+    figures = report.load(rendered[0])
+    slt = figures.cell("en-de", "slt", 0.9)
+    results = figures.results.copy()
+    rows = (results.technique == "slt") & (results.sparsity == 0.9) & (results.variant == "")
+    twin = results[rows].assign(technique="mine")
+    same = dataclasses.replace(figures, results=pd.concat([results, twin]), cache={})
+    other = same.cell("en-de", "mine", 0.9)
+    assert statistics.same_runs(slt, other) and not statistics.same_runs(slt, figures.cell("en-de", "mp", 0.9))
+    assert report.contrast(same, "en-de", slt, other) is None
+    for level in (0.0, 0.9):  # and they count once in the spread
+        assert statistics.seed_spread(same, "en-de", "bleu", level) == statistics.seed_spread(
+            figures, "en-de", "bleu", level
+        )
 
 
 def test_a_paired_difference_is_surer_than_its_parts(rendered):
@@ -301,6 +346,33 @@ def test_one_seed_decides_nothing(tmp_path):
     rows = verdicts_of(make_folder(tmp_path / "made", seeds=(1,)))
     assert {row["verdict"] for row in rows.values()} == {"undecided"}
     assert "one seed" in rows["lt_below_mp", "en-de"]["reason"]
+    growth = rows["magnitudes_grow_final", "en-de"]  # no sentences behind it, so nothing that an interval could be of
+    assert float(growth["effect"]) > 0 and growth["low"] == growth["high"] == growth["detectable"] == ""
+
+
+def test_a_cell_over_one_seed_decides_nothing_beside_others_over_two(rendered):
+    figures = report.load(rendered[0])
+    claim = next(claim for claim in report.CLAIMS if claim.name == "lt_below_mp")
+
+    def told(*effects):
+        made = [statistics.Contrast(f"{i}", 0.5, effect, 0.1, 100.0, bool(i)) for i, effect in enumerate(effects)]
+        return report.judge(dataclasses.replace(claim, contrasts=lambda *_: made), figures, "en-de")
+
+    assert told(2, 2).verdict == "undecided" and "the sentences alone say holds" in told(2, 2).reason
+    assert told(-2, 2).verdict == "undecided" and "the sentences alone say fails" in told(-2, 2).reason
+    assert told(-2, -1).verdict == "fails" and told(-2, -1).reason == "contradicted by 1"
+
+
+def test_an_interval_that_decides_only_before_its_correction_is_told_so(rendered):
+    figures = report.load(rendered[0])
+    claim = next(claim for claim in report.CLAIMS if claim.name == "lt_below_mp")
+
+    def contrasts(*_):  # 95%: [-4.1, -0.1]; for ten comparisons at once: [-5.1, +0.9]
+        return [statistics.Contrast(f"{i}", 0.5, effect, 1.0, 100.0) for i, effect in enumerate([-2.1, *[3.0] * 9])]
+
+    told = report.judge(dataclasses.replace(claim, contrasts=contrasts), figures, "en-de")
+    assert told.verdict == "undecided" and told.high < 0
+    assert told.reason == "interval of 0 includes both answers once it is widened for 10 comparisons"
 
 
 def test_a_rehearsal_judges_nothing(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 from slt_lib.report.data import TECHNIQUES, Cell, Figures, csv_text, label, percent
 from slt_lib.report.judging import GROWTH, MARGIN, UNDECIDED, Claim, Verdict, in_units, judge
 from slt_lib.report.paper import paper_figures
-from slt_lib.report.statistics import POWER, RESAMPLES, Contrast, contrast, mean_magnitudes, seed_spread
+from slt_lib.report.statistics import BANDS, POWER, RESAMPLES, Contrast, contrast, mean_magnitudes, seed_spread
 from slt_lib.report.tables import markdown_rows, signed
 
 LEVEL_WITH_MP = 0.85  # "similar ... up to 85%" (abstract)
@@ -123,11 +123,14 @@ def _log_ratios(after: dict[float, float], before: dict[float, float]) -> list[f
 
 
 def _pooled(steps: list[tuple[str, float, list[float]]]) -> list[Contrast]:
-    """Contrasts in percent of log growth, with the spread between seeds pooled over the steps: no sentences here."""
+    """Contrasts in percent of log growth, with the spread between seeds pooled over the steps: no sentences here.
+
+    One seed leaves nothing that an error could be estimated from: it is nan.
+    """
     steps = [step for step in steps if step[2]]
     freedom = sum(len(values) - 1 for _, _, values in steps)
     squares = sum(float(np.var(values)) * len(values) for _, _, values in steps)
-    spread = (squares / freedom) ** 0.5 if freedom else 0.0
+    spread = (squares / freedom) ** 0.5 if freedom else float("nan")
     return [
         Contrast(
             what,
@@ -388,18 +391,21 @@ def _preface(figures: Figures) -> str:
     title = f"### Claims of the paper, judged on {figures.name}" + (f" ({figures.note})" if figures.note else "")
     spreads = []
     for pair in figures.pairs:
-        spread, freedom = seed_spread(figures, pair, "bleu")
-        known = f"{spread:.2f} BLEU ({freedom} degrees of freedom)" if freedom else "unknown"
-        spreads.append(f"{pair} {known}")
+        known = [seed_spread(figures, pair, "bleu", highest) for highest in BANDS]
+        each = [f"{spread:.2f} BLEU with {freedom}" if freedom else "unknown" for spread, freedom in known]
+        spreads.append(f"{pair}: {', '.join(each)}")
+    bounds = ", ".join(f"up to {percent(highest)}%" for highest in BANDS[:-1])
     method = (
         f"Each verdict is a test on BLEU of the first test set ({_test_sets(figures)}), or on TER where it says so. "
         f"An interval has 95%: the paired bootstrap over sentences ({RESAMPLES} resamples) and the spread between "
-        f"seeds, pooled over the cells of a pair ({'; '.join(spreads)}). *Detectable* is the true difference that this "
-        f"design would have found with {100 * POWER:.0f}% power. *Level* and *no significant loss* mean within "
-        f"{MARGIN} BLEU, *clearly* means by more than that. *Effect* is that of the least favourable comparison, "
-        "turned so that positive favours the claim (*level*: signed as named); *agree* counts the comparisons whose "
-        "point estimate favours it. The last two columns are the same code on the paper's own printed figures, judged "
-        "as worded and without any interval: they are rounded to 0.1, so a difference is known to 0.1 at best."
+        f"seeds, pooled over a pair's cells {bounds} and above ({'; '.join(spreads)} degrees of freedom). A claim on "
+        "several cells holds where each interval says so; it fails where one says so that is widened for their number. "
+        f"*Detectable* is the true difference that this design would have found with {100 * POWER:.0f}% power. *Level* "
+        f"and *no significant loss* mean within {MARGIN} BLEU, *clearly* by more than that. *Effect* is that of the "
+        "least favourable comparison, turned so that positive favours the claim (*level*: signed as named); *agree* counts "
+        "the comparisons whose point estimate favours it. The last two columns are the same code on the paper's own "
+        "printed figures, judged as worded and without any interval: they are rounded to 0.1, so a difference is known "
+        "to 0.1 at best."
     )
     if figures.printed:
         method = "The paper's own figures, judged as worded from what is printed: rounded to 0.1, without any interval."

@@ -6,7 +6,7 @@
 
 Intervals have 95%. A claim about many cells holds only where each cell's own test says so, which needs no correction;
 it fails where one cell says so at 5% divided by the number of cells. Anything else is undecided. With one seed the
-noise of training is unknown, so that the verdict is undecided whatever the sentences say. Figures that are printed and
+noise of training is unknown, and such a cell decides nothing, whatever its sentences say. Figures that are printed and
 no more (the paper's) are judged as worded, from the point estimates; where a shift of all differences by their rounding
 would change the verdict, the reason says so.
 """
@@ -73,19 +73,21 @@ def judge(claim: Claim, figures: Figures, pair: str) -> Verdict:
     if claim.rule == "most":
         return _judge_most(claim, found)
     supported = f"{sum(_favours(claim, one.effect) for one in found)} of {len(found)}"
-    decisive = _decisive(claim, found)
     verdict, reasons = _rule(claim, found), []
+    decisive = _decisive(claim, [one for one in found if one.seeds_known or verdict != FAILS])
+    unknown = not all(one.seeds_known for one in found)
     if found[0].printed:
         reasons += _against_in_words(claim, found)
         moved = {_rule(claim, found, shift) for shift in (-PRINTED, PRINTED)}
         reasons += ["turns on the rounding to 0.1"] if moved != {verdict} else []
+    elif verdict == UNDECIDED and unknown:
+        alone = _rule(claim, found, trusting=True)
+        sure = "" if alone == UNDECIDED else f"; the sentences alone say {alone}"
+        reasons.append(f"one seed: the noise of training is unknown{sure}")
     elif verdict == UNDECIDED:
-        reasons.append(f"interval of {decisive.what} includes both answers")
+        reasons.append(f"interval of {decisive.what} includes both answers{_corrected(claim, found, decisive)}")
     elif verdict == FAILS:
         reasons.append(f"contradicted by {decisive.what}")
-    if not found[0].seeds_known:
-        sure = "" if verdict == UNDECIDED else f"; by itself it says {verdict}"
-        verdict, reasons = UNDECIDED, [f"one seed: the noise of training is unknown{sure}"]
     if claim.name.startswith("slt_mp_best"):
         reasons.append(_best_from(found))
     low, high = (np.nan, np.nan) if decisive.printed else decisive.bounds()
@@ -98,6 +100,18 @@ def in_units(claim: Claim, value: float) -> float:
     return 100 * float(np.expm1(value / 100)) if claim.unit == GROWTH else value
 
 
+def _corrected(claim: Claim, contrasts: list[Contrast], decisive: Contrast) -> str:
+    """What to add where the interval as printed does not include both answers, only the one for many cells does."""
+    low, high = decisive.bounds()
+    lowest, highest = _range(claim)
+    return f" once it is widened for {len(contrasts)} comparisons" if high < lowest or low > highest else ""
+
+
+def _range(claim: Claim) -> tuple[float, float]:
+    """Where an effect has to lie for the claim to hold."""
+    return (-MARGIN, MARGIN) if claim.rule == "level" else (claim.threshold, np.inf)
+
+
 def _favours(claim: Claim, effect: float) -> bool:
     if claim.rule == "level":
         return abs(effect) <= MARGIN + 1e-9
@@ -105,7 +119,8 @@ def _favours(claim: Claim, effect: float) -> bool:
     return effect >= claim.threshold - 1e-9 if claim.threshold < 0 else effect > claim.threshold + 1e-9
 
 
-def _rule(claim: Claim, contrasts: list[Contrast], shift: float = 0.0) -> str:
+def _rule(claim: Claim, contrasts: list[Contrast], shift: float = 0.0, trusting: bool = False) -> str:
+    """A contrast whose spread between seeds is unknown decides nothing, unless `trusting` its sentences alone."""
     if contrasts[0].printed:
         # A shift moves "level" outward or inward, the others up or down: the least and the most favourable rounding.
         effects = [one.effect for one in contrasts]
@@ -114,18 +129,19 @@ def _rule(claim: Claim, contrasts: list[Contrast], shift: float = 0.0) -> str:
         else:
             effects = [effect + shift for effect in effects]
         return HOLDS if all(_favours(claim, effect) for effect in effects) else FAILS
-    lowest, highest = (-MARGIN, MARGIN) if claim.rule == "level" else (claim.threshold, np.inf)
-    usual = [one.bounds() for one in contrasts]
-    if all(lowest < low and high < highest for low, high in usual):
+    lowest, highest = _range(claim)
+    sure = [one for one in contrasts if one.seeds_known or trusting]
+    usual = [one.bounds() for one in sure]
+    if len(sure) == len(contrasts) and all(lowest < low and high < highest for low, high in usual):
         return HOLDS
-    strict = [one.bounds((1 - LEVEL) / len(contrasts)) for one in contrasts]
+    strict = [one.bounds((1 - LEVEL) / len(contrasts)) for one in sure]
     return FAILS if any(high < lowest or low > highest for low, high in strict) else UNDECIDED
 
 
 def _decisive(claim: Claim, contrasts: list[Contrast]) -> Contrast:
     """The contrast least favourable to the claim, measured against its own error where it has one."""
     gaps = [MARGIN - abs(one.effect) if claim.rule == "level" else one.effect - claim.threshold for one in contrasts]
-    errors = [one.error or 1.0 for one in contrasts]
+    errors = [one.error if one.error > 0 else 1.0 for one in contrasts]  # none: printed figures, one seed's weights
     return contrasts[int(np.argmin([gap / error for gap, error in zip(gaps, errors, strict=True)]))]
 
 
@@ -174,7 +190,7 @@ def _judge_most(claim: Claim, contrasts: list[Contrast]) -> Verdict:
     low, high = np.quantile(shares / len(contrasts), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     verdict = HOLDS if low > 0.5 else FAILS if high < 0.5 else UNDECIDED
     reason = "" if verdict != UNDECIDED else "interval of the share includes one half"
-    if not contrasts[0].seeds_known:
+    if not all(one.seeds_known for one in contrasts):
         verdict, reason = UNDECIDED, "one seed: the noise of training is unknown"
     power = float(np.median([one.detectable for one in contrasts]))
     reason = "; ".join(filter(None, [reason, f"detectable a level (median): {power:.1f} BLEU"]))

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from slt_lib.files import write_bytes
 from slt_lib.report.data import TECHNIQUES, Figures, label, percent
 from slt_lib.report.paper import paper_figures
-from slt_lib.report.statistics import interval, mean_magnitudes
-from slt_lib.report.tables import uneven
+from slt_lib.report.statistics import interval, mean_magnitudes, seed_spread
 
 # Okabe and Ito's palette; yellow is left out, it does not stand out from a light ground.
 COLOURS = dict(zip(TECHNIQUES, ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"], strict=True))
@@ -52,7 +51,8 @@ METRICS = {"bleu": "BLEU [%]", "ter": "TER [%] (lower is better)"}
 def plot_scores(figures: Figures, pair: str, metric: str = "bleu", overlay: bool = False) -> Figure:
     """Score against sparsity, a line a technique; metric is "bleu" or "ter".
 
-    Bars are 95% intervals over sentences, and over seeds where there are several (`statistics.interval`). With
+    Bars are 95% intervals over sentences, and over seeds where a cell of about that
+    sparsity has two (`statistics.interval`). With
     `overlay` the paper's own curves of this pair are drawn dotted, and both are shown as differences to their own dense
     model in points: other data and another size of model, so that the heights themselves cannot be compared.
     """
@@ -87,12 +87,12 @@ def plot_scores(figures: Figures, pair: str, metric: str = "bleu", overlay: bool
         axes.set_title(_title(figures, f"{pair}, {figures.test_set(pair)}"))
         if overlay:
             axes.set_title(_title(figures, f"{pair}, each less its own dense model"))
-        seeds = figures.results[figures.results.pair == pair]["seed"].nunique()
-        several = "" if seeds < 2 else " and, where several, seeds" if uneven(figures, pair) else " and seeds"
+        known = [bool(seed_spread(figures, pair, metric, level)[1]) for level in figures.sparsities(pair)]
+        seeds = " and seeds" if all(known) else " and, where several, seeds" if any(known) else ""
         axes.legend(
             loc="lower left" if metric == "bleu" else "upper left",
             ncols=2,
-            title=None if figures.sentences is None else f"bars: 95% over sentences{several}",
+            title=None if figures.sentences is None else f"bars: 95% over sentences{seeds}",
             title_fontsize=8,
             alignment="left",
         )

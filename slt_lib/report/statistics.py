@@ -1,10 +1,10 @@
 """How sure a figure is: resampled test sets, the spread between seeds, and contrasts between cells of the table.
 
 Lines of the test set are drawn with replacement once a pair, so that every run is scored on the same draws and a
-difference of two cells is a paired one (Koehn 2004). Two seeds are no certainty: their spread enters every interval.
+difference of two cells is a paired one (Koehn 2004). Two seeds are no certainty: their spread enters every interval,
+pooled over cells of about the same sparsity, since a sparser model differs more from seed to seed.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,8 @@ RESAMPLES = 1000
 BOOTSTRAP_SEED = 2020
 LEVEL = 0.95  # of every interval
 POWER = 0.8  # with which a "detectable" difference would have been found at that level
+# Cells up to 60%, above that up to 85%, and above: the levels that the paper's claims tell apart
+BANDS = (0.6, 0.85, 1.0)
 AGREEMENT = 0.06  # BLEU: how far results.csv, printed to a digit, may lie from its sentence statistics
 
 SCORES = {"bleu": corpus_bleu, "ter": corpus_ter}
@@ -91,58 +93,67 @@ def seed_matrix(figures: Figures, pair: str, cell: Cell, metric: str) -> np.ndar
     return np.stack([scores[row["run"]] for row in cell.rows])
 
 
-def resampled_means(matrix: np.ndarray) -> np.ndarray:
-    """Means over seeds that are drawn with replacement, one draw a resampled test set: [seeds, 1 + R] -> [R].
-
-    With S seeds, drawing S of them anew underestimates the spread of their mean by (S - 1) / S, a half at two seeds;
-    the deviations from the mean are therefore stretched by sqrt(S / (S - 1)). One seed stays as it is.
-    """
-    seeds, resamples = matrix.shape[0], matrix[:, 1:]
-    centre = resamples.mean(axis=0)
-    if seeds == 1:
-        return centre
-    drawn = _random(0, seeds).integers(0, seeds, size=(seeds, resamples.shape[1]))
-    means = np.take_along_axis(resamples, drawn, axis=0).mean(axis=0)
-    return centre + np.sqrt(seeds / (seeds - 1)) * (means - centre)
-
-
 def interval(figures: Figures, pair: str, cell: Cell, metric: str, minus: Cell | None = None) -> tuple[float, float]:
-    """The 95% percentile interval of a cell's mean score, or of its difference to `minus`, for the plots.
+    """The 95% interval of a cell's mean score, or of its difference to `minus`, for the plots; as `contrast`'s.
 
-    Lines of the test set are resampled RESAMPLES times, the same draws for every run, and seeds with them where there
-    are several (`resampled_means`). (nan, nan) without sentences.
+    Over sentences alone where nothing tells the spread between seeds. (nan, nan) without sentences.
     """
-    matrix = seed_matrix(figures, pair, cell, metric)
-    other = seed_matrix(figures, pair, minus, metric) if minus else None
-    if matrix is None or (minus and other is None):
-        return float("nan"), float("nan")
-    means = resampled_means(matrix) - (resampled_means(other) if minus else 0)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    if minus:
+        found = contrast(figures, pair, cell, minus, metric)
+    else:
+        found = _estimate(figures, pair, metric, variant_label(cell), cell.sparsity, [cell])
+    return found.bounds() if found and not found.printed else (float("nan"), float("nan"))
 
 
-def seed_spread(figures: Figures, pair: str, metric: str) -> tuple[float, int]:
-    """Standard deviation between seeds, pooled over all cells of the pair with two seeds or more, and its freedom.
+def seed_spread(figures: Figures, pair: str, metric: str, sparsity: float) -> tuple[float, int]:
+    """Standard deviation between seeds at about this sparsity, and its freedom: pooled over the cells of its band.
 
-    (nan, 0) where no cell has two. Pooling takes the spread to be the same at all levels; the cells of one
-    chain share a history, which makes the freedom an upper bound.
+    Cells with two seeds or more count, each training once; (nan, 0) where a band has none. The cells of one chain share
+    a history, which makes the freedom an upper bound.
     """
+    key = ("spread", pair, metric)
+    if key not in figures.cache:
+        figures.cache[key] = _squares(figures, pair, metric)
+    squares, freedom = figures.cache[key][band(sparsity)]
+    return ((squares / freedom) ** 0.5, freedom) if freedom else (float("nan"), 0)
+
+
+def band(sparsity: float) -> int:
+    """Which of BANDS a sparsity lies in."""
+    return next(place for place, highest in enumerate(BANDS) if sparsity <= highest + 1e-9)
+
+
+def _squares(figures: Figures, pair: str, metric: str) -> list[tuple[float, int]]:
+    """Sum of squares between seeds and its freedom, a band each."""
     cells = [figures.cell(pair, "dense", 0), *figures.variants(pair)]
     cells += [cell for technique in figures.techniques(pair) for cell in figures.own_cells(pair, technique)]
-    samples = [[row[metric] for row in cell.rows] for cell in cells if cell and len(cell.rows) > 1]
-    samples = [sample for sample in samples if not np.isnan(sample).any()]
-    freedom = sum(len(sample) - 1 for sample in samples)
-    if not freedom:
-        return float("nan"), 0
-    return float(np.sqrt(sum(np.var(sample) * len(sample) for sample in samples) / freedom)), freedom
+    bands, seen = [(0.0, 0)] * len(BANDS), set()
+    for cell in cells:
+        scores = [row[metric] for row in cell.rows] if cell else []
+        if len(scores) < 2 or np.isnan(scores).any() or (runs := _runs(cell)) in seen:
+            continue
+        seen.add(runs)
+        place = band(cell.sparsity)
+        squares, freedom = bands[place]
+        bands[place] = squares + float(np.var(scores)) * len(scores), freedom + len(scores) - 1
+    return bands
+
+
+def _runs(cell: Cell) -> frozenset[str]:
+    return frozenset(row["run"] for row in cell.rows)
+
+
+def same_runs(one: Cell | None, other: Cell | None) -> bool:
+    """Whether two cells are the same trainings under two names, as SLT-MP's first level is SLT's."""
+    return bool(one and other and one.rows and _runs(one) == _runs(other))
 
 
 @dataclass(frozen=True)
 class Contrast:
     """An estimated difference: `effect` with its standard error and freedom; what it is of, and at which sparsity.
 
-    `seeds_known` is False where nothing tells the spread between seeds; `printed` where the effect is a difference of
-    rounded figures without an error of its own; `draws` holds the resampled effects.
+    `seeds_known` is False where nothing tells the spread between a cell's seeds; `printed` where the effect is a
+    difference of rounded figures without an error of its own; `draws` holds the resampled effects.
     """
 
     what: str
@@ -170,42 +181,42 @@ class Contrast:
 def contrast(
     figures: Figures, pair: str, plus: Cell | None, minus: Cell | None, metric: str = "bleu"
 ) -> Contrast | None:
-    """`plus` less `minus` in points of the metric (means over seeds), or None where one was not scored.
+    """`plus` less `minus` in points of the metric (means over seeds); None where one was not scored, or both are one.
 
-    The variance is that of the paired bootstrap over lines plus that between seeds, s^2 (1/S + 1/S'), with s pooled
-    over the pair (`seed_spread`); its freedom is Satterthwaite's. The two cells count as independent in their seeds
-    although they share initial weights, which can only widen the interval.
+    The variance is that of the paired bootstrap over lines plus that between seeds, s^2 / S of each cell, with s pooled
+    over cells of about its sparsity (`seed_spread`); its freedom is Satterthwaite's. The two cells count as independent
+    in their seeds although they share initial weights, which can only widen the interval.
     """
     if plus is None or minus is None or np.isnan(effect := plus.mean(metric) - minus.mean(metric)):
         return None
-    where = plus.sparsity if plus.sparsity == minus.sparsity else max(plus.sparsity, minus.sparsity)
+    where = max(plus.sparsity, minus.sparsity)
     what = f"{variant_label(plus)} {percent(plus.sparsity)}% - {variant_label(minus)} {percent(minus.sparsity)}%"
     if figures.printed:
         return Contrast(what, where, effect, 0.0, np.inf, printed=True)
-    one, two = seed_matrix(figures, pair, plus, metric), seed_matrix(figures, pair, minus, metric)
-    if one is None or two is None:
+    return None if same_runs(plus, minus) else _estimate(figures, pair, metric, what, where, [plus, minus])
+
+
+def _estimate(figures: Figures, pair: str, metric: str, what: str, where: float, cells: list[Cell]) -> Contrast | None:
+    """The mean score of one cell, or that of the first less that of the second; None without sentences."""
+    matrices = [seed_matrix(figures, pair, cell, metric) for cell in cells]
+    if any(matrix is None for matrix in matrices):
         return None
-    lines = one.mean(axis=0) - two.mean(axis=0)
-    spread, freedom = seed_spread(figures, pair, metric)
-    return _with_error(what, where, effect, lines[1:], lines_of(figures, pair), spread, freedom, (len(one), len(two)))
-
-
-def _with_error(
-    what: str,
-    where: float,
-    effect: float,
-    draws: np.ndarray,
-    lines: int,
-    spread: float,
-    freedom: int,
-    seeds: Sequence[int],
-) -> Contrast:
+    signs, scores = (1, -1), [cell.mean(metric) for cell in cells]
+    draws = sum(sign * matrix.mean(axis=0)[1:] for sign, matrix in zip(signs, matrices, strict=False))
     sentence = float(np.var(draws, ddof=1))
-    seed = 0.0 if np.isnan(spread) else spread**2 * sum(1 / count for count in seeds)
-    total = sentence + seed
-    # Welch-Satterthwaite: the freedom of a sum of two estimated variances.
-    parts = sentence**2 / max(lines - 1, 1) + (seed**2 / freedom if freedom else 0.0)
-    return Contrast(what, where, effect, total**0.5, total**2 / parts if parts else np.inf, freedom > 0, draws=draws)
+    of_seeds, known = {}, True  # a spread that two cells share is one estimate
+    for cell, matrix in zip(cells, matrices, strict=True):
+        spread, freedom = seed_spread(figures, pair, metric, cell.sparsity)
+        known &= freedom > 0
+        if freedom:
+            of_seeds[spread, freedom] = of_seeds.get((spread, freedom), 0.0) + spread**2 / len(matrix)
+    total = sentence + sum(of_seeds.values())
+    # Welch-Satterthwaite: the freedom of a sum of estimated variances.
+    parts = sentence**2 / max(lines_of(figures, pair) - 1, 1)
+    parts += sum(variance**2 / freedom for (_, freedom), variance in of_seeds.items())
+    effect = float(sum(sign * score for sign, score in zip(signs, scores, strict=False)))
+    freedom = total**2 / parts if parts else np.inf
+    return Contrast(what, where, effect, total**0.5, freedom, seeds_known=known, draws=draws)
 
 
 def mean_magnitudes(figures: Figures, pair: str, technique: str, column: str) -> dict[float, dict[float, float]]:

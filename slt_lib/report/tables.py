@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slt_lib.report.data import SLT_MP_FIRST, Cell, Figures, csv_text, label, percent
-from slt_lib.report.statistics import contrast
+from slt_lib.report.statistics import contrast, same_runs
 
 TABLE_COLUMNS = "pair technique sparsity bleu ter memory_mib note best test_set".split()
 ABLATION_COLUMNS = (
@@ -181,6 +181,8 @@ def ablations(figures: Figures, pair: str) -> Table:
         note = "; ".join(dict.fromkeys(cell.failures))
         if gap and not gap.seeds_known:
             note = "; ".join(filter(None, [note, "sentences only"]))
+        if same_runs(cell, default):
+            note = "; ".join(filter(None, [note, "the default's own training"]))
         bleu, ter = _score(cell.mean("bleu")), _score(cell.mean("ter"))
         before = _score(default.mean("bleu")) if default else MISSING
         mark = STAR if cell.failures else ""
