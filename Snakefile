@@ -127,7 +127,8 @@ def before(wildcards):
         return []
     first, levels = ["01_dense"], []
     if name == "08_ablations":
-        first += [NOTEBOOKS[technique] for technique in ("slt", "clt") if technique in techniques]
+        varied = ["slt", "clt"] + ["slt-mp"] * bool({"source", "stepwise", "switch"} & set(NAMED.split(", ")))
+        first += [NOTEBOOKS[technique] for technique in varied if technique in techniques]
         levels = [level for level in SETTINGS.levels if level <= 0.5]  # where they are compared
     if GPUS and name == "06_slt_mp" and "slt" in techniques and SETTINGS.levels[0] == 0.5:
         first += ["04_slt"]  # both prune the dense run to 50% at once

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from slt_lib.errors import InputError
 
 RECIPE_VERSION = 1  # raise by hand when a change of code changes the weights of a run
+STALE_VERSION = 2  # or this one where it does so under `pruned: stale` alone
 TECHNIQUES = ("mp", "lt", "slt", "clt", "slt-mp", "mp-slt")
 COMPARISONS = tuple("signs frankle rewind source one-shot stepwise switch optimizer average controls again".split())
 

@@ -18,10 +18,11 @@ from slt_lib import schedules, training, wmt14
 from slt_lib.devices import device
 from slt_lib.errors import InputError
 from slt_lib.params import Training, Wmt14, load
+from slt_lib.runs import Run, StandIn
 from slt_lib.seeds import stream
-from slt_lib.store import Damaged, RunFolder, unseal
-from slt_lib.study import Chain, Run, Study, Ticket
-from slt_lib.techniques import ABLATION_LEVEL, ABLATIONS, RECIPES, comparisons
+from slt_lib.store import Damaged, unseal
+from slt_lib.study import Chain, Study, Ticket
+from slt_lib.techniques import ABLATIONS, RECIPES, comparisons
 from slt_lib.transformer import prunable, theta_0
 from slt_lib.vocabulary import Encoded
 
@@ -46,9 +47,6 @@ class Planned(Study):
             self.counts = len(self.corpus.dev), list(map(len, self.corpus.tests.values()))
         if not self.searched:
             self.corpus = self.vocabulary = SimpleNamespace(digest="")
-        steps = self.params.training.steps
-        best = {"step": steps, "dev_bleu": 0.0}
-        self.record = {"steps": steps, "status": "ok", "best": best, "files": {RunFolder.theta(steps): ""}}
 
     def train(self, tickets: Iterable[Ticket], progress=None, stored: bool = False) -> list[Run]:
         """A run for each of `tickets`, which are remembered."""
@@ -59,7 +57,7 @@ class Planned(Study):
             self.tickets[ticket.train_id] = ticket
             if self.searched and (found := self.find(ticket, tell=False)):
                 self.done[found.id] = found
-        return (self.done or {}).get(ticket.train_id) or Run(ticket, self.record)
+        return (self.done or {}).get(ticket.train_id) or StandIn(ticket)
 
     @functools.cached_property
     def shapes(self) -> torch.nn.Module:
@@ -95,13 +93,11 @@ def rows(study: Planned) -> list[Row]:
 
 
 def _ablations(study: Planned) -> Iterable[Chain]:
-    upto = [level for level in study.levels if level <= ABLATION_LEVEL]
-    catalogue, asked = comparisons(ABLATION_LEVEL), study.params.ablations
-    for recipe, knobs in [
-        pair for name in (asked if isinstance(asked, list) else ABLATIONS) for pair in catalogue[name]
-    ]:
-        for seed in study.seeds:
-            yield study.chain(recipe, seed, upto, **knobs)
+    catalogue, asked = comparisons(study.levels), study.params.ablations
+    for name in asked if isinstance(asked, list) else ABLATIONS:
+        for recipe, knobs, levels in catalogue[name]:
+            for seed in study.seeds:
+                yield study.chain(recipe, seed, levels, **knobs)
 
 
 def _followed(study: Planned, chains: Iterable[Chain]) -> dict[str, Ticket]:

@@ -103,7 +103,7 @@ def labels(study: Study, chain: Chain, run: Run) -> tuple[str, str]:
     if [operation["do"] for operation in run.ticket.operations] == ["theta_0"]:
         own = run.ticket.optimizer == study.params.training.optimizer
         return "dense", "" if own else f"optimizer={run.ticket.optimizer}"
-    return chain.technique, chain.variant
+    return chain.technique, chain.variant_of(run)
 
 
 def result_rows(study: Study, technique: str, variant: str, run: Run, checkpoint: str) -> list[dict]:

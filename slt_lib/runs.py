@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from slt_lib import decoding, masks, memory, schedules, scoring, training
+from slt_lib import decoding, memory, schedules, scoring, training
 from slt_lib.devices import device
 from slt_lib.errors import InputError
 from slt_lib.store import Damaged, RunFolder, digest, recall, remember
@@ -58,19 +58,26 @@ class Run:
     def weights(self, checkpoint: str = "final") -> dict[str, Tensor]:
         """theta_T ("final"), the best on dev ("best"), or the mean of the last N checkpoints ("average N").
 
-        Pruned entries are zero. Raises InputError for another name, Failed where the run has no such checkpoint.
+        Pruned entries are zero: of a gradual training only checkpoints at its final sparsity are averaged. Raises
+        InputError for another name, Failed where the run has no such checkpoint.
         """
         self._must_stand()
-        match checkpoint.split():
-            case ["final"]:
-                return self.theta(self.record["steps"])
-            case ["best"]:
-                return self.theta(self.record["best"]["step"])
-            case ["average", count] if count.isdigit() and int(count) > 0:
-                steps = training.checkpoints(self.study.params.training)[-int(count) :]
-                thetas = list(self.thetas(steps).values())
-                return {name: torch.stack([theta[name] for theta in thetas]).mean(0) for name in thetas[0]}
+        if checkpoint == "final":
+            return self.theta(self.record["steps"])
+        if checkpoint == "best":
+            return self.theta(self.record["best"]["step"])
+        if steps := self._averaged(checkpoint):
+            thetas = list(self.thetas(steps).values())
+            return {name: torch.stack([theta[name] for theta in thetas]).mean(0) for name in thetas[0]}
         raise InputError(f'checkpoint {checkpoint!r} is none of "final", "best", "average 4"')
+
+    def _averaged(self, checkpoint: str) -> list[int]:
+        """The steps of "average N"; empty for any other name."""
+        match checkpoint.split():
+            case ["average", count] if count.isdigit() and int(count) > 0:
+                gradual = self.ticket.schedule is not None
+                return training.candidates(self.study.params.training, gradual)[-int(count) :]
+        return []
 
     def theta(self, step: int) -> dict[str, Tensor]:
         """Weights after `step` steps."""
@@ -81,8 +88,7 @@ class Run:
         steps = list(steps)
         found = {step: self._load(name) for step in steps if (name := RunFolder.theta(step)) in self.record["files"]}
         if 0 in steps:
-            start = self.ticket.start()
-            found[0] = masks.apply(start.weights, start.mask or {})
+            found[0] = self.ticket.start().weights
         missing = [step for step in steps if step not in found]
         if missing:
             with self.study.threads():
@@ -155,8 +161,10 @@ class Run:
 
     def score_id(self, test_set: str, checkpoint: str = "best") -> str:
         """Identity of a score: the run, the test set and what only reaches scores."""
+        steps = self._averaged(checkpoint)
         return digest(
-            {
+            ({"steps": steps} if steps else {})
+            | {
                 "run": self.id,
                 "version": SCORE_VERSION,
                 "sacrebleu": importlib.metadata.version("sacrebleu"),
@@ -195,8 +203,7 @@ class Run:
             return stored["matrices"]
         if RunFolder.theta(self.record["steps"]) not in self.record["files"]:
             return {}
-        start = start or self.ticket.start()
-        first = masks.apply(start.weights, start.mask or {})
+        first = (start or self.ticket.start()).weights
         matrices = {}
         for name, weight in prunable(self.weights("final")).items():
             kept = self.mask[name] if self.mask is not None else torch.ones_like(weight, dtype=torch.bool)
@@ -214,3 +221,15 @@ class Run:
     def memory_mib(self) -> float:
         """The paper's memory column of its best checkpoint, in MiB (FACTS.md section 4)."""
         return memory.paper_mib(prunable(self.weights("best")))
+
+
+class StandIn(Run):
+    """In the place of a run that nobody trained: asks a recipe what it trains next. It has an id, and no weights."""
+
+    def __init__(self, ticket: Ticket):
+        steps = ticket.study.params.training.steps
+        best = {"step": steps, "dev_bleu": 0.0}
+        super().__init__(ticket, {"steps": steps, "status": "ok", "best": best, "files": {RunFolder.theta(steps): ""}})
+
+    def thetas(self, steps: Iterable[int]) -> dict[int, dict[str, Tensor]]:
+        raise Failed(f"run {self.id[:12]} is not trained")

@@ -32,7 +32,7 @@ from slt_lib.devices import threads
 from slt_lib.errors import InputError
 from slt_lib.files import sweep
 from slt_lib.progress import Progress
-from slt_lib.runs import Failed, Run
+from slt_lib.runs import Failed, Run, StandIn
 from slt_lib.store import RECORD, RESUME, TICKET, Damaged, Store, digest, recall, remember, write_json
 from slt_lib.tickets import Ticket, among, number, whole
 from slt_lib.transformer import Transformer
@@ -43,7 +43,10 @@ Recipe = Generator[Ticket | list[Ticket], Run | list[Run], Any]
 
 @dataclass
 class Chain:
-    """A generator of tickets with its labels, and the runs it has made so far; `reason` where it stopped early."""
+    """A generator of tickets with its labels, and the runs it has made so far; `reason` where it stopped early.
+
+    `levels`: those it was given; `again`: the same recipe for other levels.
+    """
 
     technique: str
     variant: str
@@ -51,6 +54,17 @@ class Chain:
     generator: Recipe = field(repr=False)
     runs: list[Run] = field(default_factory=list)
     reason: str = ""
+    levels: list[float] = field(default_factory=list, repr=False)
+    again: Callable[[list[float]], Recipe] | None = field(default=None, repr=False)
+
+    def variant_of(self, run: Run) -> str:
+        """The label of one of its runs: the chain's, and the levels that led there where the study's lead elsewhere."""
+        upto = [level for level in self.levels if level <= run.sparsity]
+        usual = [level for level in run.study.params.levels if level < run.sparsity]
+        usual += [level for level in self.levels if level == run.sparsity]
+        if self.again is None or upto == usual or run.id in _foreseen(self.again(usual)):
+            return self.variant
+        return ",".join(filter(None, [self.variant, f"levels={'+'.join(f'{level:g}' for level in upto)}"]))
 
 
 class Study:
@@ -267,9 +281,10 @@ class Study:
         if changed.get("optimizer") in ("", self.params.training.optimizer):
             changed.pop("optimizer", None)
         variant = ",".join(f"{name}={value}" for name, value in sorted(changed.items()))
-        generator = recipe(self, seed, list(levels) or self.levels, **knobs)
+        levels = list(levels) or self.levels
+        again = functools.partial(recipe, self, seed, **knobs)
         technique = getattr(recipe, "technique", recipe.__name__.replace("_", "-"))
-        return Chain(technique, variant, seed, generator)
+        return Chain(technique, variant, seed, again(levels), levels=levels, again=again)
 
     def follow(
         self,
@@ -362,6 +377,21 @@ def _by_urgency(waiting: dict[int, list[Ticket]], shape: dict[int, bool], runs: 
                 tickets[ticket.train_id] = ticket
                 weight[ticket.train_id] = weight.get(ticket.train_id, 0) + (1 if shape[i] else 0)
     return sorted(tickets.values(), key=lambda ticket: -weight[ticket.train_id])
+
+
+def _foreseen(generator: Recipe) -> set[str]:
+    """The ids of all that a recipe would train."""
+    ids, answer = set(), None
+    try:
+        while True:
+            asked = generator.send(answer)
+            runs = [StandIn(ticket) for ticket in ([asked] if isinstance(asked, Ticket) else asked)]
+            ids |= {run.id for run in runs}
+            answer = runs[0] if isinstance(asked, Ticket) else runs
+    except StopIteration:
+        return ids
+    except Exception:  # a recipe of one's own may look into its runs: what it does then can't be foreseen
+        return ids
 
 
 def _bare(generator: Recipe) -> Chain:

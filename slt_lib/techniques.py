@@ -137,9 +137,10 @@ def clt_control(
 def slt_control(
     study: Study, seed: int, levels: list[float], control: str, at: float = 0.5, rewind: float = 0.05
 ) -> Recipe:
-    """One ticket of the SLT chain, at the level `at`, with a random mask ("mask") or fresh weights ("weights").
+    """SLT at the level `at` with random masks ("mask"), or with fresh weights under its own mask ("weights").
 
-    "none" prunes nothing: the dense run's theta_t trained once more, which is what a second training does by itself.
+    Random masks are drawn at every level on the way, so that the ticket has been trained as often as SLT's. "none"
+    prunes nothing: the dense run's theta_t trained once more, which is what a second training does by itself.
     """
     if control not in ("mask", "weights", "none"):
         raise InputError(f"control {control!r} is none of mask, weights, none")
@@ -148,13 +149,12 @@ def slt_control(
         yield run.rewind(at=rewind)
         return
     for sparsity in [level for level in levels if level <= at]:
-        ticket = run.rewind(at=rewind).prune(by=run, sparsity=sparsity)
+        ticket = run.rewind(at=rewind)
+        ticket = ticket.prune_randomly(sparsity) if control == "mask" else ticket.prune(by=run, sparsity=sparsity)
         if sparsity < at:
             run = yield ticket.unlisted()
-        elif control == "mask":
-            yield run.root.rewind(at=rewind).prune_randomly(sparsity)
         else:
-            yield ticket.reinitialised()
+            yield ticket.reinitialised() if control == "weights" else ticket
 
 
 clt_control.technique = "clt"  # their rows stand beside the recipe that they vary
@@ -167,23 +167,41 @@ ABLATIONS = ("signs", "rewind", "optimizer")  # the paper's own; what notebook 0
 
 
 def comparisons(
-    at: float = ABLATION_LEVEL, rewinds: Sequence[float] = (0.025, 0.075, 1.0), switches: Sequence[float] = (0.5, 0.7)
-) -> dict[str, list[tuple[Callable[..., Recipe], dict]]]:
-    """Name of a comparison -> recipes and knobs, the default first; notebook 08 says what each asks."""
+    levels: Sequence[float],
+    at: float = ABLATION_LEVEL,
+    rewinds: Sequence[float] = (0.025, 0.075, 1.0),
+    switches: Sequence[float] = (0.5, 0.7),
+) -> dict[str, list[tuple[Callable[..., Recipe], dict, list[float]]]]:
+    """Name of a comparison -> recipes, knobs and the levels that each goes to; notebook 08 says what it asks.
+
+    The default comes first. `levels` are the study's. What a chain is rewound to or pruned from shows from its second
+    level on, and SLT-MP's knobs above its switch, so these are compared there where `at` lies below.
+    """
+    upto = [level for level in levels if level <= at]
+    second = upto if len(upto) > 1 else list(levels[:2])
+    beyond = [level for level in levels if level > max(0.6, *switches)][:1] or list(levels[-1:])
+
+    def each(recipe: Callable[..., Recipe], to: list[float], *knobs: dict) -> list:
+        return [(recipe, options, to) for options in ({}, *knobs)]
+
     return {
-        "signs": [(clt, {}), (clt_control, {"signs": "random", "at": at})],
+        "signs": each(clt, upto) + [(clt_control, {"signs": "random", "at": at}, upto)],
         "frankle": [
-            (clt, {}),
-            *[(clt_control, {"magnitudes": kind, "at": at}) for kind in ("redrawn", "shuffled")],
-            *[(clt_control, {"signs": "random", "magnitudes": kind, "at": at}) for kind in ("constant", "redrawn")],
+            *each(clt, upto),
+            *[(clt_control, {"magnitudes": kind, "at": at}, upto) for kind in ("redrawn", "shuffled")],
+            *[
+                (clt_control, {"signs": "random", "magnitudes": kind, "at": at}, upto)
+                for kind in ("constant", "redrawn")
+            ],
         ],
-        "rewind": [(slt, {}), *[(slt, {"rewind": point}) for point in rewinds]],
-        "source": [(slt, {}), (slt, {"source": "dense"}), (slt_mp, {}), (slt_mp, {"source": "dense"})],
-        "one-shot": [(slt, {}), (slt, {"iterative": False})],
-        "stepwise": [(slt_mp, {}), (slt_mp, {"stepwise": True})],
-        "switch": [(slt_mp, {}), *[(slt_mp, {"switch": point, "first": point - 0.1}) for point in switches]],
-        "optimizer": [*[(recipe, {"optimizer": name}) for recipe in (dense, mp, slt) for name in ("", "adam")]],
-        "average": [(dense, {}), (mp, {}), (slt, {})],
-        "controls": [(slt, {}), *[(slt_control, {"control": kind, "at": at}) for kind in ("mask", "weights")]],
-        "again": [(slt, {}), (slt_control, {"control": "none"})],
+        "rewind": each(slt, upto, *({"rewind": point} for point in rewinds)),
+        "source": each(slt, second, {"source": "dense"}) + each(slt_mp, beyond, {"source": "dense"}),
+        "one-shot": each(slt, second, {"iterative": False}),
+        "stepwise": each(slt_mp, beyond, {"stepwise": True}),
+        "switch": each(slt_mp, beyond, *({"switch": point, "first": round(point - 0.1, 6)} for point in switches)),
+        "optimizer": [line for recipe in (dense, mp, slt) for line in each(recipe, upto, {"optimizer": "adam"})],
+        "average": [line for recipe in (dense, mp, slt) for line in each(recipe, upto)],
+        "controls": each(slt, upto)
+        + [(slt_control, {"control": kind, "at": at}, upto) for kind in ("mask", "weights")],
+        "again": each(slt, upto) + [(slt_control, {"control": "none"}, upto)],
     }

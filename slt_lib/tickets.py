@@ -122,7 +122,8 @@ class Ticket:
         if self.schedule is None:
             for key in ("gradual", "thresholds"):
                 del settings[key]
-        return {
+        stale = {"stale": params.STALE_VERSION} if settings["pruned"] == "stale" else {}
+        return stale | {
             "recipe": params.RECIPE_VERSION,
             "training": settings,
             "corpus": self.study.corpus.digest,
@@ -151,7 +152,10 @@ class Ticket:
     # Values ------------------------------------------------------------
 
     def start(self) -> training.Start:
-        """The weights and mask it stands for; reads the runs it leans on."""
+        """The weights and mask it stands for; reads the runs it leans on.
+
+        Pruned entries are zero: theta_t (.) m in the paper's terms, whatever a training then makes of them.
+        """
         weights, mask = {}, None
         for operation in self.operations:
             match operation:
@@ -171,6 +175,7 @@ class Ticket:
                     weights = self._constant(weights, mask, signs, magnitudes, operation)
                 case {"do": "reinitialise"}:
                     weights = theta_0(self.study.model(), int(self._stream(operation).integers(1 << 62)))
+        weights = masks.apply(weights, mask or {})
         return training.Start(weights, mask, self.schedule, self.optimizer, self.seed, self.depth)
 
     def _stream(self, operation: dict) -> np.random.Generator:

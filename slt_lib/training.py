@@ -222,11 +222,17 @@ class Marks:
 def marks_of(training: Training, start: Start, keep: tuple[float, ...]) -> Marks:
     marks, end = checkpoints(training), schedules.at_step(training.gradual.until, training.steps)
     kept = {schedules.at_step(fraction, training.steps) for fraction in keep} - {0}
-    if not start.gradual:
-        return Marks(marks, kept, (), end, marks)
-    updates = schedules.every(training.gradual.every, training.gradual.until, training.steps)
-    # of a gradual training only checkpoints at its final sparsity compete: the paper's last four (section 4)
-    return Marks(marks, kept, set(updates), end, {mark for mark in marks if mark > end or mark == training.steps})
+    updates = schedules.every(training.gradual.every, training.gradual.until, training.steps) if start.gradual else ()
+    return Marks(marks, kept, set(updates), end, candidates(training, bool(start.gradual)))
+
+
+def candidates(training: Training, gradual: bool) -> list[int]:
+    """The checkpoints that may be the best: of a gradual training those at its final sparsity alone.
+
+    The paper's last four (section 4).
+    """
+    marks, end = checkpoints(training), schedules.at_step(training.gradual.until, training.steps)
+    return [mark for mark in marks if not gradual or mark > end or mark == training.steps]
 
 
 def new_state() -> dict:

@@ -12,7 +12,7 @@ from slt_lib.errors import InputError
 from slt_lib.params import Training
 from slt_lib.results import labels
 from slt_lib.study import Run, Study
-from slt_lib.techniques import RECIPES, clt_control, dense, lt, mp, mp_slt, slt, slt_control, slt_mp
+from slt_lib.techniques import RECIPES, clt, clt_control, dense, lt, mp, mp_slt, slt, slt_control, slt_mp
 from slt_lib.training import Start
 from slt_lib.transformer import prunable, theta_0
 
@@ -66,12 +66,12 @@ class Hand:
         self.r0 = self.train(self.theta_0, None, 0)
 
     def train(self, init, mask, depth, gradual=None):
-        start = Start(init, mask, gradual, "adafactor", self.seed, depth)
+        start = Start(masks.apply(init, mask or {}), mask, gradual, "adafactor", self.seed, depth)  # theta (.) m
         settings, data = self.study.params.training, self.study.data
         early, end = training.train(settings, data, start, until=[round(self.rewind * STEPS), STEPS]).values()
         if gradual:
             mask = {name: weight != 0 for name, weight in prunable(end).items()}
-        return Trained(masks.apply(init, start.mask or {}), early, end, mask)
+        return Trained(start.weights, early, end, mask)
 
     def prune(self, run, sparsity):
         return masks.magnitude_mask(prunable(run.end), sparsity, run.mask)
@@ -255,8 +255,9 @@ def test_random_signs_have_the_same_mask_and_magnitudes(study, all_runs):
     assert same(plain.mask, other.mask)
     for matrix, weight in prunable(other.weights).items():
         assert torch.equal(weight.abs(), plain.weights[matrix].abs())
-        share = (weight == plain.weights[matrix]).float().mean().item()
-        assert abs(share - 0.5) < 4 * 0.5 / math.sqrt(weight.numel())
+        kept = plain.mask[matrix]
+        share = (weight == plain.weights[matrix])[kept].float().mean().item()
+        assert abs(share - 0.5) < 4 * 0.5 / math.sqrt(kept.sum())
 
 
 @pytest.mark.parametrize("magnitudes", ["shuffled", "redrawn"])
@@ -281,7 +282,8 @@ def test_controls_of_slt(study, all_runs):
         for control in ("mask", "weights")
     )
     plain = all_runs["slt"][1].ticket.start()
-    assert same(by_mask.weights, plain.weights) and not same(by_mask.mask, plain.mask)
+    early = all_runs["slt"][0].theta(3)
+    assert same(by_mask.weights, masks.apply(early, by_mask.mask)) and not same(by_mask.mask, plain.mask)
     assert all(int((~by_mask.mask[m]).sum()) == int((~plain.mask[m]).sum()) for m in plain.mask)
     assert same(by_weights.mask, plain.mask)
     assert not any(torch.equal(by_weights.weights[m], plain.weights[m]) for m in plain.mask)
@@ -675,3 +677,70 @@ def test_the_study_s_own_levels_and_seeds(study):
     assert study.levels == LEVELS and study.seeds == [1, 2]
     chain = study.chain(mp, 1)
     assert [ticket.sparsity for ticket in next(chain.generator)] == LEVELS
+
+
+def test_levels_that_lead_elsewhere_are_a_variant_of_their_own(make_study, home, monkeypatch):
+    # The study has 50, 60 and 80%. SLT straight to 80% is another training than SLT's row at 80%; MP's is the same.
+    monkeypatch.setattr(training, "BLEU_ZERO", -1.0)
+    study = make_study()
+    own = results.record(study, study.follow([study.chain(recipe, 1) for recipe in (slt, mp)]))
+    parts = {path.name: path.read_bytes() for path in (home / "figures" / "tiny" / "parts").iterdir()}
+    chains = [study.chain(recipe, 1, [0.8]) for recipe in (slt, mp)]
+    chains += [study.chain(slt, 1, [0.5, 0.6, 0.7]), study.chain(slt_mp, 1, [0.8])]
+    other = results.record(study, study.follow(chains))
+    shown = set(other[["technique", "variant", "sparsity"]].itertuples(index=False, name=None))
+    assert shown == {
+        ("dense", "", "0"),
+        ("slt", "levels=0.8", "0.8"),
+        ("mp", "", "0.8"),
+        ("slt", "", "0.5"),
+        ("slt", "", "0.6"),
+        ("slt", "", "0.7"),  # a level more: reached as the study would
+        ("slt-mp", "", "0.5"),
+        ("slt-mp", "", "0.8"),
+    }
+    assert {
+        path.name: path.read_bytes() for path in (home / "figures" / "tiny" / "parts").iterdir()
+    }.items() >= parts.items()
+    assert not set(other[other.variant != ""].run) & set(own.run)
+
+
+def test_a_recipe_that_looks_into_its_runs_can_be_labelled(make_study, home, monkeypatch):
+    monkeypatch.setattr(training, "BLEU_ZERO", -1.0)
+
+    def careful(study, seed, levels):
+        run = yield study.ticket(seed)
+        for sparsity in levels:
+            if run.curve[-1]["dev_bleu"] > -2:
+                run = yield run.rewind(at=1.0).prune(by=run, sparsity=sparsity)
+
+    study = make_study()
+    rows = results.record(study, study.follow([study.chain(careful, 1, [0.6])]))
+    assert set(rows.variant) == {"", "levels=0.6"}
+
+
+@pytest.mark.parametrize("pruned", ["zeroed", "stale"])
+def test_a_ticket_starts_from_its_kept_weights_alone(make_study, monkeypatch, pruned):
+    # FACTS.md section 7: theta_t (.) m and alpha * signs (.) m, also where a training keeps what it prunes.
+    monkeypatch.setattr(training, "BLEU_ZERO", -1.0)
+    study = make_study({"training": {"pruned": pruned}})
+    for chain in study.follow([study.chain(recipe, 1, [0.5, 0.8]) for recipe in (lt, slt, clt, slt_mp)]):
+        for run in chain.runs[1:]:
+            start = run.ticket.start()
+            assert start.mask and all(
+                bool((start.weights[name][~kept] == 0).all()) for name, kept in start.mask.items()
+            )
+
+
+def test_only_checkpoints_at_the_final_sparsity_are_averaged(make_study, monkeypatch):
+    # Checkpoints after 3, 6, 9 and 12 steps; gradual pruning ends at 6, whose own update comes after that step.
+    monkeypatch.setattr(training, "BLEU_ZERO", -1.0)
+    study = make_study()
+    plain, gradual = study.train([study.ticket(1), study.ticket(1).gradual(0.8)])
+    mean = {name: torch.stack([gradual.theta(step)[name] for step in (9, 12)]).mean(0) for name in gradual.mask}
+    for name, kept in gradual.mask.items():
+        average = gradual.weights("average 4")[name]
+        assert torch.equal(average, mean[name]) and not average[~kept].any()
+    every = torch.stack([plain.theta(step)["decoder.0.self_attention.query"] for step in (3, 6, 9, 12)]).mean(0)
+    assert torch.equal(plain.weights("average 4")["decoder.0.self_attention.query"], every)
+    assert len({gradual.score_id("test", f"average {count}") for count in (1, 2, 3, 4)}) == 4

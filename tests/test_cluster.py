@@ -172,14 +172,15 @@ def test_dry_runs_of_the_paper(tmp_path, figure):
     assert sum(1 for _ in folder.glob("runs/**/*")) == 0
 
 
-def test_jobs_with_gpus_share_no_training(tmp_path):
+@pytest.mark.parametrize("ablations", [True, list(techniques.comparisons([0.5]))], ids=["the paper's", "all"])
+def test_jobs_with_gpus_share_no_training(tmp_path, ablations):
     """Where two jobs want one training, one waits for the other: no GPU is held at a lock, no lock need reach far."""
     folder = tmp_path / "project"
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
     shutil.copy(ROOT / "Snakefile", folder)
     (folder / "params").mkdir()
     levels = [0.5, 0.6, 0.7]
-    settings = changed(TINY, {"seeds": [1], "levels": levels, "ablations": True, "training": {"steps": 40}})
+    settings = changed(TINY, {"seeds": [1], "levels": levels, "ablations": ablations, "training": {"steps": 40}})
     settings["rehearsal"] = False
     path = folder / "params" / "tiny.yaml"
     path.write_text(yaml.safe_dump(settings))

@@ -194,8 +194,8 @@ def test_notebook_08_compares_what_is_planned():
     [cell] = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     values = {node.target.id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
     assert tuple(values["comparisons"]) == techniques.ABLATIONS and values["at"] == techniques.ABLATION_LEVEL
-    default = techniques.comparisons()
-    assert techniques.comparisons(values["at"], values["rewinds"], values["switches"]) == default
+    default = techniques.comparisons([0.5, 0.8])
+    assert techniques.comparisons([0.5, 0.8], values["at"], values["rewinds"], values["switches"]) == default
     [text] = [cell.source for cell in notebook.cells if "| name | what is compared |" in cell.source]
     assert [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")] == list(default)
     assert set(params.COMPARISONS) == set(default)  # what a study file may name
@@ -204,3 +204,31 @@ def test_notebook_08_compares_what_is_planned():
 def test_a_study_plans_the_comparisons_that_it_names(home, study_file):
     rows = {row.technique: row for row in plan.rows(plan.Planned(study_file({"ablations": ["signs", "again"]})))}
     assert len(rows["ablations"].tickets) / 2 == 2  # random signs, and the dense run once more
+
+
+@pytest.mark.parametrize("name", ["quick", "multi30k-laptop", "multi30k", "wmt14-en-de"])
+def test_every_comparison_compares_two_trainings(name):
+    """At some sparsity each variant has another training than the default that it is set beside."""
+    study = plan.Planned(name)
+
+    def trained(recipe, knobs, levels):
+        chain = study.chain(recipe, 1, levels, **knobs)
+        [chain] = study.follow([chain])
+        return chain.technique, {run.sparsity: run.id for run in chain.runs}
+
+    for comparison, lines in techniques.comparisons(study.levels).items():
+        defaults = dict(trained(*line) for line in lines if not line[1])
+        for line in lines:
+            technique, runs = trained(*line)
+            beside = defaults[technique]
+            told = [level for level in runs if level in beside and runs[level] != beside[level]]
+            assert told or not line[1], (comparison, line)
+
+
+def test_random_masks_are_trained_as_often_as_slts_own(study_file):
+    study = plan.Planned(study_file({"levels": [0.3, 0.4, 0.5]}))
+    plain, control = study.follow(
+        [study.chain(techniques.slt, 1), study.chain(techniques.slt_control, 1, control="mask", at=0.5)]
+    )
+    assert [run.sparsity for run in control.runs] == [0, 0.5] and control.runs[-1].ticket.depth == 3
+    assert plain.runs[-1].ticket.depth == 3 and not set(run.id for run in plain.runs[1:]) & {control.runs[-1].id}

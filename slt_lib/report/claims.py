@@ -402,10 +402,10 @@ def _preface(figures: Figures) -> str:
         "several cells holds where each interval says so; it fails where one says so that is widened for their number. "
         f"*Detectable* is the true difference that this design would have found with {100 * POWER:.0f}% power. *Level* "
         f"and *no significant loss* mean within {MARGIN} BLEU, *clearly* by more than that. *Effect* is that of the "
-        "least favourable comparison, turned so that positive favours the claim (*level*: signed as named); *agree* counts "
-        "the comparisons whose point estimate favours it. The last two columns are the same code on the paper's own "
-        "printed figures, judged as worded and without any interval: they are rounded to 0.1, so a difference is known "
-        "to 0.1 at best."
+        "least favourable comparison, turned so that positive favours the claim (*level*: signed as named); *agree* "
+        "counts the comparisons whose point estimate favours it. The last two columns are the same code on the paper's "
+        "own printed figures, judged as worded and without any interval: they are rounded to 0.1, so a difference is "
+        "known to 0.1 at best."
     )
     if figures.printed:
         method = "The paper's own figures, judged as worded from what is printed: rounded to 0.1, without any interval."
