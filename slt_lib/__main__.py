@@ -59,22 +59,30 @@ def run(options) -> None:
 
 
 def runs(options) -> None:
-    """List the runs of the store, show one, or remove those that no study of the store's own list names."""
+    """List the runs of the store; show or remove the one that an id, or its beginning, names."""
     from slt_lib.store import Damaged, Store
+    from slt_lib.tickets import trained_with
 
     store = Store()
+    if options.what == "list" and options.id:
+        raise InputError(f"runs list takes no id; `runs show {options.id}` shows that run")
     if options.what == "list":
         for train_id in store.ids():
             try:
                 record = store.folder(train_id).record()
-                store.folder(train_id).ticket()
+                ticket = store.folder(train_id).ticket()
             except Damaged as error:
                 print(f"{train_id}  damaged: {error}")
                 continue
             share = 1 - record["kept"] / record["prunable"]
             best = f"dev BLEU {record['best']['dev_bleu']:.1f}" if record["best"] else record["reason"]
-            print(f"{train_id}  {record['status']}  sparsity {100 * share:.1f}%  {record['steps']} steps  {best}")
+            kind = f"seed {ticket['seed']}  {trained_with(ticket['operations']):5}"
+            print(
+                f"{train_id}  {record['status']}  {kind}  sparsity {100 * share:.1f}%  {record['steps']} steps  {best}"
+            )
         return
+    if options.id is None:
+        raise InputError(f"runs {options.what}: give a run's id or how it begins; `runs list` shows them")
     matches = [train_id for train_id in store.ids() if train_id.startswith(options.id or "-")]
     if len(matches) != 1:
         raise InputError(f"{options.id!r} names {len(matches)} runs under {store.path}; `runs list` shows them")
@@ -126,6 +134,12 @@ def report(options) -> None:
         print(os.path.relpath(room.into(room.load(folder), options.into)))
 
 
+def positive(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m slt_lib", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
@@ -148,7 +162,7 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--levels", type=float, nargs="+", default=(), help="default: the study's")
     names = ("dense", "mp", "lt", "slt", "clt", "slt-mp", "mp-slt")
     added.add_argument("--techniques", nargs="+", choices=names, default=(), help="default: the pair's")
-    added.add_argument("--jobs", type=int, default=0, help="trainings at once; default: one for each core")
+    added.add_argument("--jobs", type=positive, default=0, help="trainings at once; default: one for each core")
     added.add_argument("--no-report", dest="report", action="store_false", help="leave the report to a later command")
     added = command(runs, study=False)
     added.add_argument("what", choices=("list", "show", "remove"))

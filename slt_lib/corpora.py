@@ -110,7 +110,7 @@ def grammar(pair: str, train: int, dev: int, test: int, seed: int, made: Mapping
 
     `made`: what `grammar_sentences` gave for the same numbers, if it was kept.
     """
-    sides = [LANGUAGES.index(language) for language in _languages(pair, "grammar")]
+    sides = [LANGUAGES.index(language) for language in languages_of(pair, "grammar")]
     made = made or grammar_sentences(train, dev, test, seed)
     splits = {
         name: Split(name, *(tuple(triple[side] for triple in triples) for side in sides))
@@ -126,7 +126,7 @@ def grammar_sentences(train: int, dev: int, test: int, seed: int) -> dict[str, l
 
 def multi30k(pair: str) -> Corpus:
     """Multi30k from $SLT_DATA/multi30k, the cache or its public address. Raises InputError where it can't be had."""
-    languages = _languages(pair, "multi30k")
+    languages = languages_of(pair, "multi30k")
 
     def split(name: str, file: str, training: bool = False) -> Split:
         return _read_split(name, *(_multi30k_file(f"{file}.{language}.gz") for language in languages), training)
@@ -138,7 +138,7 @@ def multi30k(pair: str) -> Corpus:
 def multi30k_at_hand(pair: str) -> bool:
     """Whether all files of `multi30k(pair)` are in $SLT_DATA/multi30k or the cache, so that none is downloaded."""
     splits = ("train", "val", *MULTI30K_TESTS)
-    names = [f"{split}.{language}.gz" for split in splits for language in _languages(pair, "multi30k")]
+    names = [f"{split}.{language}.gz" for split in splits for language in languages_of(pair, "multi30k")]
     folders = [folder / "multi30k" for folder in (data_folder(), cache_folder()) if folder]
     return all(any((folder / name).exists() for folder in folders) for name in names)
 
@@ -149,7 +149,7 @@ def files(folder: str | Path, pair: str, tests: Sequence[str] = ("test",)) -> Co
     UTF-8, a sentence a line. A relative folder is looked for in $SLT_DATA, then from the current directory. Raises
     InputError where a file is missing, empty, not UTF-8, damaged, or not as long as its translation.
     """
-    languages = _languages(pair)
+    languages = languages_of(pair, "files")
     folder = Path(folder).expanduser()
     if (data := data_folder()) and (data / folder).is_dir():
         folder = data / folder
@@ -230,10 +230,10 @@ def data_folder() -> Path | None:
     return Path(text).expanduser() if (text := os.environ.get("SLT_DATA")) else None
 
 
-def _languages(pair: str, corpus: str = "") -> tuple[str, str]:
-    """Any two languages, or two of those that the named corpus holds."""
+def languages_of(pair: str, corpus: str) -> tuple[str, str]:
+    """Source and target: two of those that the named corpus holds, or, of `files`, any two. Raises InputError."""
     source, _, target = pair.partition("-")
-    if corpus and (source == target or not {source, target} <= set(LANGUAGES)):
+    if corpus != "files" and (source == target or not {source, target} <= set(LANGUAGES)):
         known = ", ".join(f"{a}-{b}" for a in LANGUAGES for b in LANGUAGES if a != b)
         raise InputError(f"corpus {corpus}: no language pair {pair!r}; take one of {known}")
     if source == target or not (source.isalnum() and target.isalnum()):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from slt_lib.errors import InputError
 
@@ -138,7 +138,7 @@ class Params(Base):
     rehearsal: bool = False
     pairs: dict[str, list[Literal[TECHNIQUES]]] = Field(min_length=1)
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
-    levels: list[Annotated[float, Field(gt=0, lt=1)]] = Field(min_length=1)
+    levels: list[float] = Field(min_length=1)
     corpus: Annotated[Grammar | Multi30k | Files | Wmt14, Field(discriminator="name")]
     vocabulary: Annotated[int, Field(ge=8)]
     training: Training
@@ -149,15 +149,28 @@ class Params(Base):
     # comparisons of 08_ablations to run; true: those that the notebook names by itself, the paper's
     ablations: bool | list[Literal[COMPARISONS]] = False
 
+    @field_validator("ablations", mode="before")
+    @classmethod
+    def known_ablations(cls, asked):
+        for name in asked if isinstance(asked, list) else [] if isinstance(asked, bool) else [asked]:
+            if name not in COMPARISONS or not isinstance(asked, list):
+                raise ValueError(f"{name!r} is none of true, false or a list of {', '.join(COMPARISONS)}")
+        return asked
+
     @model_validator(mode="after")
     def in_order(self):
         check_levels(self.levels)
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds {self.seeds} must differ from each other")
+        check_seeds(self.seeds)
         if self.training.batch.rows % self.accumulate:
             rows, parts = self.training.batch.rows, self.accumulate
             raise ValueError(f"training.batch.rows ({rows}) must be a multiple of accumulate ({parts})")
         return self
+
+
+def check_seeds(seeds) -> None:
+    """Raise ValueError unless all seeds differ."""
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds {list(seeds)} must differ from each other")
 
 
 def check_levels(levels) -> None:
@@ -184,12 +197,17 @@ def known() -> list[str]:
     return sorted(path.stem for path in (home() / "params").glob("*.yaml"))
 
 
+def file_of(study: str) -> Path:
+    """The file that a study's name, or a path that ends in .yaml, stands for."""
+    return Path(study) if study.endswith(".yaml") else home() / "params" / f"{study}.yaml"
+
+
 def load(study: str) -> Params:
     """Read `params/<study>.yaml`, or a path that ends in .yaml.
 
     Raises InputError, one line that names the file, the key and what it should be.
     """
-    path = Path(study) if study.endswith(".yaml") else home() / "params" / f"{study}.yaml"
+    path = file_of(study)
     shown = os.path.relpath(path)
     if not path.is_file() or Path(study).name != study and not study.endswith(".yaml"):
         raise InputError(f"study {study!r}: there is no {shown}; known studies: {', '.join(known()) or 'none'}")
@@ -227,7 +245,10 @@ def parse(raw: dict, where: str) -> Params:
 
 
 def _line(error: ValidationError) -> str:
-    first = error.errors()[0]
+    errors = sorted(
+        error.errors(), key=lambda found: found["type"] != "extra_forbidden"
+    )  # a misspelt key is missing too
+    first = errors[0]
     location = list(first["loc"])
     if location[:1] == ["corpus"] and len(location) > 2:
         del location[1]  # the union's tag stands in the path of its member, but not in the file
@@ -237,13 +258,17 @@ def _line(error: ValidationError) -> str:
         text = f"unknown key {key!r}; {_neighbours(first['loc'])}"
     elif kind == "missing":
         text = f"key {key!r} is missing"
+    elif kind == "union_tag_not_found":
+        text = f"key '{key}.{first['ctx']['discriminator'].strip(chr(39))}' is missing"
+    elif kind == "union_tag_invalid":
+        text = f"{key}.name: {first['ctx']['tag']!r} is none of {first['ctx']['expected_tags']}"
     elif kind == "value_error":
         text = f"{key}: {message}" if key else message
     else:
         power = re.fullmatch(r"[\d.]+[eE][+-]?\d+", str(first["input"])) and isinstance(first["input"], str)
         hint = "; write 1.0e-4, not 1e-4" if power else ""
         text = f"{key}: {message}, not {reprlib.repr(first['input'])}{hint}"
-    more = len(error.errors()) - 1
+    more = len(errors) - 1
     return text + (f" (and {more} more)" if more else "")
 
 

@@ -78,14 +78,21 @@ class Study:
         for key, text in (("study", study), ("pair", pair)):
             if not isinstance(text, str):
                 raise InputError(f"{key}: {text!r} is no name; give it as text")
+        self._asked = (study,)
         self.name = os.path.basename(study).removesuffix(".yaml")
         self.params = params.load(study)
         self.pair = pair or next(iter(self.params.pairs))
         if self.pair not in self.params.pairs:
-            raise InputError(f"pair {pair!r}: params/{self.name}.yaml has {', '.join(self.params.pairs)}")
+            raise InputError(f"pair {pair!r}: {self._file()} has {', '.join(self.params.pairs)}")
+        if not isinstance(self.params.corpus, params.Wmt14):
+            try:
+                corpora.languages_of(self.pair, self.params.corpus.name)
+            except InputError as error:
+                raise InputError(f"{self._file()}: pairs: {error}") from None
         self.seeds = [whole(seed) for seed in _listed("seeds", seeds)] or list(self.params.seeds)
         self.levels = [number("levels", level) for level in _listed("levels", levels)] or list(self.params.levels)
         try:
+            params.check_seeds(self.seeds)
             params.check_levels(self.levels)
         except ValueError as error:
             raise InputError(str(error)) from None
@@ -95,6 +102,10 @@ class Study:
 
     def __reduce__(self):  # for a process of its own: opened again there, once, and nothing of it sent
         return _opened, self._asked
+
+    def _file(self) -> str:
+        """Of its parameters, as an error names it."""
+        return os.path.relpath(params.file_of(self._asked[0]))
 
     def __repr__(self) -> str:
         return f"Study({self.name}, {self.pair}, seeds {self.seeds}, levels {self.levels})"
@@ -151,7 +162,7 @@ class Study:
             try:
                 built = Vocabulary.build(split.sentences(), size)
             except InputError as error:
-                raise InputError(f"params/{self.name}.yaml: {error}") from None
+                raise InputError(f"{self._file()}: {error}") from None
             remember(path, {"tokenizer": built.text})
             if isinstance(made := self.params.corpus, params.Grammar):
                 sentences = corpora.grammar_sentences(made.train, made.dev, made.test, made.seed)

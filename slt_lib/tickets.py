@@ -1,7 +1,7 @@
 """A ticket: a start of a training, as a value. Its operations are the algebra of the paper's section 3."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -140,14 +140,7 @@ class Ticket:
     @property
     def trained_with(self) -> str:
         """The kind of training: dense, mp, lt, slt or clt."""
-        kinds = [operation["do"] for operation in self.operations]
-        if "gradual" in kinds:
-            return "mp"
-        if "constant" in kinds:
-            return "clt"
-        if not self.sparsity:
-            return "dense"
-        return "slt" if kinds[0] == "rewind" else "lt"
+        return trained_with(self.operations)
 
     # Values ------------------------------------------------------------
 
@@ -200,6 +193,18 @@ class Ticket:
                 magnitude[kept] = magnitude[kept][order]
             result[name] = sign * magnitude
         return result
+
+
+def trained_with(operations: Sequence[dict]) -> str:
+    """The kind of training that a ticket of these operations asks for: dense, mp, lt, slt or clt."""
+    kinds = [operation["do"] for operation in operations]
+    if "gradual" in kinds:
+        return "mp"
+    if "constant" in kinds:
+        return "clt"
+    if not {"mask", "prune", "prune_randomly"} & set(kinds):
+        return "dense"
+    return "slt" if kinds[0] == "rewind" else "lt"
 
 
 def _both(one, other):

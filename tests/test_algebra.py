@@ -1,6 +1,7 @@
 """The algebra of tickets against plain loops, written from FACTS.md section 7 with masks and the trainer alone."""
 
 import math
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -488,7 +489,8 @@ def test_mistakes_in_a_ticket(study, all_runs):
 def test_mistakes_in_a_study(study_file):
     path = study_file()
     for options, line in (
-        ({"pair": "en-xx"}, "pair 'en-xx': params/tiny.yaml has en-de"),
+        ({"pair": "en-xx"}, f"pair 'en-xx': {os.path.relpath(path)} has en-de"),
+        ({"seeds": [1, 1]}, "seeds [1, 1] must differ from each other"),
         ({"seeds": [1, -1]}, "seeds: -1 is not a whole number from 0"),
         ({"seeds": ["1"]}, "seeds: '1' is not a whole number from 0"),
         ({"seeds": [True]}, "seeds: True is not a whole number from 0"),

@@ -51,7 +51,20 @@ FILES = {
     "key missing": ({"training": None}, "key 'training' is missing"),
     "key of a section missing": ({"training": {"model": {"layers": None}}}, "key 'training.model.layers' is missing"),
     "corpus without its folder": ({"corpus": {"name": "files"}}, "key 'corpus.folder' is missing"),
-    "percent": ({"levels": [50]}, "levels.0: Input should be less than 1, not 50"),
+    "percent": ({"levels": [50]}, "levels: 50.0 is not a sparsity between 0 and 1 (0.9 means 90%)"),
+    "a key misspelt": (
+        {"levels": None, "level": [0.5]},
+        "unknown key 'level'; did you mean 'levels'? (and 1 more)",
+    ),
+    "a comparison misspelt": (
+        {"ablations": ["sings"]},
+        "ablations: 'sings' is none of true, false or a list of signs, frankle, rewind, source, one-shot, stepwise, "
+        "switch, optimizer, average, controls, again",
+    ),
+    "a corpus misspelt": (
+        {"corpus": {"name": "gramar"}},
+        "corpus.name: 'gramar' is none of 'grammar', 'multi30k', 'files', 'wmt14'",
+    ),
     "percent sign": ({"levels": ["50%"]}, "levels.0: Input should be a valid number, not '50%'"),
     "one level": ({"levels": 0.5}, "levels: Input should be a valid list, not 0.5"),
     "levels that fall": ({"levels": [0.9, 0.5]}, "levels [0.9, 0.5] must rise: a pruned weight does not come back"),
@@ -118,22 +131,22 @@ FILES = {
     ),
     "a pair that the corpus lacks": (
         {"pairs": {"en-it": ["slt"], "en-de": None}},
-        "corpus grammar: no language pair 'en-it'; take one of en-de, en-fr, de-en, de-fr, fr-en, fr-de",
+        "pairs: corpus grammar: no language pair 'en-it'; take one of en-de, en-fr, de-en, de-fr, fr-en, fr-de",
     ),
     "a vocabulary beyond the text": (
         {"vocabulary": 90_000},
-        "params/tiny.yaml: vocabulary: 90000 pieces were asked for, but this text gives 1859; set it to 1859",
+        "vocabulary: 90000 pieces were asked for, but this text gives 1859; set it to 1859",
     ),
     "a vocabulary below the alphabet": (
         {"vocabulary": 10},
-        "params/tiny.yaml: vocabulary: 10 pieces were asked for, but this text gives 62; set it to 62",
+        "vocabulary: 10 pieces were asked for, but this text gives 62; set it to 62",
     ),
     "rows too short for any sentence": (
         {"training": {"batch": {"length": 8}}},
         "batch: no training pair fits into length 8; raise batch.length",
     ),
 }
-WHOLE_LINES = ("corpus grammar:", "params/", "batch:", "tiny.yaml:")
+WHOLE_LINES = ("corpus grammar:", "batch:", "tiny.yaml:")
 
 # One's own text: file -> content, or None for no such file -> line.
 OWN = {
@@ -206,7 +219,7 @@ COMMANDS = {
         "translate nosuch.yaml",
         "study 'nosuch.yaml': there is no nosuch.yaml; known studies: one",
     ),
-    "a pair that the study lacks": ("run TINY --pair en-fr", "pair 'en-fr': params/tiny.yaml has en-de"),
+    "a pair that the study lacks": ("run TINY --pair en-fr", "pair 'en-fr': tiny.yaml has en-de"),
     "a seed below 0": ("run TINY --seeds -1", "seeds: -1 is not a whole number from 0"),
     "percent": ("run TINY --levels 50", "levels: 50.0 is not a sparsity between 0 and 1 (0.9 means 90%)"),
     "levels that fall": (
@@ -230,7 +243,13 @@ COMMANDS = {
         "runs remove ../figures",
         "'../figures' names 0 runs under HOME/runs; `runs list` shows them",
     ),
-    "no run named": ("runs remove", "None names 0 runs under HOME/runs; `runs list` shows them"),
+    "no run named": ("runs remove", "runs remove: give a run's id or how it begins; `runs list` shows them"),
+    "a run where all are listed": ("runs list abc", "runs list takes no id; `runs show abc` shows that run"),
+    "a seed twice": ("run TINY --seeds 1 1", "seeds [1, 1] must differ from each other"),
+    "no process at all": (
+        "run TINY --jobs 0",
+        "python -m slt_lib run: error: argument --jobs: '0' is not a whole number from 1",
+    ),
     "a plan of nothing": ("plan nosuch", "study 'nosuch': there is no params/nosuch.yaml; known studies: one"),
     "a plan without speed": ("plan TINY --rate 0", "--rate 0: target tokens a second must be a number above 0"),
     "a plan at two speeds": ("plan TINY --rate 9 --measure", "--rate and --measure: give one of them"),
@@ -252,7 +271,7 @@ NOTEBOOKS = {
     "-p levels 0.5": (dict(levels=0.5), "levels: 0.5 is no list; write [0.5]"),
     "levels: '0.5'": (dict(levels=["0.5"]), "levels: '0.5' is not a number"),
     "levels: 50": (dict(levels=[50]), "levels: 50.0 is not a sparsity between 0 and 1 (0.9 means 90%)"),
-    "-p pair de-en": (dict(pair="de-en"), "pair 'de-en': params/tiny.yaml has en-de"),
+    "-p pair de-en": (dict(pair="de-en"), "pair 'de-en': tiny.yaml has en-de"),
     "-p pair 1": (dict(pair=1), "pair: 1 is no name; give it as text"),
     "-p study 1": (dict(study=1), "study: 1 is no name; give it as text"),
     "a knob misspelt": (
@@ -361,6 +380,7 @@ def test_a_notebook(case, home, study_file, session_study, monkeypatch, figure):
     knobs = {key: value for key, value in given.items() if key not in (*options, "recipe")}
     recipe = given.get("recipe", techniques.slt)
     monkeypatch.setenv("SLT_RUNS", str(session_study.store.path))  # where dense is trained, if another test was here
+    monkeypatch.chdir(home)
     before = snapshot(home)
     with pytest.raises(InputError) as caught:
         experiment = Study(**options)

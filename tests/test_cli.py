@@ -107,7 +107,8 @@ def test_run_and_runs(trained, done, told, home, monkeypatch):
     assert rows.technique.tolist() == ["dense", "slt"] and rows.seed.tolist() == [1, 1]
     lines = done("runs", "list").splitlines()
     ids = [line.split()[0] for line in lines]
-    assert sorted(ids) == sorted(rows.run) and all(" ok  sparsity " in line and "12 steps" in line for line in lines)
+    assert sorted(ids) == sorted(rows.run) and all(" ok  seed 1  " in line and "12 steps" in line for line in lines)
+    assert sorted(line.split()[4] for line in lines) == ["dense", "slt"]
     monkeypatch.setattr(training, "train", None)  # what is there is not trained again
     done("run", trained, "--seeds", 1, "--techniques", "dense", "slt")
     shown = json.loads(done("runs", "show", ids[0][:8]))

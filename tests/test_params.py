@@ -1,5 +1,6 @@
 """Study files: each mistake is one line that names the file, the key and the remedy (more: tests/test_bad_input.py)."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,16 @@ def written(study_file, monkeypatch):
 
 def test_unknown_corpus_and_technique_name_the_known_ones(written):
     line = written({"corpus": {"name": "wmt"}})
-    assert line.startswith("corpus: ") and all(name in line for name in ("'wmt'", "grammar", "multi30k", "files"))
+    assert line.startswith("corpus.name: ") and all(name in line for name in ("'wmt'", "grammar", "multi30k", "files"))
     line = written({"pairs": {"en-de": ["prune"]}})
     assert line.startswith("pairs.en-de.0: ") and "'slt-mp'" in line and "'prune'" in line
+
+
+def test_a_corpus_without_a_name(tiny):
+    raw = copy.deepcopy(tiny)
+    del raw["corpus"]["name"]
+    with pytest.raises(InputError, match=r"^here: key 'corpus\.name' is missing$"):
+        params.parse(raw, "here")
 
 
 @pytest.mark.parametrize("key", ["files", "grammar", "multi30k"])
