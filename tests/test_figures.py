@@ -1,6 +1,7 @@
 """The committed figures: tables, plots, verdicts and the README's section come again from their CSV files alone."""
 
 import gzip
+import json
 import shutil
 
 import pandas as pd
@@ -52,6 +53,17 @@ def test_the_readme_says_what_the_figures_say(folders, tmp_path):
     (tmp_path / "README.md").write_text(text)
     report.into(report.load(committed), tmp_path / "README.md")
     assert (tmp_path / "README.md").read_text() == text
+
+
+def test_the_executed_report_shows_these_tables_and_verdicts(folders):
+    committed, _ = folders
+    cells = json.loads((committed / "report.ipynb").read_text())["cells"]
+    outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    shown = "\n".join("".join(data.get("text/markdown", "")) for data in outputs)
+    pairs = json.loads((committed / "study.json").read_text())["pairs"]
+    for name in ("claims.md", *(f"table_{pair}.md" for pair in pairs)):
+        assert (committed / name).read_text().strip() in shown, name
+    assert (committed / "report.html").is_file()
 
 
 def test_nothing_but_results_is_committed(folders):

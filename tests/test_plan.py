@@ -1,6 +1,7 @@
 """The plan against what a real run trains, against the paper's count, and its numbers against independent ones."""
 
 import ast
+import textwrap
 from pathlib import Path
 
 import nbformat
@@ -232,3 +233,13 @@ def test_random_masks_are_trained_as_often_as_slts_own(study_file):
     )
     assert [run.sparsity for run in control.runs] == [0, 0.5] and control.runs[-1].ticket.depth == 3
     assert plain.runs[-1].ticket.depth == 3 and not set(run.id for run in plain.runs[1:]) & {control.runs[-1].id}
+
+
+def test_the_readmes_own_technique_halves_what_is_left():
+    text = (ROOT / "README.md").read_text()
+    code = text[text.index("    def halves(") : text.index("    chains = experiment.follow(")]
+    scope = {}
+    exec(textwrap.dedent(code), scope)
+    study = plan.Planned("quick")
+    [chain] = study.follow([study.chain(scope["halves"], 1)])
+    assert [run.sparsity for run in chain.runs] == [0, 0.5, 0.75, 0.875, 0.9375, 0.96875]

@@ -45,6 +45,7 @@ STYLE = {
     "lines.linewidth": 1.6,
 }
 DODGE = 0.006  # of the width, between techniques: beside each other, so that their intervals do not overlap
+SAME = 0.02  # points of sparsity that the rounding to whole weights may make in a small matrix
 METRICS = {"bleu": "BLEU [%]", "ter": "TER [%] (lower is better)"}
 
 
@@ -154,21 +155,22 @@ def plot_magnitudes(figures: Figures, pair: str) -> Figure:
         panels = figure.subplots(1, 2, sharey=True)
         names, levels = figures.techniques(pair), figures.sparsities(pair)
         columns = {"mean_abs_start": "at the start of training", "mean_abs_final": "after training"}
+        step = 2 * DODGE * max(len(levels) - 1, 1)
         for axes, (column, text) in zip(panels, columns.items(), strict=True):
-            for name in names:
+            for place, name in enumerate(names):
                 chain = mean_magnitudes(figures, pair, name, column)
                 if "-" in name:
                     chain.pop(0.0, None)  # a hybrid's first level follows another technique, not the dense run
-                x = [levels.index(level) for level in chain]
+                x = [levels.index(level) + step * (place - (len(names) - 1) / 2) * (level > 0) for level in chain]
                 y = [np.mean(list(seeds.values())) for seeds in chain.values()]
                 axes.plot(x, y, label=label(name), **_look(name, names))
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7), numticks=30))
             axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_locator(ticker.NullLocator())
             _level_axis(axes, levels)
             axes.set_title(text)
-        panels[0].set_ylabel("Mean |w| of kept weights")
+        panels[0].set_ylabel("Mean |w| of kept weights (log scale)")
         panels[0].legend(loc="upper left", ncols=2)
         figure.suptitle(_title(figures, f"{pair}: magnitudes"), fontsize=11)
     return figure
@@ -177,8 +179,8 @@ def plot_magnitudes(figures: Figures, pair: str) -> Figure:
 def plot_kept(figures: Figures, pair: str, level: float | None = None) -> Figure:
     """Weights kept in each matrix at a level (default: the study's highest), a column a technique, mean over seeds.
 
-    Each matrix is pruned on its own to the same sparsity (FACTS.md section 3), so that with exact selection every field
-    has one colour; what differs from the level stands out.
+    Each matrix is pruned on its own to the same sparsity (FACTS.md section 3). Where the selection was exact a sentence
+    says so; fields are drawn where matrices differ, and what differs from the level stands out.
     """
     level = max(figures.levels) if level is None else level
     with mpl.rc_context(STYLE | {"axes.grid": False}):
@@ -190,21 +192,27 @@ def plot_kept(figures: Figures, pair: str, level: float | None = None) -> Figure
                 names.append(name)
                 columns.append(column)
         matrices = list(dict.fromkeys(itertools.chain.from_iterable(columns)))
-        figure = Figure(figsize=(2.6 + 0.75 * len(names), max(2.6, 1.4 + 0.16 * len(matrices))), layout="constrained")
-        axes = figure.subplots()
         values = 100 * np.array([[column.get(matrix, np.nan) for column in columns] for matrix in matrices])
-        if values.size:
-            middle, span = (
-                100 * (1 - level),
-                max(np.nanmax(np.abs(values - 100 * (1 - level))), 0.05 * 100 * (1 - level)),
-            )
+        even = values.size and np.nanmax(values) - np.nanmin(values) < SAME
+        height = 1.2 if even else max(2.6, 1.4 + 0.16 * len(matrices))
+        figure = Figure(figsize=(6.4 if even else 2.6 + 0.75 * len(names), height), layout="constrained")
+        axes = figure.subplots()
+        if even:
+            text = f"Each of the {len(matrices)} matrices keeps {np.nanmean(values):.2f}% of its weights\nin "
+            axes.text(0.5, 0.5, text + ", ".join(map(label, names)) + ".", ha="center", va="center")
+            axes.set_title(_title(figures, f"{pair}, {percent(level)}%: weights kept"), fontsize=9)
+            axes.set(xticks=[], yticks=[])
+        elif values.size:
+            middle = 100 * (1 - level)
+            span = max(np.nanmax(np.abs(values - middle)), 0.05 * middle)
             limits = {"vmin": middle - span, "vmax": middle + span}
             image = axes.imshow(values, aspect="auto", cmap="PuOr", interpolation="nearest", **limits)
             bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 12 / len(matrices) + 0.3))
             bar.set_label("Weights kept [%]")
             axes.set_xticks(range(len(names)), [label(name) for name in names], rotation=45, ha="right", fontsize=8)
             axes.set_yticks(range(len(matrices)), matrices, fontsize=6)
-            axes.set_title(_kept_title(figures, pair, level, values), fontsize=9, loc="right")
+            spread = f"{np.nanmin(values):.2f}% to {np.nanmax(values):.2f}% kept"
+            axes.set_title(_title(figures, f"{pair}, {percent(level)}%: {spread}"), fontsize=9, loc="right")
             axes.set_xticks(np.arange(len(names) - 1) + 0.5, minor=True)
             axes.set_yticks(np.arange(len(matrices) - 1) + 0.5, minor=True)
             axes.grid(which="minor", color=GROUND, linewidth=1.0)
@@ -219,12 +227,6 @@ def _kept(figures: Figures, runs: list[str]) -> dict[str, float]:
     rows = figures.magnitudes[figures.magnitudes["run"].isin(runs)]
     shares = rows["kept"] / (rows["rows"] * rows["columns"])
     return shares.groupby(rows["matrix"], sort=False).mean().to_dict()
-
-
-def _kept_title(figures: Figures, pair: str, level: float, values: np.ndarray) -> str:
-    low, high = np.nanmin(values), np.nanmax(values)
-    spread = f"{low:.2f}%" if high - low < 0.005 else f"{low:.2f}% to {high:.2f}%"
-    return _title(figures, f"{pair}, {percent(level)}%: {spread} kept")
 
 
 def all_plots(figures: Figures) -> Iterator[tuple[str, Figure]]:

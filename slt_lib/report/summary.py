@@ -11,13 +11,16 @@ from slt_lib.errors import InputError
 from slt_lib.files import write_bytes
 from slt_lib.report.claims import Claims, claims_table
 from slt_lib.report.data import KINDS, Figures, label
-from slt_lib.report.tables import markdown_rows, table, uneven
+from slt_lib.report.tables import ablations, markdown_rows, table, uneven
 
 BEGIN, END = "<!-- results of {}: made by `python -m slt_lib report {} --into {}` -->", "<!-- end of results -->"
 
 
 def summary(figures: Figures, claims: Claims | None = None) -> str:
-    """Markdown, its plot linked from the folder that holds `figures`. `claims`: those judged already, if any."""
+    """Markdown: plot, BLEU, verdicts and variants of each pair. `claims`: those judged already, if any.
+
+    Plots are linked from the folder that holds `figures/`.
+    """
     verdicts = (claims or claims_table(figures)).short
     parts = []
     for pair in figures.pairs:
@@ -28,6 +31,9 @@ def summary(figures: Figures, claims: Claims | None = None) -> str:
         parts.append(f"![{pair}: BLEU against sparsity, a line a technique](figures/{figures.name}/{name})")
         parts.append(_scores(figures, pair))
         parts.append(verdicts[pair])
+        if figures.variants(pair):
+            other = ablations(figures, pair).markdown.partition("\n\n")[2]
+            parts.append(f"What differs from a recipe's default, {pair}, in BLEU:\n\n{other}")
     return "\n\n".join(filter(None, (part.strip() for part in parts))) + "\n"
 
 
@@ -66,9 +72,11 @@ def _scores(figures: Figures, pair: str) -> str:
         body.append([f"{level}%", *(marked[name].format(line.bleu[name]) for name in names)])
     seeds = sorted({int(seed) for seed in figures.results[figures.results.pair == pair].seed})
     several = f"means over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
+    if odd := uneven(figures, pair):
+        several = "means over the seeds that each cell has"
     title = f"BLEU on {pair}, {figures.test_set(pair)}, {several}:"
     shown = f"{title}\n\n{markdown_rows(['Sparsity', *map(label, names)], body)}"
-    return "\n".join(filter(None, [shown, uneven(figures, pair)]))
+    return "\n".join(filter(None, [shown, odd]))
 
 
 def cost(figures: Figures) -> str:
@@ -85,10 +93,12 @@ def cost(figures: Figures) -> str:
     how = [
         " and ".join(sorted(set(rows[column][known]) - {""})) for column in ("device", "threads", "precision", "torch")
     ]
+    unsaved = int(rows["commit"][known].str.endswith("+").sum())
+    states = f"; {unsaved} of them on code with changes that were not committed yet" if unsaved else ""
     return (
-        f"{known.sum()} trainings of {figures.steps:,} steps took {hours:.1f} hours one after another, at a median of "
+        f"The times of {known.sum()} trainings of {figures.steps:,} steps add up to {hours:.1f} hours, at a median of "
         f"{np.median(numbers.tokens_per_second[known]):,.0f} target tokens/s ({how[0]}, threads a training: {how[1]}, "
-        f"{how[2]}, torch {how[3]}). Each run's time and speed: `figures/{figures.name}/provenance.csv`.\n"
+        f"{how[2]}, torch {how[3]}{states}). Each run's time and speed: `figures/{figures.name}/provenance.csv`.\n"
     )
 
 
