@@ -486,7 +486,7 @@ def test_a_pair_that_was_not_run_yet_is_said_to_be(tmp_path):
     assert "en-fr: nothing was run yet." in text and "bleu_en-fr" not in text and "| Claim, en-de |" in text
 
 
-def test_the_summary_leaves_out_what_neither_the_paper_nor_the_rows_speak_of(rendered):
+def test_the_summary_leaves_out_what_no_row_speaks_of(rendered):
     figures = report.load(rendered[0])
     text = report.summary(figures)
     assert "| Claim, en-de |" in text and "Adafactor is above Adam" in text
@@ -494,9 +494,19 @@ def test_the_summary_leaves_out_what_neither_the_paper_nor_the_rows_speak_of(ren
         figures, results=figures.results[figures.results.variant != "optimizer=adam"], cache={}
     )
     assert "Adafactor is above Adam" not in report.summary(no_adam)
-    no_slt = dataclasses.replace(figures, results=figures.results[figures.results.technique != "slt"], cache={})
-    [line] = [line for line in report.summary(no_slt).splitlines() if line.startswith("| SLT is below MP")]
-    assert "not run" in line
+
+
+def test_the_summary_of_a_study_under_way_has_what_was_run(rendered):
+    figures = report.load(rendered[0])
+    assert "not run" not in report.summary(figures)
+    rows = figures.results
+    some = rows[(rows.technique == "dense") | (rows.technique.isin(["mp", "slt-mp"]) & (rows.sparsity == 0.9))]
+    text = report.summary(dataclasses.replace(figures, results=some, cache={}))
+    assert "| Sparsity | MP | SLT-MP |" in text and "What is not listed was not run yet." in text
+    assert [line.split(" | ")[0] for line in text.splitlines() if "%" in line.split(" | ")[0]][:2] == ["| 0%", "| 90%"]
+    assert "SLT is below MP" not in text and "SLT-MP is best above 85%" in text
+    dense = dataclasses.replace(figures, results=rows[rows.technique == "dense"], cache={})
+    assert "(dense); no technique was run yet." in report.summary(dense)
 
 
 def test_a_verdict_has_the_same_numbers_in_the_summary_as_among_the_claims(rendered):

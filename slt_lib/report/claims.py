@@ -343,12 +343,16 @@ def _row(claim: Claim, pair: str, ours: Verdict, paper: Verdict) -> list[str]:
 
 
 def _short_row(claim: Claim, ours: Verdict, paper: Verdict) -> list[list[str]]:
-    """A row of the README's table; none for a claim of which neither the paper's tables nor our rows say anything."""
-    not_run = ours.reason == "no rows"
-    if not_run and np.isnan(paper.effect):
+    """A row of the README's table; none for a claim of which our rows say nothing."""
+    if ours.reason == "no rows":
         return []
-    here = "not run" if not_run else f"**{ours.verdict}**"
-    shown = [_on_paper(claim, paper), here, _effect(claim, ours), ours.at or "–", ours.supported or "–"]
+    shown = [
+        _on_paper(claim, paper),
+        f"**{ours.verdict}**",
+        _effect(claim, ours),
+        ours.at or "–",
+        ours.supported or "–",
+    ]
     return [[_statement(claim), *shown]]
 
 

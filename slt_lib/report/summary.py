@@ -11,7 +11,7 @@ from slt_lib.errors import InputError
 from slt_lib.files import write_bytes
 from slt_lib.report.claims import Claims, claims_table
 from slt_lib.report.data import KINDS, Figures, label
-from slt_lib.report.tables import ablations, markdown_rows, table, uneven
+from slt_lib.report.tables import MISSING, NONE, ablations, markdown_rows, table, uneven
 
 BEGIN, END = "<!-- results of {}: made by `python -m slt_lib report {} --into {}` -->", "<!-- end of results -->"
 
@@ -62,21 +62,29 @@ def between(path: str | os.PathLike, begin: str, end: str, shown: str) -> Path:
 
 
 def _scores(figures: Figures, pair: str) -> str:
-    """BLEU of Table 1, from its own cells."""
+    """BLEU of Table 1, from its own cells, without the techniques and levels that were not run yet."""
     rows = _read(table(figures, pair).csv)
-    names = list(dict.fromkeys(rows.technique))
-    body = []
+    every = figures.techniques(pair)
+    names = [name for name in every if figures.own_cells(pair, name)]
+    body, missing = [], len(names) < len(every)
     for level in dict.fromkeys(rows.sparsity):
         line = rows[rows.sparsity == level].set_index("technique")
+        if all(line.bleu[name] in (MISSING, NONE) for name in names):
+            missing = True
+            continue
         marked = {name: ("**{}**" if "bleu" in line.best[name].split() else "{}") for name in names}
         body.append([f"{level}%", *(marked[name].format(line.bleu[name]) for name in names)])
     seeds = sorted({int(seed) for seed in figures.results[figures.results.pair == pair].seed})
     several = f"means over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
     if odd := uneven(figures, pair):
         several = "means over the seeds that each cell has"
-    title = f"BLEU on {pair}, {figures.test_set(pair)}, {several}:"
-    shown = f"{title}\n\n{markdown_rows(['Sparsity', *map(label, names)], body)}"
-    return "\n".join(filter(None, [shown, odd]))
+    title = f"BLEU on {pair}, {figures.test_set(pair)}, {several}"
+    if not names:
+        dense = figures.cell(pair, "dense", 0)
+        known = f": {dense.mean('bleu'):.1f} (dense)" if dense and dense.rows else ""
+        return f"{title}{known}; no technique was run yet."
+    shown = f"{title}:\n\n{markdown_rows(['Sparsity', *map(label, names)], body)}"
+    return "\n".join(filter(None, [shown, odd, "What is not listed was not run yet." if missing else ""]))
 
 
 def cost(figures: Figures) -> str:
