@@ -1,8 +1,10 @@
 """What every committed notebook must be, read from its file: nothing is executed here (nbval does that)."""
 
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -80,3 +82,19 @@ def test_the_command_line_of_papermill_prints_them():
     command = [sys.executable, "-m", "papermill", "--help-notebook", str(ROOT / "notebooks" / "04_slt.ipynb")]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "rewind: float" in shown and "as a fraction of the training" in shown
+
+
+@pytest.mark.parametrize(("folder", "transport"), [("", "ipc"), ("long-" * 20, "tcp")])
+def test_a_kernel_is_spoken_to_through_sockets_where_their_path_is_short_enough(tmp_path, folder, transport):
+    ask = "import json\nfrom ipykernel import get_connection_file\n"
+    cell = nbformat.v4.new_code_cell(ask + "print(json.load(open(get_connection_file()))['transport'])")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "in.ipynb")
+    out = tmp_path / "out.ipynb"
+    with tempfile.TemporaryDirectory() as short:
+        there = Path(short) / folder
+        there.mkdir(exist_ok=True)
+        command = [sys.executable, "notebooks/start", "papermill", tmp_path / "in.ipynb", out, "-k", "python3"]
+        variables = os.environ | {"TMPDIR": str(there), "PYTHONDONTWRITEBYTECODE": "1"}
+        subprocess.run(command, cwd=ROOT, env=variables, check=True, capture_output=True)
+    [cell] = nbformat.read(out, as_version=4).cells
+    assert cell.outputs[0].text.strip() == transport
