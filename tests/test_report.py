@@ -501,12 +501,16 @@ def test_the_summary_of_a_study_under_way_has_what_was_run(rendered):
     assert "not run" not in report.summary(figures)
     rows = figures.results
     some = rows[(rows.technique == "dense") | (rows.technique.isin(["mp", "slt-mp"]) & (rows.sparsity == 0.9))]
-    text = report.summary(dataclasses.replace(figures, results=some, cache={}))
+    under_way = dataclasses.replace(figures, results=some, cache={})
+    shown = report.plot_scores(under_way, "en-de").axes[0].get_legend_handles_labels()[1]
+    assert sorted(shown) == ["MP", "SLT-MP", "dense"]
+    text = report.summary(under_way)
     assert "| Sparsity | MP | SLT-MP |" in text and "What is not listed was not run yet." in text
     assert [line.split(" | ")[0] for line in text.splitlines() if "%" in line.split(" | ")[0]][:2] == ["| 0%", "| 90%"]
     assert "SLT is below MP" not in text and "SLT-MP is best above 85%" in text
     dense = dataclasses.replace(figures, results=rows[rows.technique == "dense"], cache={})
-    assert "(dense); no technique was run yet." in report.summary(dense)
+    assert "(dense); no technique was run yet." in report.summary(dense) and "bleu_en-de" not in report.summary(dense)
+    assert not list(report.all_plots(dense))
 
 
 def test_a_verdict_has_the_same_numbers_in_the_summary_as_among_the_claims(rendered):

@@ -193,6 +193,10 @@ class Figures:
         named = [*self.pairs[pair], *found]
         return [name for name in dict.fromkeys(named) if name != "dense"]
 
+    def begun(self, pair: str) -> list[str]:
+        """Those of the pair's techniques that have been run at some level."""
+        return [name for name in self.techniques(pair) if self.own_cells(pair, name)]
+
     def sparsities(self, pair: str) -> list[float]:
         """All levels of a pair in rising order, 0 (dense) first."""
         own = {key[3] for key in self._index if key[0] == pair and not key[2]}

@@ -63,7 +63,7 @@ def plot_scores(figures: Figures, pair: str, metric: str = "bleu", overlay: bool
         paper = paper_figures() if overlay and pair in paper_figures().pairs else None
         if paper:
             levels = sorted({*levels, *paper.sparsities(pair)})
-        names, step = figures.techniques(pair), DODGE * max(len(levels) - 1, 1)
+        names, step = figures.begun(pair), DODGE * max(len(levels) - 1, 1)
         for place, name in enumerate(names):
             points = _score_points(figures, pair, name, metric, overlay)
             x = [levels.index(level) + step * (place - (len(names) - 1) / 2) * (level > 0) for level in points]
@@ -122,7 +122,7 @@ def plot_cost(figures: Figures, pair: str) -> Figure:
     """
     with mpl.rc_context(STYLE):
         figure, axes = _canvas()
-        names, labelled = figures.techniques(pair), []
+        names, labelled = figures.begun(pair), []
         for name in names:
             cells = figures.own_cells(pair, name)
             spent = [figures.spent(pair, name, cell.sparsity) / figures.steps for cell in cells]
@@ -153,7 +153,7 @@ def plot_magnitudes(figures: Figures, pair: str) -> Figure:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 4.2), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
-        names, levels = figures.techniques(pair), figures.sparsities(pair)
+        names, levels = figures.begun(pair), figures.sparsities(pair)
         columns = {"mean_abs_start": "at the start of training", "mean_abs_final": "after training"}
         step = 2 * DODGE * max(len(levels) - 1, 1)
         for axes, (column, text) in zip(panels, columns.items(), strict=True):
@@ -177,15 +177,16 @@ def plot_magnitudes(figures: Figures, pair: str) -> Figure:
 
 
 def plot_kept(figures: Figures, pair: str, level: float | None = None) -> Figure:
-    """Weights kept in each matrix at a level (default: the study's highest), a column a technique, mean over seeds.
+    """Weights kept in each matrix at a level (default: the highest run), a column a technique, mean over seeds.
 
     Each matrix is pruned on its own to the same sparsity (FACTS.md section 3). Where the selection was exact a sentence
     says so; fields are drawn where matrices differ, and what differs from the level stands out.
     """
-    level = max(figures.levels) if level is None else level
+    cells = [cell for name in figures.begun(pair) for cell in figures.own_cells(pair, name)]
+    level = max((cell.sparsity for cell in cells), default=max(figures.levels)) if level is None else level
     with mpl.rc_context(STYLE | {"axes.grid": False}):
         names, columns = [], []
-        for name in figures.techniques(pair):
+        for name in figures.begun(pair):
             cell = figures.cell(pair, name, level)
             column = _kept(figures, [row["run"] for row in cell.rows] if cell else [])
             if column:
@@ -231,7 +232,7 @@ def _kept(figures: Figures, runs: list[str]) -> dict[str, float]:
 
 def all_plots(figures: Figures) -> Iterator[tuple[str, Figure]]:
     """(file name without its ending, Figure) of every plot that the folder has the data for."""
-    for pair in figures.pairs:
+    for pair in filter(figures.begun, figures.pairs):
         for metric in METRICS:
             yield f"{metric}_{pair}", plot_scores(figures, pair, metric)
             if pair in paper_figures().pairs and not figures.printed and not figures.rehearsal:

@@ -27,8 +27,9 @@ def summary(figures: Figures, claims: Claims | None = None) -> str:
         if not (figures.results.pair == pair).any():
             parts.append(f"{pair}: nothing was run yet.")
             continue
-        name = f"bleu_{pair}.png"
-        parts.append(f"![{pair}: BLEU against sparsity, a line a technique](figures/{figures.name}/{name})")
+        if figures.begun(pair):
+            name = f"bleu_{pair}.png"
+            parts.append(f"![{pair}: BLEU against sparsity, a line a technique](figures/{figures.name}/{name})")
         parts.append(_scores(figures, pair))
         parts.append(verdicts[pair])
         if figures.variants(pair):
@@ -64,9 +65,8 @@ def between(path: str | os.PathLike, begin: str, end: str, shown: str) -> Path:
 def _scores(figures: Figures, pair: str) -> str:
     """BLEU of Table 1, from its own cells, without the techniques and levels that were not run yet."""
     rows = _read(table(figures, pair).csv)
-    every = figures.techniques(pair)
-    names = [name for name in every if figures.own_cells(pair, name)]
-    body, missing = [], len(names) < len(every)
+    names = figures.begun(pair)
+    body, missing = [], len(names) < len(figures.techniques(pair))
     for level in dict.fromkeys(rows.sparsity):
         line = rows[rows.sparsity == level].set_index("technique")
         if all(line.bleu[name] in (MISSING, NONE) for name in names):
