@@ -176,9 +176,9 @@ def whole(name: str, pair: str, seeds: list[int]) -> None:
     del data
     trained, real = [], lockstep.train_together
 
-    def timed(settings, data, starts, folders, keep, reports):
+    def timed(settings, data, starts, folders, keeps, reports):
         before = time.monotonic()
-        records = real(settings, data, starts, folders, keep, [silent] * len(starts))
+        records = real(settings, data, starts, folders, keeps, [silent] * len(starts))
         seconds = time.monotonic() - before
         tokens = sum(record["target_tokens"] for record in records)
         failed = sum(record["status"] == "failed" for record in records)

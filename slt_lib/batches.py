@@ -30,16 +30,16 @@ class Position:
 class Batches:
     """An endless stream of batches [rows, length], each epoch in an order of its own.
 
-    The order depends on `seed` and `depth` (of the ticket in its chain). With `packed` false a row holds one pair.
+    The order depends on `seed` and `noise` (`training.noise_of`). With `packed` false a row holds one pair.
     Pairs longer than `length` on either side are left out (`dropped` counts them), as T2T does in training.
     Raises InputError where none is left.
     """
 
     def __init__(
-        self, source: Encoded, target: Encoded, rows: int, length: int, seed: int, depth: int = 0, packed=True
+        self, source: Encoded, target: Encoded, rows: int, length: int, seed: int, noise: str = "0", packed=True
     ):
         self.source, self.target, self.rows, self.length, self.packed = source, target, rows, length, packed
-        self.seed, self.depth = seed, depth
+        self.seed, self.noise = seed, noise
         usable = np.flatnonzero((source.lengths <= length) & (target.lengths <= length))
         self.usable = usable.astype(np.int32)  # its permutations are the same, in half the memory
         self.dropped = len(source) - len(self.usable)
@@ -51,7 +51,7 @@ class Batches:
     def order(self, epoch: int) -> np.ndarray:
         """The usable pairs in this epoch's order."""
         if self._order[0] != epoch:
-            generator = stream(self.seed, "sentences", self.depth, epoch)
+            generator = stream(self.seed, "sentences", self.noise, epoch)
             self._order = (epoch, generator.permutation(self.usable))
         return self._order[1]
 

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -43,6 +43,7 @@ from slt_lib.training import (
     new_model,
     new_optimizer,
     new_state,
+    noise_of,
     rate_at,
     resume,
     train,
@@ -109,7 +110,7 @@ def train_together(
     data: Data,
     starts: Sequence[Start],
     folders: Sequence[RunFolder],
-    keep: tuple[float, ...] = (),
+    keeps: Sequence[Collection[int]] = (),
     reports: Sequence[Callable[[int, dict | None], None]] = (),
 ) -> list[dict]:
     """Train all `starts` at once, each into its folder as `training.train` does it; returns their records.
@@ -120,17 +121,18 @@ def train_together(
     after another.
     """
     reports = reports or [lambda steps, point: None] * len(starts)
+    keeps = keeps or [()] * len(starts)
     if training.pruned == "stale":
-        parts = zip(starts, folders, reports, strict=True)
-        return [train(training, data, start, folder, keep, report) for start, folder, report in parts]
+        parts = zip(starts, folders, keeps, reports, strict=True)
+        return [train(training, data, start, folder, keep, report) for start, folder, keep, report in parts]
     if len({start.optimizer for start in starts}) > 1:
         raise ValueError("tickets in lockstep need one optimizer")
-    courses = [_course(training, *parts, keep) for parts in zip(starts, folders, reports, strict=True)]
+    courses = [_course(training, *parts) for parts in zip(starts, folders, keeps, reports, strict=True)]
     while True:
         running = [course for course in courses if course.record is None]
         for course in running:
             if course.failure or course.state["step"] == training.steps:
-                dropped = new_batches(training, data, course.start.seed, course.start.depth).dropped
+                dropped = new_batches(training, data, course.start).dropped
                 ending = course.start, course.state, course.mask, dropped, course.failure
                 course.record = finish(course.folder, training, *ending)
         running = [course for course in running if course.record is None]
@@ -147,8 +149,8 @@ def train_together(
             raise InputError(f"{many}; set SLT_LOCKSTEP to fewer, and they go on where they were") from None
 
 
-def _course(training: Training, start: Start, folder: RunFolder, report, keep: tuple[float, ...]) -> _Course:
-    marks, resumed = marks_of(training, start, keep), resume(folder, training)
+def _course(training: Training, start: Start, folder: RunFolder, keep: Collection[int], report) -> _Course:
+    marks, resumed = marks_of(training, start, keep), resume(folder, training, start)
     if resumed is None:
         tensors = {f"theta.{name}": weight for name, weight in start.weights.items()}
         mask = dict(start.mask) if start.mask is not None else None
@@ -163,9 +165,7 @@ def _advance(training: Training, data: Data, group: list[_Course], last: int) ->
     """Train `group`, all at one step, up to step `last` or the checkpoint at which one of them has failed."""
     began, first = time.monotonic(), group[0].state["step"]
     streams, of_stream = _streams(training, data, group)
-    seeds = sorted({course.start.seed for course in group})
-    of_seed = [seeds.index(course.start.seed) for course in group]
-    stack = Stack(training, len(data.vocabulary), group, of_stream, of_seed)
+    stack = Stack(training, len(data.vocabulary), group, of_stream)
     losses, told = [], []
 
     def settle() -> None:
@@ -185,21 +185,20 @@ def _advance(training: Training, data: Data, group: list[_Course], last: int) ->
         losses.clear()
         told.clear()
 
-    inputs = _inputs(streams, seeds, stack.sites, stack.rates, range(first, last), stack.device.type == "cuda")
+    inputs = _inputs(streams, stack.sites, stack.rates, range(first, last), stack.device.type == "cuda")
     with contextlib.closing(inputs):
         for step, (ids, bits, streamed) in zip(range(first, last), inputs, strict=True):
             losses.append(stack.step(ids, bits, step))
             told.append(streamed)
             done = step + 1
-            marks = group[0].marks
-            at_checkpoint = done in marks.checkpoints
-            if not (at_checkpoint or done in marks.kept or any(done in course.marks.updates for course in group)):
+            at_checkpoint = done in group[0].marks.checkpoints
+            if not (at_checkpoint or any(done in {*course.marks.kept, *course.marks.updates} for course in group)):
                 continue
             settle()
             for i, course in enumerate(group):
                 if course.failure is None and done in course.marks.updates:
                     _prune(training, stack, i, course, done)
-                if course.failure is None and done in marks.kept and not at_checkpoint:
+                if course.failure is None and done in course.marks.kept and not at_checkpoint:
                     name = course.folder.theta(done)
                     course.state["files"][name] = course.folder.save(name, stack.weights(i))
             if at_checkpoint:
@@ -211,12 +210,12 @@ def _advance(training: Training, data: Data, group: list[_Course], last: int) ->
 
 
 def _streams(training: Training, data: Data, group: list[_Course]) -> tuple[list[Batches], list[int]]:
-    """The streams of sentences of a group, and the number of each ticket's: those of one seed and depth share one."""
+    """The streams of sentences of a group, and the number of each ticket's: those of one seed and noise share one."""
     streams, of_stream = {}, []
     for course in group:
-        key = course.start.seed, course.start.depth if training.order == "fresh" else 0
+        key = course.start.seed, noise_of(training, course.start)
         if key not in streams:
-            streams[key] = new_batches(training, data, course.start.seed, course.start.depth)
+            streams[key] = new_batches(training, data, course.start)
             if "position" in course.state:
                 epoch, offset, waiting = course.state["position"]
                 streams[key].position = Position(epoch, offset, tuple(waiting))
@@ -224,9 +223,9 @@ def _streams(training: Training, data: Data, group: list[_Course]) -> tuple[list
     return list(streams.values()), of_stream
 
 
-def _inputs(streams, seeds, sites, rates, steps: range, pin: bool) -> Iterator[tuple[Tensor, list[Tensor], list]]:
-    """For each step ids [7, streams, rows, length], dropout bits [all sites] of each seed, and (tokens, position) of
-    each stream; drawn a few steps ahead by threads, since numpy lets others run while it draws."""
+def _inputs(streams, sites, rates, steps: range, pin: bool) -> Iterator[tuple[Tensor, list[Tensor], list]]:
+    """For each step ids [7, streams, rows, length], and dropout bits [all sites] and (tokens, position) of each stream;
+    drawn a few steps ahead by threads, since numpy lets others run while it draws."""
 
     def fixed(tensor: Tensor) -> Tensor:
         return tensor.pin_memory() if pin else tensor
@@ -236,8 +235,8 @@ def _inputs(streams, seeds, sites, rates, steps: range, pin: bool) -> Iterator[t
         ids = torch.stack([torch.stack(batch) for batch, _ in batches], dim=1)
         return fixed(ids), [(batch.tokens, position) for batch, position in batches]
 
-    def bits(seed: int, step: int) -> Tensor:
-        kept = dropout_kept(sites, rates, seed, step)
+    def bits(stream: Batches, step: int) -> Tensor:
+        kept = dropout_kept(sites, rates, stream.seed, stream.noise, step)
         return fixed(torch.cat([values.flatten() for values in kept.values()]))
 
     def collected(sentences, bits):
@@ -248,7 +247,7 @@ def _inputs(streams, seeds, sites, rates, steps: range, pin: bool) -> Iterator[t
         waiting = deque()
         dropout = any(rates.values())
         for step in steps:
-            waiting.append((one.submit(sentences), [many.submit(bits, seed, step) for seed in seeds if dropout]))
+            waiting.append((one.submit(sentences), [many.submit(bits, each, step) for each in streams if dropout]))
             if len(waiting) > AHEAD:
                 yield collected(*waiting.popleft())
         while waiting:
@@ -286,7 +285,8 @@ def _checkpoint(training: Training, data: Data, stack: "Stack", group: list[_Cou
             course.tensors = tensors
             course.state["seconds"] += seconds  # its share
             masked = {f"mask.{name}": kept for name, kept in (course.mask or {}).items()}
-            checkpoint(course.folder, training, course.marks, course.state, step, bleu, tensors | masked, position)
+            where = course.folder, training, course.start, course.marks, course.state
+            checkpoint(*where, step, bleu, tensors | masked, position)
 
     with ThreadPoolExecutor(WRITERS) as pool:  # hashing and the disk take longer than the steps between two checkpoints
         list(pool.map(write, group, stack.tensors(), found, positions))
@@ -336,7 +336,7 @@ class Stack:
     a few large tensors instead of many small ones; `leaves` are views of them, name -> [tickets, *shape].
     """
 
-    def __init__(self, training: Training, vocabulary: int, courses, of_stream: list[int], of_seed: list[int]):
+    def __init__(self, training: Training, vocabulary: int, courses, of_stream: list[int]):
         self.training, self.count, self.device = training, len(courses), devices.device()
         self.model = new_model(training, vocabulary).to(self.device).requires_grad_(False)
         names = dict(self.model.named_parameters())
@@ -359,7 +359,7 @@ class Stack:
             if course.mask is not None:
                 self.set_mask(i, course.mask)
         self._optimizer(courses)
-        self._buffers(of_stream, of_seed)
+        self._buffers(of_stream)
         self.graph, self.steps, self.losses = None, 0, None
 
     def _gathered(self, courses, prefix: str, names: list[str]) -> Tensor:
@@ -390,17 +390,17 @@ class Stack:
                 for group in self.adam.param_groups:
                     group["capturable"], group["lr"] = True, self.rate
 
-    def _buffers(self, of_stream: list[int], of_seed: list[int]) -> None:
+    def _buffers(self, of_stream: list[int]) -> None:
         """What a step reads: always at the same place, so that a graph finds it."""
         shape, sizes = self.training.batch, self.model.shape
         self.sites, self.rates = dropout_plan(self.training, sizes)
         self.dropped = {site: s for site, (kind, s) in self.sites.items() if self.rates[kind] > 0}
         self.counts = [math.prod(s) for s in self.dropped.values()]
         scales = [1 / (1 - self.rates[self.sites[site][0]]) for site in self.dropped]
-        self.of_stream, self.of_seed = (torch.tensor(of, device=self.device) for of in (of_stream, of_seed))
-        streams, seeds = max(of_stream) + 1, max(of_seed) + 1
+        self.of_stream = torch.tensor(of_stream, device=self.device)
+        streams = max(of_stream) + 1
         self.ids = torch.zeros(7, streams, shape.rows, shape.length, dtype=torch.long, device=self.device)
-        self.bits = torch.zeros(seeds, sum(self.counts), dtype=torch.bool, device=self.device)
+        self.bits = torch.zeros(streams, sum(self.counts), dtype=torch.bool, device=self.device)
         each = [torch.full((count,), scale) for count, scale in zip(self.counts, scales, strict=True)]
         self.scale = torch.cat(each).to(self.device) if each else None
 
@@ -455,7 +455,7 @@ class Stack:
         batch = Batch(*self.ids.index_select(1, self.of_stream).unbind(0))
         drop = {}
         if self.counts:
-            masks = (self.bits.index_select(0, self.of_seed) * self.scale).split(self.counts, dim=1)
+            masks = (self.bits.index_select(0, self.of_stream) * self.scale).split(self.counts, dim=1)
             drop = {s: m.view(-1, *shape) for (s, shape), m in zip(self.dropped.items(), masks, strict=True)}
         losses = torch.vmap(self._loss)(self.leaves, batch, drop)
         found = torch.autograd.grad(losses.sum(), list(self.leaves.values()))

@@ -13,12 +13,15 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from slt_lib import schedules
 from slt_lib.errors import InputError
 
-RECIPE_VERSION = 1  # raise by hand when a change of code changes the weights of a run
-STALE_VERSION = 2  # or this one where it does so under `pruned: stale` alone
+RECIPE_VERSION = 2  # raise by hand when a change of code changes the weights of a run
 TECHNIQUES = ("mp", "lt", "slt", "clt", "slt-mp", "mp-slt")
 COMPARISONS = tuple("signs frankle rewind source one-shot stepwise switch optimizer average controls again".split())
+
+REWIND = 0.05  # theta_t of the paper's chains: 25k of 500k steps
+REWIND_POINTS = (0.025, 0.075, 1.0)  # and of its ablation: 12.5k, 37.5k, 500k (section 5)
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -142,7 +145,7 @@ class Params(Base):
     corpus: Annotated[Grammar | Multi30k | Files | Wmt14, Field(discriminator="name")]
     vocabulary: Annotated[int, Field(ge=8)]
     training: Training
-    keep: list[Fraction] = [0.05]
+    keep: list[Fraction] = [REWIND]  # where every run keeps its weights, as fractions of its training
     decoding: Decoding = Decoding()
     threads: Positive = 1
     accumulate: Positive = 1  # parts in which a process takes its rows of a batch, where memory is short
@@ -165,6 +168,12 @@ class Params(Base):
             rows, parts = self.training.batch.rows, self.accumulate
             raise ValueError(f"training.batch.rows ({rows}) must be a multiple of accumulate ({parts})")
         return self
+
+    def kept_steps(self) -> set[int]:
+        """Steps at which every run keeps its weights: those of `keep`, and the points that the ablations rewind to."""
+        compared = self.ablations is True or (self.ablations and "rewind" in self.ablations)
+        points = {*self.keep, *(REWIND_POINTS if compared else ())}
+        return {schedules.at_step(point, self.training.steps) for point in points}
 
 
 def check_seeds(seeds) -> None:

@@ -24,11 +24,16 @@ class Progress:
         return tqdm(desc="trainings", unit="training", disable=self.lines or not shown)
 
 
+def label(ticket: Ticket) -> str:
+    """A training's name in progress reports: pair, seed, kind, sparsity and id."""
+    name = {"dense": "dense"}.get(ticket.trained_with, f"{ticket.trained_with} {100 * ticket.sparsity:g}%")
+    return f"{ticket.study.pair} seed {ticket.seed} {name} {ticket.train_id[:8]}"
+
+
 class _Report:
     def __init__(self, ticket: Ticket, lines: bool):
         self.lines, self.steps = lines, ticket.study.params.training.steps
-        name = {"dense": "dense"}.get(ticket.trained_with, f"{ticket.trained_with} {100 * ticket.sparsity:g}%")
-        self.label = f"{ticket.study.pair} seed {ticket.seed} {name} {ticket.train_id[:8]}"
+        self.label = label(ticket)
 
     def __enter__(self) -> Callable[[int, dict | None], None]:
         from tqdm.auto import tqdm

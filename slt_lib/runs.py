@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from slt_lib import decoding, memory, schedules, scoring, training
-from slt_lib.devices import device
+from slt_lib import decoding, distributed, memory, schedules, scoring, training
+from slt_lib.devices import device, threads
 from slt_lib.errors import InputError
-from slt_lib.store import Damaged, RunFolder, digest, recall, remember
+from slt_lib.store import Damaged, RunFolder, digest, recall, remember, unseal
 from slt_lib.tickets import Ticket, among, number
 from slt_lib.transformer import prunable
 
@@ -48,8 +48,13 @@ class Run:
 
     @property
     def curve(self) -> list[dict]:
-        """One point a checkpoint: step, loss (mean since the last), dev_bleu, sparsity, tokens."""
+        """One point per checkpoint: step, loss (mean since the last), dev_bleu, sparsity, tokens, weights (a hash)."""
         return self.record["curve"]
+
+    @property
+    def weights_hash(self) -> str:
+        """The hash of its weights at its last checkpoint; empty where it has none."""
+        return self.curve[-1]["weights"] if self.curve else ""
 
     @functools.cached_property
     def mask(self) -> dict[str, Tensor] | None:
@@ -84,27 +89,56 @@ class Run:
         return self.thetas([step])[step]
 
     def thetas(self, steps: Iterable[int]) -> dict[int, dict[str, Tensor]]:
-        """Step -> weights; those that were not kept come from training the ticket again up to there."""
+        """Step -> weights. Those that were not kept are replayed: see `_replay`, and its error."""
         steps = list(steps)
         found = {step: self._load(name) for step in steps if (name := RunFolder.theta(step)) in self.record["files"]}
         if 0 in steps:
             found[0] = self.ticket.start().weights
         missing = [step for step in steps if step not in found]
-        if missing:
-            with self.study.threads():
-                settings = self.study.params.training
-                parts = self.study.params.accumulate
-                found |= training.train(settings, self.study.data, self.ticket.start(), until=missing, accumulate=parts)
-        return {step: found[step] for step in steps}
+        found |= {step: self._load(name) for step in missing if (self.folder / (name := _replayed(step))).exists()}
+        missing = [step for step in steps if step not in found]
+        return found | (self._replay(missing) if missing else {})
+
+    def _replay(self, steps: list[int]) -> dict[int, dict[str, Tensor]]:
+        """Train the ticket again up to the first checkpoint from `steps` on, and keep the weights at `steps`.
+
+        Raises InputError where the weights at that checkpoint are not those of the run: another processor, thread
+        count or way of training (lockstep) adds in another order.
+        """
+        self._must_stand()
+        settings, final = self.study.params.training, self.record["steps"]
+        end = next(point["step"] for point in self.curve if point["step"] >= max(steps))
+        with threads(self._provenance().get("threads", self.study.params.threads)):
+            parts = self.study.params.accumulate
+            again = training.train(
+                settings, self.study.data, self.ticket.start(), until={*steps, end}, accumulate=parts
+            )
+        [known] = [point["weights"] for point in self.curve if point["step"] == end]
+        if training.weights_hash(again[end]) != known:
+            points = ", ".join(f"{step / final:g}" for step in steps)
+            raise InputError(
+                f"run {self.id[:12]}: weights at {points} of its training were not kept, and training it again here "
+                f"gives other weights at step {end} than it had; add {points} to `keep` in {self.study.file()}, then "
+                f"`python -m slt_lib runs remove {self.id[:12]}` and `python -m slt_lib run {self.study.name}`"
+            )
+        if distributed.first():
+            for step in steps:
+                self.folder.save(_replayed(step), again[step], {"run": self.id, "step": step})
+        return {step: again[step] for step in steps}
+
+    def _provenance(self) -> dict:
+        try:
+            return unseal(self.folder / "provenance.json")
+        except Damaged:
+            return {}
 
     def _load(self, name: str) -> dict[str, Tensor]:
         try:
-            tensors = self.folder.load(name, self.record["files"][name])[0]
+            tensors = self.folder.load(name, self.record["files"].get(name))[0]
         except Damaged as error:  # since the run was found whole
             raise Damaged(f"{error}; run it again, and it is trained again") from None
-        expected = (
-            self.study.shapes if name.startswith("theta_") else {key: self.study.shapes.get(key) for key in tensors}
-        )
+        shapes = self.study.shapes
+        expected = {key: shapes.get(key) for key in tensors} if name == "mask.safetensors" else shapes
         if {key: tensor.shape for key, tensor in tensors.items()} != expected:  # sealed by whoever wrote it elsewhere
             remedy = f"`python -m slt_lib runs remove {self.id[:12]}`, and it is trained again"
             raise Damaged(f"{self.folder / name} is not of this study's model; {remedy}")
@@ -223,13 +257,19 @@ class Run:
         return memory.paper_mib(prunable(self.weights("best")))
 
 
+def _replayed(step: int) -> str:
+    """Name of a file of weights that were replayed; it carries its own checksum."""
+    return f"replayed_{step:07d}.safetensors"
+
+
 class StandIn(Run):
     """In the place of a run that nobody trained: asks a recipe what it trains next. It has an id, and no weights."""
 
     def __init__(self, ticket: Ticket):
         steps = ticket.study.params.training.steps
         best = {"step": steps, "dev_bleu": 0.0}
-        super().__init__(ticket, {"steps": steps, "status": "ok", "best": best, "files": {RunFolder.theta(steps): ""}})
+        files = {RunFolder.theta(steps): ""}
+        super().__init__(ticket, {"steps": steps, "status": "ok", "best": best, "files": files, "curve": []})
 
     def thetas(self, steps: Iterable[int]) -> dict[int, dict[str, Tensor]]:
         raise Failed(f"run {self.id[:12]} is not trained")

@@ -255,6 +255,14 @@ class Store:
                 with contextlib.suppress(OSError):
                     file.truncate(0)
 
+    def abandoned(self, name: str) -> bool:
+        """Whether the last holder of the lock `name` left its name there: it was killed, or holds it now."""
+        try:
+            with open_plain(self.path / "locks" / f"{name}.lock") as file:
+                return _holder(file) != NOBODY
+        except OSError:
+            return False
+
     def held(self) -> list[str]:
         """One line a lock that a process holds now, as a training does that an earlier command left under way."""
         lines = []

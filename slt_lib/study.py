@@ -12,7 +12,8 @@ import importlib.metadata
 import inspect
 import os
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+import types
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,13 +84,13 @@ class Study:
         self.params = params.load(study)
         self.pair = pair or next(iter(self.params.pairs))
         if self.pair not in self.params.pairs:
-            raise InputError(f"pair {pair!r}: {self._file()} has {', '.join(self.params.pairs)}")
+            raise InputError(f"pair {pair!r}: {self.file()} has {', '.join(self.params.pairs)}")
         if not isinstance(self.params.corpus, params.Wmt14):
             try:
                 corpora.languages_of(self.pair, self.params.corpus.name)
             except InputError as error:
-                raise InputError(f"{self._file()}: pairs: {error}") from None
-        self.seeds = [whole(seed) for seed in _listed("seeds", seeds)] or list(self.params.seeds)
+                raise InputError(f"{self.file()}: pairs: {error}") from None
+        self.seeds = [whole("seeds", seed) for seed in _listed("seeds", seeds)] or list(self.params.seeds)
         self.levels = [number("levels", level) for level in _listed("levels", levels)] or list(self.params.levels)
         try:
             params.check_seeds(self.seeds)
@@ -103,8 +104,8 @@ class Study:
     def __reduce__(self):  # for a process of its own: opened again there, once, and nothing of it sent
         return _opened, self._asked
 
-    def _file(self) -> str:
-        """Of its parameters, as an error names it."""
+    def file(self) -> str:
+        """The file of its parameters, as an error names it."""
         return os.path.relpath(params.file_of(self._asked[0]))
 
     def __repr__(self) -> str:
@@ -162,7 +163,7 @@ class Study:
             try:
                 built = Vocabulary.build(split.sentences(), size)
             except InputError as error:
-                raise InputError(f"{self._file()}: {error}") from None
+                raise InputError(f"{self.file()}: {error}") from None
             remember(path, {"tokenizer": built.text})
             if isinstance(made := self.params.corpus, params.Grammar):
                 sentences = corpora.grammar_sentences(made.train, made.dev, made.test, made.seed)
@@ -194,13 +195,20 @@ class Study:
         """The dense ticket: theta_0 of `seed`, no mask. `optimizer`: "adafactor", "adam" or the study's own."""
         optimizer = optimizer or self.params.training.optimizer
         among("optimizer", optimizer, ("adafactor", "adam"))
-        return Ticket(self, whole(seed), ({"do": "theta_0"},), optimizer)
+        return Ticket(self, whole("seeds", seed), ({"do": "theta_0"},), optimizer)
 
-    def train(self, tickets: Iterable[Ticket], progress: Progress | None = None, stored: bool = False) -> list[Run]:
+    def train(
+        self,
+        tickets: Iterable[Ticket],
+        progress: Progress | None = None,
+        stored: bool = False,
+        keep: Mapping[str, Collection[int]] = types.MappingProxyType({}),
+    ) -> list[Run]:
         """The runs of `tickets`, in their order: from the store where they are whole, trained otherwise.
 
-        With `stored` nothing is trained: raises InputError for a ticket without a run. On a GPU, or where SLT_LOCKSTEP
-        asks for it, many are trained at once (`lockstep.group_size`).
+        `keep`: train_id -> steps at which the weights stay, beside those of the study file. With `stored` nothing is
+        trained: raises InputError for a ticket without a run. On a GPU, or where SLT_LOCKSTEP asks for it, many are
+        trained at once (`lockstep.group_size`).
         """
         tickets = list(tickets)
         with distributed.in_turn():  # the first makes the vocabulary, the others read it
@@ -216,21 +224,30 @@ class Study:
         if missing:
             most = lockstep.group_size(self.params.training, self.params.vocabulary)
             for group in _groups(missing, most):
-                found |= {run.id: run for run in self._train(group, progress or Progress(), most > 1)}
+                found |= {run.id: run for run in self._train(group, progress or Progress(), most > 1, keep)}
         return [found[ticket.train_id] for ticket in tickets]
 
     def find(self, ticket: Ticket, tell: bool = True) -> Run | None:
-        """The whole run of `ticket` in the store, or None; a damaged one is named and counts as none."""
+        """The whole run of `ticket` in the store, or None.
+
+        A damaged one is named and counts as none, and so does one that was made from other weights of its parents: a
+        parent that was trained again elsewhere may have come out differently.
+        """
         folder = self.store.folder(ticket.train_id)
         try:
             record = folder.record()
-            if record is not None:
-                folder.ticket()
+            if record is None:
+                return None
+            folder.ticket()
+            for parent in ticket.runs.values():
+                if parent.weights_hash and record["parents"].get(parent.id) != parent.weights_hash:
+                    what = f"it was made from other weights of run {parent.id[:12]}, which was trained again since"
+                    raise Damaged(f"run {ticket.train_id[:12]}: {what}")
         except Damaged as error:
             if tell:
                 print(f"{error}; training it again", file=sys.stderr)
             return None
-        return None if record is None else Run(ticket, record)
+        return Run(ticket, record)
 
     def _records(self, tickets: Iterable[Ticket], tell: bool = True) -> dict[str, Run]:
         """train_id -> run, of those that are whole in the store; of several processes the first alone looks."""
@@ -239,7 +256,7 @@ class Study:
         records = distributed.told(lambda: {run.id: run.record for run in runs()})
         return {train_id: Run(tickets[train_id], record) for train_id, record in records.items()}
 
-    def _train(self, tickets: list[Ticket], progress: Progress, together: bool) -> list[Run]:
+    def _train(self, tickets: list[Ticket], progress: Progress, together: bool, keep) -> list[Run]:
         first = distributed.first()
         with contextlib.ExitStack() as stack:
             for train_id in sorted(ticket.train_id for ticket in tickets):  # in one order: no two wait for each other
@@ -250,7 +267,8 @@ class Study:
             with distributed.in_turn():  # text that was not encoded yet is, once
                 data = self.data
             folders = [self.store.folder(ticket.train_id) for ticket in tickets]
-            settings, keep = self.params.training, tuple(self.params.keep)
+            settings = self.params.training
+            keeps = [self.params.kept_steps() | set(keep.get(ticket.train_id, ())) for ticket in tickets]
             try:
                 for ticket, folder in zip(tickets, folders, strict=True) if first else ():
                     if (folder / RECORD).exists():  # damaged: nothing of it is used again
@@ -261,12 +279,12 @@ class Study:
                 with self.threads(), contextlib.ExitStack() as bars:
                     reports = [bars.enter_context(progress.training(ticket)) for ticket in tickets]
                     if together:
-                        records = lockstep.train_together(settings, data, starts, folders, keep, reports)
+                        records = lockstep.train_together(settings, data, starts, folders, keeps, reports)
                     else:
                         parts = self.params.accumulate
                         records = [
-                            training.train(settings, data, start, folder, keep, report, accumulate=parts)
-                            for start, folder, report in zip(starts, folders, reports, strict=True)
+                            training.train(settings, data, *each, accumulate=parts)
+                            for each in zip(starts, folders, keeps, reports, strict=True)
                         ]
             except BaseException:
                 for ticket, folder in zip(tickets, folders, strict=True) if first else ():
@@ -303,15 +321,17 @@ class Study:
         progress: Progress | None = None,
         stored: bool = False,
         jobs: int = 1,
+        done: Callable[[Chain, Run], None] = lambda chain, run: None,
     ) -> list[Chain]:
         """Advance all chains until each has ended; a chain may be a bare generator of a recipe of your own.
 
         Tickets that are ready train together, in waves, equal ones once. With `jobs` above 1 so many processes train at
         the same time, the study's `threads` each, and a chain goes on as soon as its own run is there; they score it
-        too. A chain whose run failed stops there with its reason; the others go on. With `stored` nothing is trained,
-        as in `train`.
+        too. A chain whose run failed stops there with its reason; the others go on. `done(chain, run)` is called for
+        each run that gets a row, as soon as it is there. With `stored` nothing is trained, as in `train`.
         """
         chains = [chain if isinstance(chain, Chain) else _bare(chain) for chain in chains]
+        keep = _rewound(chains)
         waiting: dict[int, list[Ticket]] = {}
         shape: dict[int, bool] = {}
         runs: dict[str, Run] = {}
@@ -327,6 +347,18 @@ class Study:
             shape[i] = isinstance(asked, Ticket)
             waiting[i] = [asked] if shape[i] else list(asked)
 
+        def answered(i: int, asked: list[Ticket]) -> None:
+            answer = [runs[ticket.train_id] for ticket in asked]
+            for run, ticket in zip(answer, asked, strict=True):
+                if ticket.listed:
+                    chains[i].runs.append(run)
+                    distributed.told(lambda: done(chains[i], run))  # noqa: B023 (called at once)
+            if shape[i] and answer[0].record["status"] == "failed":
+                chains[i].reason = f"run {answer[0].id[:12]} failed: {answer[0].record['reason']}"
+                chains[i].generator.close()
+            else:
+                advance(i, answer[0] if shape[i] else answer)
+
         for i in range(len(chains)):
             advance(i, None)
         side_by_side = jobs > 1 and not stored
@@ -336,15 +368,13 @@ class Study:
             while waiting:
                 tickets = _by_urgency(waiting, shape, runs)
                 if pool and (missing := [ticket for ticket in tickets if self._unscored(ticket)]):
-                    done = pool.first_done(missing)
-                    bar.update(len(done))
-                    tickets = [ticket for ticket in tickets if ticket.train_id in done or ticket not in missing]
-                runs |= {run.id: run for run in self.train(tickets, progress, stored)}
+                    ended = pool.first_done(missing, keep)
+                    bar.update(len(ended))
+                    tickets = [ticket for ticket in tickets if ticket.train_id in ended or ticket not in missing]
+                runs |= {run.id: run for run in self.train(tickets, progress, stored, keep)}
                 for i, asked in list(waiting.items()):
                     if all(ticket.train_id in runs for ticket in asked):
-                        answer = [runs[ticket.train_id] for ticket in waiting.pop(i)]
-                        chains[i].runs += [run for run, ticket in zip(answer, asked, strict=True) if ticket.listed]
-                        advance(i, answer[0] if shape[i] else answer)
+                        answered(i, waiting.pop(i))
         return chains
 
     def _unscored(self, ticket: Ticket) -> bool:
@@ -390,19 +420,30 @@ def _by_urgency(waiting: dict[int, list[Ticket]], shape: dict[int, bool], runs: 
     return sorted(tickets.values(), key=lambda ticket: -weight[ticket.train_id])
 
 
-def _foreseen(generator: Recipe) -> set[str]:
-    """The ids of all that a recipe would train."""
-    ids, answer = set(), None
+def _foreseen(generator: Recipe) -> dict[str, Ticket]:
+    """All that a recipe would train, by id; of a recipe that looks into its runs, what comes before it does."""
+    found, answer = {}, None
     try:
         while True:
             asked = generator.send(answer)
             runs = [StandIn(ticket) for ticket in ([asked] if isinstance(asked, Ticket) else asked)]
-            ids |= {run.id for run in runs}
+            found |= {run.id: run.ticket for run in runs}
             answer = runs[0] if isinstance(asked, Ticket) else runs
     except StopIteration:
-        return ids
-    except Exception:  # a recipe of one's own may look into its runs: what it does then can't be foreseen
-        return ids
+        return found
+    except Exception:  # a user's recipe may fail in any way where it is given no trained run
+        return found
+
+
+def _rewound(chains: Iterable[Chain]) -> dict[str, set[int]]:
+    """The steps that chains will rewind to: train_id -> steps, known from the recipes before anything is trained."""
+    steps: dict[str, set[int]] = {}
+    for chain in chains:
+        for ticket in _foreseen(chain.again(chain.levels)).values() if chain.again else ():
+            for operation in ticket.operations:
+                if operation["do"] == "rewind":
+                    steps.setdefault(operation["run"], set()).add(operation["step"])
+    return steps
 
 
 def _bare(generator: Recipe) -> Chain:

@@ -7,6 +7,7 @@ sparsities wanted, rising. Every knob's default is the paper's setting; the abla
 from collections.abc import Callable, Sequence
 
 from slt_lib.errors import InputError
+from slt_lib.params import REWIND, REWIND_POINTS
 from slt_lib.study import Recipe, Study
 
 
@@ -31,7 +32,7 @@ def slt(
     study: Study,
     seed: int,
     levels: list[float],
-    rewind: float = 0.05,
+    rewind: float = REWIND,
     source: str = "last",
     checkpoint: str = "final",
     optimizer: str = "",
@@ -49,7 +50,7 @@ def slt(
         run = yield run.rewind(at=rewind, source=source).prune(by=run, sparsity=sparsity, checkpoint=checkpoint)
 
 
-def clt(study: Study, seed: int, levels: list[float], rewind: float = 0.05, source: str = "last") -> Recipe:
+def clt(study: Study, seed: int, levels: list[float], rewind: float = REWIND, source: str = "last") -> Recipe:
     """Constant lottery ticket (section 3.4): as SLT, but all that is left of theta_t is its signs, times alpha."""
     run = yield study.ticket(seed)
     for sparsity in levels:
@@ -60,7 +61,7 @@ def slt_mp(
     study: Study,
     seed: int,
     levels: list[float],
-    rewind: float = 0.05,
+    rewind: float = REWIND,
     source: str = "last",
     first: float = 0.5,
     switch: float = 0.6,
@@ -91,7 +92,7 @@ def mp_slt(
     study: Study,
     seed: int,
     levels: list[float],
-    rewind: float = 0.05,
+    rewind: float = REWIND,
     switch: float = 0.6,
     retrain: bool = True,
 ) -> Recipe:
@@ -119,7 +120,7 @@ def clt_control(
     at: float = 0.5,
     signs: str = "kept",
     magnitudes: str = "constant",
-    rewind: float = 0.05,
+    rewind: float = REWIND,
 ) -> Recipe:
     """One ticket of the CLT chain, at the level `at`, with other signs or magnitudes under the same mask.
 
@@ -135,7 +136,7 @@ def clt_control(
 
 
 def slt_control(
-    study: Study, seed: int, levels: list[float], control: str, at: float = 0.5, rewind: float = 0.05
+    study: Study, seed: int, levels: list[float], control: str, at: float = 0.5, rewind: float = REWIND
 ) -> Recipe:
     """SLT at the level `at` with random masks ("mask"), or with fresh weights under its own mask ("weights").
 
@@ -169,7 +170,7 @@ ABLATIONS = ("signs", "rewind", "optimizer")  # the paper's own; what notebook 0
 def comparisons(
     levels: Sequence[float],
     at: float = ABLATION_LEVEL,
-    rewinds: Sequence[float] = (0.025, 0.075, 1.0),
+    rewinds: Sequence[float] = REWIND_POINTS,
     switches: Sequence[float] = (0.5, 0.7),
 ) -> dict[str, list[tuple[Callable[..., Recipe], dict, list[float]]]]:
     """Name of a comparison -> recipes, knobs and the levels that each goes to; notebook 08 says what it asks.

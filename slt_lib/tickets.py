@@ -27,7 +27,8 @@ CONSTANT_MAGNITUDES = ("constant", "redrawn", "shuffled")
 class Ticket:
     """A start: initial weights, a mask, a sparsity schedule, an optimizer, and where each comes from.
 
-    `operations` are plain values, each naming the runs it leans on by their id; `runs` holds those runs.
+    `operations` are plain values, each naming the runs it leans on by their id; `runs` holds those runs. `noise`: see
+    `with_noise`.
     """
 
     study: "Study" = field(repr=False, compare=False)
@@ -35,6 +36,7 @@ class Ticket:
     operations: tuple[dict, ...]
     optimizer: str
     sparsity: float = 0.0
+    noise: int = 0
     runs: Mapping[str, "Run"] = field(default_factory=dict, repr=False, compare=False)
     listed: bool = field(default=True, compare=False)
 
@@ -85,6 +87,13 @@ class Ticket:
         """A control: fresh random weights under the same mask."""
         return self._with((*self.operations, {"do": "reinitialise"}))
 
+    def with_noise(self, copy: int) -> "Ticket":
+        """The same start with another order of sentences and other dropout masks: copy 0 is the study's own.
+
+        Tickets rewound from its run keep the copy's number. Source: Frankle et al. (2020), linear mode connectivity.
+        """
+        return replace(self, noise=whole("noise", copy))
+
     def unlisted(self) -> "Ticket":
         """The same ticket, trained because its chain needs it, with no row in the results."""
         return replace(self, listed=False)
@@ -122,8 +131,7 @@ class Ticket:
         if self.schedule is None:
             for key in ("gradual", "thresholds"):
                 del settings[key]
-        stale = {"stale": params.STALE_VERSION} if settings["pruned"] == "stale" else {}
-        return stale | {
+        return ({"noise": self.noise} if self.noise else {}) | {
             "recipe": params.RECIPE_VERSION,
             "training": settings,
             "corpus": self.study.corpus.digest,
@@ -169,7 +177,8 @@ class Ticket:
                 case {"do": "reinitialise"}:
                     weights = theta_0(self.study.model(), int(self._stream(operation).integers(1 << 62)))
         weights = masks.apply(weights, mask or {})
-        return training.Start(weights, mask, self.schedule, self.optimizer, self.seed, self.depth)
+        parents = {run.id: run.weights_hash for run in self.runs.values()}
+        return training.Start(weights, mask, self.schedule, self.optimizer, self.seed, self.depth, self.noise, parents)
 
     def _stream(self, operation: dict) -> np.random.Generator:
         return stream(self.seed, operation["do"], self.depth, digest(list(self.operations)))
@@ -227,7 +236,7 @@ def number(key: str, value) -> float:
     return float(value)
 
 
-def whole(seed) -> int:
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise InputError(f"seeds: {seed!r} is not a whole number from 0")
-    return seed
+def whole(key: str, value) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise InputError(f"{key}: {value!r} is not a whole number from 0")
+    return value

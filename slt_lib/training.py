@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,12 +20,11 @@ from slt_lib.batches import Batches, Position
 from slt_lib.devices import device
 from slt_lib.errors import InputError
 from slt_lib.params import Training
-from slt_lib.store import RECORD, RESUME, Damaged, RunFolder, digest, sealed, write_json
+from slt_lib.store import RECORD, RESUME, Damaged, RunFolder, checksum, digest, sealed, write_json
 from slt_lib.transformer import Batch, Shape, SoftmaxLoss, Transformer, dropout_masks, dropout_sites, prunable
 from slt_lib.vocabulary import Encoded, Vocabulary
 
 DEV_BATCH = 256  # sentences decoded at once; no result depends on it beyond float error
-BLEU_ZERO = 0.05  # what a table prints as 0.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,8 @@ class Start:
 
     `mask`: name of each prunable matrix -> BoolTensor, True = kept; None: dense. `gradual`: (initial, final) sparsity
     of magnitude pruning while training, or None for a mask that stays. `depth`: trainings before it in the chain.
+    `noise`: number of a copy that sees other sentences and dropout at the same depth; 0 is the study's own training.
+    `parents`: id of each run that these values come from -> hash of that run's final weights.
     """
 
     weights: Mapping[str, Tensor]
@@ -53,6 +54,8 @@ class Start:
     optimizer: str
     seed: int
     depth: int
+    noise: int = 0
+    parents: Mapping[str, str] = field(default_factory=dict)
 
 
 class NotFinite(Exception):
@@ -65,10 +68,25 @@ def new_model(training: Training, vocabulary: int, seed: int | None = None) -> T
     return Transformer(Shape(vocabulary, sizes.layers, sizes.hidden, sizes.filter, sizes.heads), seed)
 
 
-def new_batches(training: Training, data: Data, seed: int, depth: int) -> Batches:
+def noise_of(training: Training, start: Start) -> str:
+    """What the order of sentences and dropout depend on beside the seed: the depth in the chain and the copy's number.
+
+    With `order: same` all trainings of a chain share both.
+    """
+    depth = start.depth if training.order == "fresh" else 0
+    return f"{depth}+{start.noise}" if start.noise else f"{depth}"
+
+
+def new_batches(training: Training, data: Data, start: Start) -> Batches:
     """The sentences of a ticket, from the first."""
-    shape, depth = training.batch, depth if training.order == "fresh" else 0
-    return Batches(data.source, data.target, shape.rows, shape.length, seed, depth, shape.packed)
+    shape = training.batch
+    noise = noise_of(training, start)
+    return Batches(data.source, data.target, shape.rows, shape.length, start.seed, noise, shape.packed)
+
+
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """16 hex digits that any change of a weight changes; kept in a run's record for every checkpoint."""
+    return checksum({name: weight.detach().cpu() for name, weight in weights.items()})[:16]
 
 
 def dropout_plan(training: Training, shape: Shape) -> tuple[dict, dict[str, float]]:
@@ -88,14 +106,14 @@ def train(
     data: Data,
     start: Start,
     folder: RunFolder | None = None,
-    keep: tuple[float, ...] = (),
+    keep: Collection[int] = (),
     report: Callable[[int, dict | None], None] = lambda steps, point: None,
     until: Collection[int] = (),
     accumulate: int = 1,
 ) -> dict:
     """Train `start` for `training.steps` steps and write the run into `folder`; returns its record.
 
-    Checkpoints stay at the fractions `keep`, at the best step on dev and at the last step. A training found in
+    Checkpoints stay at the steps `keep`, at the best step on dev and at the last step. A training found in
     `folder` is resumed and ends in the same bytes as one without a cut. `report(steps, point)` hears of finished
     steps and of each checkpoint. With `until` (steps) nothing is written: the training goes up to the last of
     them, and what is returned is step -> weights. Raises NotFinite then; else a failure is part of the record. Source:
@@ -112,7 +130,7 @@ def train(
     weights = dict(model.named_parameters())
     matrices = prunable(weights)
     optimizer = new_optimizer(training, start.optimizer, weights.values())
-    batches = new_batches(training, data, start.seed, start.depth)
+    batches, noise = new_batches(training, data, start), noise_of(training, start)
     sites, rates = dropout_plan(training, model.shape)
     marks = marks_of(training, start, keep)
     state = new_state()
@@ -124,7 +142,7 @@ def train(
     resumed = None
     if not until:
         with distributed.in_turn():  # what can't be used, the first has thrown away when the others look
-            resumed = resume(folder, training)
+            resumed = resume(folder, training, start)
     if resumed:
         state, tensors = resumed
         mask = {k.removeprefix("mask."): v for k, v in tensors.items() if k.startswith("mask.")}
@@ -149,7 +167,7 @@ def train(
     try:
         for step in range(state["step"], last):
             batch = next(batches)
-            drop = dropout_masks(sites, rates, start.seed, step)
+            drop = dropout_masks(sites, rates, start.seed, noise, step)
             value = _backward(loss_of, batch, drop, parts, where)
             if not math.isfinite(value):  # in all processes alike
                 raise NotFinite(f"loss not finite at step {step + 1}")
@@ -189,7 +207,7 @@ def train(
                 state["seconds"] += time.monotonic() - began
                 began = time.monotonic()
                 tensors = _tensors(model, optimizer, mask, stale)
-                checkpoint(folder, training, marks, state, step + 1, bleu, tensors, batches.position)
+                checkpoint(folder, training, start, marks, state, step + 1, bleu, tensors, batches.position)
                 report(0, state["curve"][-1])
     except NotFinite as error:
         failure = str(error)
@@ -219,9 +237,9 @@ class Marks:
     candidates: Collection[int]
 
 
-def marks_of(training: Training, start: Start, keep: tuple[float, ...]) -> Marks:
+def marks_of(training: Training, start: Start, keep: Collection[int]) -> Marks:
     marks, end = checkpoints(training), schedules.at_step(training.gradual.until, training.steps)
-    kept = {schedules.at_step(fraction, training.steps) for fraction in keep} - {0}
+    kept = set(keep) - {0}
     updates = schedules.every(training.gradual.every, training.gradual.until, training.steps) if start.gradual else ()
     return Marks(marks, kept, set(updates), end, candidates(training, bool(start.gradual)))
 
@@ -237,10 +255,11 @@ def candidates(training: Training, gradual: bool) -> list[int]:
 
 def new_state() -> dict:
     """What a resume file says beside its tensors, of a training that has not begun."""
-    return {"step": 0, "curve": [], "files": {}, "best": None, "loss": 0.0, "since": 0, "tokens": 0, "seconds": 0.0}
+    fresh = {"step": 0, "curve": [], "files": {}, "best": None, "loss": 0.0, "since": 0, "tokens": 0, "seconds": 0.0}
+    return fresh | {"commits": [commit()]}
 
 
-def checkpoint(folder, training: Training, marks: Marks, state: dict, step: int, bleu: float, tensors, position):
+def checkpoint(folder, training: Training, start: Start, marks: Marks, state: dict, step: int, bleu, tensors, position):
     """Add a point to the curve in `state` and write what stays of `step`: the weights if they do, the resume file.
 
     `tensors` as `_tensors` gives them; `position` of the batches.
@@ -252,6 +271,7 @@ def checkpoint(folder, training: Training, marks: Marks, state: dict, step: int,
         "dev_bleu": bleu,
         "sparsity": masks.sparsity(mask) if mask else 0.0,
         "tokens": state["tokens"],
+        "weights": weights_hash(weights_of(tensors)),
     }
     state |= {"step": step, "curve": [*state["curve"], point], "loss": 0.0, "since": 0}
     if step in marks.candidates and (state["best"] is None or point["dev_bleu"] > state["best"]["dev_bleu"]):
@@ -264,14 +284,12 @@ def checkpoint(folder, training: Training, marks: Marks, state: dict, step: int,
     named |= {folder.theta(training.steps)}
     state["files"] = {name: sha for name, sha in state["files"].items() if name in named}
     state["position"] = [position.epoch, position.offset, list(position.waiting)]
-    folder.save(RESUME, tensors, state | {"of": _owner(folder, training)})
+    folder.save(RESUME, tensors, state | {"of": _owner(folder, training, start)})
     folder.drop(named)
 
 
 def finish(folder, training: Training, start: Start, state: dict, mask, dropped: int, failure: str | None) -> dict:
     """Write the record of a training that has ended, by itself or by `failure`, and return it."""
-    if failure is None and max(point["dev_bleu"] for point in state["curve"]) < BLEU_ZERO:
-        failure = "BLEU 0 on dev at every checkpoint"
     if not distributed.first():
         return distributed.told(dict)  # what the first returns below
     if mask is not None:
@@ -289,9 +307,11 @@ def finish(folder, training: Training, start: Start, state: dict, mask, dropped:
         "prunable": size,
         "target_tokens": state["tokens"],
         "dropped_pairs": dropped,
+        "parents": dict(start.parents),
     }
     folder.path.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "provenance.json", sealed({"seconds": round(state["seconds"], 3)} | provenance(training)))
+    known = provenance(training) | {"seconds": round(state["seconds"], 3), "commit": " ".join(state["commits"])}
+    write_json(folder / "provenance.json", sealed(known))
     write_json(folder / RECORD, sealed(record))
     (folder / RESUME).unlink(missing_ok=True)
     return distributed.told(lambda: record)
@@ -311,7 +331,6 @@ def provenance(training: Training) -> dict:
         "precision": training.precision,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "commit": commit(),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -523,18 +542,18 @@ def _restore(model, optimizer, tensors, step: int) -> None:
             group["k"] = step
 
 
-def _owner(folder: RunFolder, training: Training) -> str:
-    """What a resume file says of itself, so that one of another run or other settings is not used."""
-    return digest([folder.path.name, training.model_dump()])
+def _owner(folder: RunFolder, training: Training, start: Start) -> str:
+    """What a resume file says of itself, so that one of another run, other settings or other parents is not used."""
+    return digest([folder.path.name, training.model_dump(), dict(start.parents)])
 
 
-def resume(folder: RunFolder, training: Training) -> tuple[dict, dict] | None:
+def resume(folder: RunFolder, training: Training, start: Start) -> tuple[dict, dict] | None:
     """State and tensors of a training that was cut, or None; one that can't be used is named and thrown away."""
     if not (folder / RESUME).exists():
         return None
     try:
         tensors, state = folder.load(RESUME)
-        if state.pop("of", None) != _owner(folder, training):
+        if state.pop("of", None) != _owner(folder, training, start):
             raise Damaged(f"{folder / RESUME} belongs to another training")
         folder.verify(state["files"])
     except Damaged as error:
@@ -543,4 +562,5 @@ def resume(folder: RunFolder, training: Training) -> tuple[dict, dict] | None:
         print(f"{error}; starting this training again", file=sys.stderr)
         (folder / RESUME).unlink()
         return None
+    state["commits"] = list(dict.fromkeys([*state["commits"], commit()]))
     return state, tensors

@@ -281,17 +281,20 @@ def dropout_sites(shape: Shape, rows: int, source: int, target: int) -> dict[str
     return sites
 
 
-def dropout_masks(sites, rates: Mapping[str, float], seed: int, step: int) -> dict[str, Tensor]:
-    """Masks for one step, 0 or 1 / (1 - rate), a pure function of (seed, step, site). Kinds with rate 0 have none."""
-    kept = dropout_kept(sites, rates, seed, step)
+def dropout_masks(sites, rates: Mapping[str, float], seed: int, noise: str, step: int) -> dict[str, Tensor]:
+    """Masks for one step, 0 or 1 / (1 - rate): a pure function of (seed, noise, step, site).
+
+    `noise`: see `training.noise_of`. Kinds with rate 0 have no mask.
+    """
+    kept = dropout_kept(sites, rates, seed, noise, step)
     return {site: values * (1 / (1 - rates[sites[site][0]])) for site, values in kept.items()}
 
 
-def dropout_kept(sites, rates: Mapping[str, float], seed: int, step: int) -> dict[str, Tensor]:
+def dropout_kept(sites, rates: Mapping[str, float], seed: int, noise: str, step: int) -> dict[str, Tensor]:
     """BoolTensors: where `dropout_masks` is not 0."""
     wanted = {site: (rates[kind], shape) for site, (kind, shape) in sites.items() if rates[kind] > 0}
     counts = [math.prod(shape) for _, shape in wanted.values()]
-    bits = stream(seed, "dropout", step).integers(0, 1 << 16, size=sum(counts), dtype=np.uint16)
+    bits = stream(seed, "dropout", noise, step).integers(0, 1 << 16, size=sum(counts), dtype=np.uint16)
     drawn = torch.from_numpy(bits.view(np.int16)).split(counts)
     masks = {}
     for (site, (rate, shape)), values in zip(wanted.items(), drawn, strict=True):

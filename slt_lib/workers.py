@@ -1,12 +1,13 @@
 """Trainings side by side on a CPU: a process each, so that every core has one and none waits for a slower one."""
 
 import os
-from collections.abc import Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from typing import Any
 
+from slt_lib.errors import InputError
 from slt_lib.processes import cores, pool
-from slt_lib.progress import Progress
+from slt_lib.progress import Progress, label
 
 
 def default_jobs(threads: int) -> int:
@@ -37,21 +38,39 @@ class Workers:
                 process.terminate()
         self.pool.shutdown(cancel_futures=True)
 
-    def first_done(self, wanted: Iterable[Any]) -> set[str]:
-        """Start of the tickets `wanted`, the most urgent first, what there is room for; the ids of those that ended."""
+    def first_done(self, wanted: Iterable[Any], keep: Mapping[str, Collection[int]]) -> set[str]:
+        """Start as many of the tickets `wanted` as there is room for, in their order; the ids of those that ended.
+
+        `keep` as in `Study.train`. Raises InputError, which names the ticket, where a process was killed.
+        """
+        under_way = {ticket.train_id for ticket in self.running.values()}
         for ticket in wanted:
             if len(self.running) == self.jobs:
                 break
-            if ticket.train_id not in self.running.values():
-                self.running[self.pool.submit(_train, ticket)] = ticket.train_id
-        ended: set[Future] = wait(self.running, return_when=FIRST_COMPLETED).done
-        for future in ended:
-            future.result()  # raises what the training raised
-        return {self.running.pop(future) for future in ended}
+            if ticket.train_id not in under_way:
+                self.running[self.pool.submit(_train, ticket, keep.get(ticket.train_id, ()))] = ticket
+        try:
+            ended: set[Future] = wait(self.running, return_when=FIRST_COMPLETED).done
+            for future in ended:
+                future.result()  # raises what the training raised
+        except BrokenExecutor:
+            raise InputError(self._killed()) from None
+        return {self.running.pop(future).train_id for future in ended}
+
+    def _killed(self) -> str:
+        """Name the training whose process was killed: it alone left its name in the lock of its ticket."""
+        self.pool.shutdown()
+        tickets = list(self.running.values())
+        killed = [ticket for ticket in tickets if ticket.study.store.abandoned(ticket.train_id)] or tickets
+        names = " or ".join(label(ticket) for ticket in killed)
+        return (
+            f"the process that trained {names} was killed, by hand or because memory ran out; the same command goes on "
+            "from its last checkpoint (fewer --jobs need less memory)"
+        )
 
 
-def _train(ticket) -> None:
+def _train(ticket, keep: Collection[int]) -> None:
     """In a worker: train the ticket and score it, into the store, where the parent finds both."""
-    [run] = ticket.study.train([ticket], Progress(lines=True))
+    [run] = ticket.study.train([ticket], Progress(lines=True), keep={ticket.train_id: keep})
     if ticket.listed and run.record["status"] == "ok":
         run.scores()

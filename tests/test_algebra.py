@@ -426,7 +426,6 @@ def test_a_byte_of_the_corpus_and_the_vocabulary_reach_the_identity(own):
 
 
 def test_decoding_reaches_scores_alone(make_study, monkeypatch):
-    monkeypatch.setattr(training, "BLEU_ZERO", -1.0)
     first = make_study()
     [run] = first.train([first.ticket(1)])
     scores = run.scores()
@@ -583,7 +582,6 @@ def random_tickets(study, seed, levels, at=0.25):
 
 
 def test_a_recipe_of_one_s_own(make_study, home, monkeypatch):
-    monkeypatch.setattr(training, "BLEU_ZERO", -1.0)  # so small a model says nothing right
 
     def followed():
         study = make_study()
@@ -616,7 +614,6 @@ def test_a_recipe_of_one_s_own(make_study, home, monkeypatch):
 
 def test_recording_again_trains_nothing(make_study, home, monkeypatch):
     # As the ablations that rewind to 0.025 and 0.075: those checkpoints are not in `keep`.
-    monkeypatch.setattr(training, "BLEU_ZERO", -1.0)
     study = make_study()
     chains = study.follow([study.chain(slt, 1, [0.5], rewind=0.5)])
     rows = results.record(study, chains)
@@ -635,7 +632,6 @@ def test_every_run_of_a_recipe_has_its_row(study, home):
 
 
 def test_a_chain_that_fails_stops_alone(make_study, monkeypatch):
-    monkeypatch.setattr(training, "BLEU_ZERO", -1.0)
     study, real = make_study(), training.train
 
     def fragile(settings, data, start, *rest, **options):
@@ -683,7 +679,6 @@ def test_the_study_s_own_levels_and_seeds(study):
 
 def test_levels_that_lead_elsewhere_are_a_variant_of_their_own(make_study, home, monkeypatch):
     # The study has 50, 60 and 80%. SLT straight to 80% is another training than SLT's row at 80%; MP's is the same.
-    monkeypatch.setattr(training, "BLEU_ZERO", -1.0)
     study = make_study()
     own = results.record(study, study.follow([study.chain(recipe, 1) for recipe in (slt, mp)]))
     parts = {path.name: path.read_bytes() for path in (home / "figures" / "tiny" / "parts").iterdir()}
@@ -708,7 +703,6 @@ def test_levels_that_lead_elsewhere_are_a_variant_of_their_own(make_study, home,
 
 
 def test_a_recipe_that_looks_into_its_runs_can_be_labelled(make_study, home, monkeypatch):
-    monkeypatch.setattr(training, "BLEU_ZERO", -1.0)
 
     def careful(study, seed, levels):
         run = yield study.ticket(seed)
@@ -724,7 +718,6 @@ def test_a_recipe_that_looks_into_its_runs_can_be_labelled(make_study, home, mon
 @pytest.mark.parametrize("pruned", ["zeroed", "stale"])
 def test_a_ticket_starts_from_its_kept_weights_alone(make_study, monkeypatch, pruned):
     # FACTS.md section 7: theta_t (.) m and alpha * signs (.) m, also where a training keeps what it prunes.
-    monkeypatch.setattr(training, "BLEU_ZERO", -1.0)
     study = make_study({"training": {"pruned": pruned}})
     for chain in study.follow([study.chain(recipe, 1, [0.5, 0.8]) for recipe in (lt, slt, clt, slt_mp)]):
         for run in chain.runs[1:]:
@@ -736,7 +729,6 @@ def test_a_ticket_starts_from_its_kept_weights_alone(make_study, monkeypatch, pr
 
 def test_only_checkpoints_at_the_final_sparsity_are_averaged(make_study, monkeypatch):
     # Checkpoints after 3, 6, 9 and 12 steps; gradual pruning ends at 6, whose own update comes after that step.
-    monkeypatch.setattr(training, "BLEU_ZERO", -1.0)
     study = make_study()
     plain, gradual = study.train([study.ticket(1), study.ticket(1).gradual(0.8)])
     mean = {name: torch.stack([gradual.theta(step)[name] for step in (9, 12)]).mean(0) for name in gradual.mask}

@@ -84,27 +84,27 @@ def test_a_row_says_which_words_belong_together(packed):
 
 def test_a_stream_goes_on_where_it_was():
     source, target = made(90)
-    unbroken = Batches(source, target, 8, 24, seed=3, depth=2)
+    unbroken = Batches(source, target, 8, 24, seed=3, noise="2")
     for _ in range(11):  # two epochs and a bit
         batch = next(unbroken)
         where = unbroken.position
-        resumed = Batches(source, target, 8, 24, seed=3, depth=2)
+        resumed = Batches(source, target, 8, 24, seed=3, noise="2")
         # by way of numbers, as a resume file holds it
         resumed.position = Position(where.epoch, where.offset, tuple(list(where.waiting)))
-        rest = Batches(source, target, 8, 24, seed=3, depth=2)
+        rest = Batches(source, target, 8, 24, seed=3, noise="2")
         rest.position = where
         for _ in range(6):
             assert same(next(resumed), next(rest))
     assert where.epoch >= 2 and where.waiting
-    again = Batches(source, target, 8, 24, seed=3, depth=2)
+    again = Batches(source, target, 8, 24, seed=3, noise="2")
     assert same([next(again) for _ in range(11)][-1], batch)
 
 
-def test_order_depends_on_seed_and_depth():
+def test_order_depends_on_seed_and_noise():
     source, target = made(90)
-    first = {key: next(Batches(source, target, 8, 24, *key)) for key in ((1, 0), (2, 0), (1, 1))}
-    assert same(first[1, 0], next(Batches(source, target, 8, 24, 1, 0)))
-    assert not same(first[1, 0], first[2, 0]) and not same(first[1, 0], first[1, 1])
+    first = {key: next(Batches(source, target, 8, 24, *key)) for key in ((1, "0"), (2, "0"), (1, "1"), (1, "0+1"))}
+    assert same(first[1, "0"], next(Batches(source, target, 8, 24, 1, "0")))
+    assert not same(first[1, "0"], first[2, "0"]) and not same(first[1, "0"], first[1, "1"])
     assert len({part.shape for batch in first.values() for part in batch}) == 1
     order = Batches(source, target, 8, 24, 1)
     assert order.order(0).tolist() != order.order(1).tolist()

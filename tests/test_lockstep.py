@@ -91,7 +91,7 @@ def plain(settings, data, start, steps):
     model = training.new_model(settings, len(data.vocabulary))
     weights = dict(model.named_parameters())
     shape, sizes = settings.batch, settings.model
-    batches = Batches(data.source, data.target, shape.rows, shape.length, start.seed, start.depth)
+    batches = Batches(data.source, data.target, shape.rows, shape.length, start.seed, str(start.depth))
     sites = dropout_sites(model.shape, shape.rows, shape.length, shape.length)
     rates = {"residual": sizes.residual_dropout, "attention": sizes.attention_dropout, "relu": sizes.relu_dropout}
     warmup = round(settings.warmup * settings.steps)
@@ -111,7 +111,7 @@ def plain(settings, data, start, steps):
             if start.optimizer == "adam":
                 group["lr"] = schedules.learning_rate(step, warmup, settings.peak_lr.adam, ramp=True)
         batch = next(batches)
-        logits = model.logits(model(batch, dropout_masks(sites, rates, start.seed, step)))
+        logits = model.logits(model(batch, dropout_masks(sites, rates, start.seed, str(start.depth), step)))
         optimizer.zero_grad()
         smoothed_cross_entropy(logits, batch.target, settings.label_smoothing).backward()
         with torch.no_grad():
@@ -178,8 +178,8 @@ def test_ten_steps_against_the_trainer(optimizer, data, settings, starts, tmp_pa
     settings = settings.model_copy(update={"steps": 10})
     tickets = starts(optimizer)
     alone, together = folders(tmp_path / "alone", len(tickets)), folders(tmp_path / "together", len(tickets))
-    wanted = [train(settings, data, start, folder, (0.3, 0.4)) for start, folder in zip(tickets, alone, strict=True)]
-    found = train_together(settings, data, tickets, together, (0.3, 0.4))
+    wanted = [train(settings, data, start, folder, (3, 4)) for start, folder in zip(tickets, alone, strict=True)]
+    found = train_together(settings, data, tickets, together, [(3, 4)] * len(tickets))
     for start, one, other, want, got in zip(tickets, alone, together, wanted, found, strict=True):
         assert apart(one, other, want) < 1e-4
         assert names(one) == names(other) and other.record() == got
@@ -266,7 +266,7 @@ def unbroken(data, settings, starts, tmp_path_factory):
     """Folders and records of a lockstep that nothing cut."""
     tickets = starts()
     found = folders(tmp_path_factory.mktemp("unbroken"), len(tickets))
-    return found, train_together(settings, data, tickets, found, (0.25, 0.4))
+    return found, train_together(settings, data, tickets, found, [(3, 5)] * len(tickets))
 
 
 def ends_as(unbroken, found, records):
@@ -281,10 +281,10 @@ def test_a_cut_leaves_no_trace(unbroken, data, settings, starts, tmp_path):
     tickets, found = starts(), folders(tmp_path, 5)
     for cut in (cut_at(2), cut_at(6, True), cut_at(8)):  # before any checkpoint, in the midst of one, after it
         with pytest.raises(Cut):
-            train_together(settings, data, tickets, found, (0.25, 0.4), [quiet, quiet, cut, quiet, quiet])
+            train_together(settings, data, tickets, found, [(3, 5)] * len(tickets), [quiet, quiet, cut, quiet, quiet])
     steps = [folder.load(RESUME)[1]["step"] if (folder / RESUME).exists() else 0 for folder in found]
     assert max(steps) == 6
-    ends_as(unbroken, found, train_together(settings, data, tickets, found, (0.25, 0.4)))
+    ends_as(unbroken, found, train_together(settings, data, tickets, found, [(3, 5)] * len(tickets)))
 
 
 def test_those_that_lag_behind_catch_up(unbroken, data, settings, starts, tmp_path):
@@ -292,12 +292,12 @@ def test_those_that_lag_behind_catch_up(unbroken, data, settings, starts, tmp_pa
     tickets, found = starts(), folders(tmp_path, 5)
     for i, step in ((0, 9), (2, 3)):
         with pytest.raises(Cut):
-            train_together(settings, data, [tickets[i]], [found[i]], (0.25, 0.4), [cut_at(step, True)])
+            train_together(settings, data, [tickets[i]], [found[i]], [(3, 5)], [cut_at(step, True)])
     with pytest.raises(Cut):  # all steps done, the record not yet written
-        train_together(settings, data, [tickets[3]], [found[3]], (0.25, 0.4), [cut_at(STEPS, True)])
+        train_together(settings, data, [tickets[3]], [found[3]], [(3, 5)], [cut_at(STEPS, True)])
     steps = [folder.load(RESUME)[1]["step"] if (folder / RESUME).exists() else 0 for folder in found]
     assert steps == [9, 0, 3, 12, 0]
-    ends_as(unbroken, found, train_together(settings, data, tickets, found, (0.25, 0.4)))
+    ends_as(unbroken, found, train_together(settings, data, tickets, found, [(3, 5)] * len(tickets)))
 
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "adam"])
@@ -326,10 +326,10 @@ def test_one_that_diverges_fails_alone(unbroken, data, settings, starts, tmp_pat
     full = dict(tickets[2].weights) | {"target_space": torch.full_like(tickets[2].weights["target_space"], math.inf)}
     bad = [Start(loud, None, None, "adafactor", 1, 0), Start(full, None, (0.0, 0.8), "adafactor", 2, 0)]
     order = [bad[0], *tickets[:2], bad[1], *tickets[2:]]
-    records = train_together(settings, data, order, found, (0.25, 0.4))
+    records = train_together(settings, data, order, found, [(3, 5)] * len(order))
     for i in (0, 3):
         alone = RunFolder(tmp_path / f"alone{i}")
-        assert train(settings, data, order[i], alone, (0.25, 0.4)) == records[i]
+        assert train(settings, data, order[i], alone, (3, 5)) == records[i]
         assert records[i]["status"] == "failed" and "not finite" in records[i]["reason"]
         assert names(alone) == names(found[i])
     good = [1, 2, 4, 5, 6]

@@ -154,7 +154,7 @@ def test_same_as_a_slow_one_with_dropout(model):
     [source, target] = PAIRS[1]
     sites = dropout_sites(SHAPE, 1, len(source), len(target))
     rates = {"residual": 0.3, "attention": 0.4, "relu": 0.5}
-    drop = {site: mask.double() for site, mask in dropout_masks(sites, rates, seed=1, step=0).items()}
+    drop = {site: mask.double() for site, mask in dropout_masks(sites, rates, seed=1, noise="0", step=0).items()}
     found = logits(model, packed([[(source, target)]], len(source), len(target)), drop)
     near(found[0], Slow(model, drop).logits(source, target))
 
@@ -323,7 +323,7 @@ def test_every_mask_is_used():
 
     batch = packed([PAIRS])
     sites = dropout_sites(SHAPE, 1, 16, 14)
-    drop = dropout_masks(sites, {"residual": 0.1, "attention": 0.1, "relu": 0.1}, 1, 0)
+    drop = dropout_masks(sites, {"residual": 0.1, "attention": 0.1, "relu": 0.1}, 1, "0", 0)
     model = Transformer(SHAPE, 3)
     plain = logits(model, batch)
     logits(model, batch, Noted(drop))
@@ -332,21 +332,23 @@ def test_every_mask_is_used():
         assert not torch.equal(logits(model, batch, {site: mask * 0.5}), plain), site
 
 
-def test_masks_are_a_function_of_seed_step_and_site():
+def test_masks_are_a_function_of_seed_noise_step_and_site():
     sites = dropout_sites(SHAPE, 4, 16, 14)
     rates = {"residual": 0.5, "attention": 0.5, "relu": 0.5}
     before = torch.random.get_rng_state()
-    one = dropout_masks(sites, rates, 1, 7)
+    one = dropout_masks(sites, rates, 1, "0", 7)
     assert torch.equal(torch.random.get_rng_state(), before)
-    for seed, step, same in ((1, 7, True), (2, 7, False), (1, 8, False), (17, 0, False)):
-        other = dropout_masks(sites, rates, seed, step)
+    cases = [(1, "0", 7, True), (2, "0", 7, False), (1, "0", 8, False), (17, "0", 0, False)]
+    cases += [(1, "1", 7, False), (1, "0+1", 7, False)]  # deeper in the chain; another copy
+    for seed, noise, step, same in cases:
+        other = dropout_masks(sites, rates, seed, noise, step)
         assert all(torch.equal(one[site], other[site]) == same for site in sites)
     assert not torch.equal(one["encoder.0.self"], one["encoder.1.self"])
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.5, 0.9])
 def test_mean_of_a_mask_is_one(rate):
-    [mask] = dropout_masks({"x": ("residual", (1000, 1000))}, {"residual": rate}, 1, 0).values()
+    [mask] = dropout_masks({"x": ("residual", (1000, 1000))}, {"residual": rate}, 1, "0", 0).values()
     assert mask.unique().tolist() == pytest.approx([0, 1 / (1 - rate)])
     spread = math.sqrt(rate / (1 - rate)) / 1000
     assert mask.mean().item() == pytest.approx(1, abs=4 * spread)
@@ -355,7 +357,7 @@ def test_mean_of_a_mask_is_one(rate):
 
 def test_a_rate_of_zero_needs_no_mask():
     sites = dropout_sites(SHAPE, 1, 8, 8)
-    found = dropout_masks(sites, {"residual": 0.0, "attention": 0.5, "relu": 0.0}, 1, 0)
+    found = dropout_masks(sites, {"residual": 0.0, "attention": 0.5, "relu": 0.0}, 1, "0", 0)
     assert set(found) == {site for site, (kind, _) in sites.items() if kind == "attention"}
 
 

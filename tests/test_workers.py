@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from slt_lib import training, workers
+from slt_lib import workers
 from slt_lib.errors import InputError
 from slt_lib.study import _by_urgency
 from slt_lib.techniques import clt, mp, slt
@@ -36,7 +36,6 @@ def test_side_by_side_gives_the_same_bytes(make_study, tmp_path, monkeypatch):
 
 
 def test_what_is_in_the_store_starts_no_process(make_study, monkeypatch):
-    monkeypatch.setattr(training, "BLEU_ZERO", -1.0)
     study = make_study({"levels": [0.5]})
     [chain] = study.follow([study.chain(slt, 1)])
     for run in chain.runs:
