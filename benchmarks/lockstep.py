@@ -211,9 +211,9 @@ def main() -> int:
             sweep(sorted(options.tickets), options.seconds)
             return 0
         if devices.device().type == "cpu":
-            os.environ.setdefault("SLT_LOCKSTEP", "4")
+            os.environ["SLT_LOCKSTEP"] = os.environ.get("SLT_LOCKSTEP") or "4"
         with tempfile.TemporaryDirectory() as folder:
-            os.environ.setdefault("SLT_RUNS", folder)
+            os.environ["SLT_RUNS"] = os.environ.get("SLT_RUNS") or folder
             whole(options.study, options.pair, options.seeds)
     except InputError as error:
         print(error, file=sys.stderr)

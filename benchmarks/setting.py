@@ -1,6 +1,6 @@
 """What is measured: a study's model on real text, for how long, and where the benchmark keeps its things.
 
-Environment: BENCH_STUDY (default multi30k), BENCH_STEPS (training of the models that decode), BENCH_ROUNDS and
+Environment: BENCH_STUDY (default multi30k-large), BENCH_STEPS (training of the models that decode), BENCH_ROUNDS and
 BENCH_SECONDS (rounds, and seconds a system in each).
 """
 
@@ -44,7 +44,7 @@ class Setting:
     @staticmethod
     def read() -> "Setting":
         """The setting that the environment asks for."""
-        name = os.environ.get("BENCH_STUDY") or "multi30k"
+        name = os.environ.get("BENCH_STUDY") or "multi30k-large"
         sizes = number("BENCH_STEPS", 1000), number("BENCH_ROUNDS", 3), number("BENCH_SECONDS", 12)
         return Setting(name, *sizes, Path(os.environ.get("SLT_BUILD") or ROOT / "build").absolute() / "bench")
 
@@ -79,10 +79,10 @@ class Setting:
         return study
 
     def label(self) -> str:
-        """The setting in words, for the CSV."""
+        """The setting in words, for the CSV: the corpus and all sizes, whatever the study is called."""
         study = self.study
         sizes, batch = study.params.training.model, study.params.training.batch
         return (
-            f"{study.corpus.name} {study.pair}, {sizes.layers}+{sizes.layers} layers {sizes.hidden}/{sizes.filter}, "
-            f"V {len(study.vocabulary)}, batch {batch.rows * batch.length}"
+            f"corpus {study.corpus.name} {study.pair}, {sizes.layers}+{sizes.layers} layers "
+            f"{sizes.hidden}/{sizes.filter}, V {len(study.vocabulary)}, batch {batch.rows * batch.length}"
         )

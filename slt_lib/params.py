@@ -235,14 +235,20 @@ def load(study: str) -> Params:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which would let the second of two equal keys win silently."""
+    """YAML's safe loader, which would let the second of two equal keys win silently.
 
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key) for key, _ in node.value]
+    Keys are compared as they are written, before `<<` merges others in, so that a written key overrides a merged one.
+    """
+
+    def compose_mapping_node(self, anchor):
+        node = super().compose_mapping_node(anchor)
+        keys = [
+            key.value if key.tag == "tag:yaml.org,2002:merge" else self.construct_object(key) for key, _ in node.value
+        ]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def parse(raw: dict, where: str) -> Params:

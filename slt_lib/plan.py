@@ -60,8 +60,8 @@ class Planned(Study):
         return (self.done or {}).get(ticket.train_id) or StandIn(ticket)
 
     @functools.cached_property
-    def shapes(self) -> torch.nn.Module:
-        """The model without its values."""
+    def outline(self) -> torch.nn.Module:
+        """The model without its values, for which no vocabulary is needed."""
         with torch.device("meta"):
             return training.new_model(self.params.training, self.params.vocabulary)
 
@@ -140,7 +140,7 @@ def kept_bytes(study: Planned, ticket: Ticket) -> int:
 def working_bytes(study: Planned, ticket: Ticket) -> int:
     """Bytes that a training may need beyond these while it runs: the state to resume from, and the next one."""
     optimizer = 0
-    for weight in study.shapes.parameters():
+    for weight in study.outline.parameters():
         if ticket.optimizer == "adam":
             optimizer += 2 * weight.numel()
         else:
@@ -151,11 +151,11 @@ def working_bytes(study: Planned, ticket: Ticket) -> int:
 
 
 def _theta_bytes(study: Planned) -> int:
-    return FLOAT * sum(weight.numel() for weight in study.shapes.parameters())
+    return FLOAT * sum(weight.numel() for weight in study.outline.parameters())
 
 
 def _mask_bytes(study: Planned, ticket: Ticket) -> int:
-    matrices = prunable(dict(study.shapes.named_parameters()))
+    matrices = prunable(dict(study.outline.named_parameters()))
     return BOOL * sum(weight.numel() for weight in matrices.values()) if ticket.sparsity else 0
 
 
@@ -266,7 +266,7 @@ def text(study: str, rate: float | None = None, devices: int = 1, measured: bool
 
 
 def _pair_text(study: Planned, listed: list[Row], rate: tuple[float, str] | None, devices: int) -> str:
-    settings, model = study.params.training, study.shapes
+    settings, model = study.params.training, study.outline
     batch, everything = settings.batch, study.tickets
     hours = tokens(settings) / rate[0] / 3600 if rate else None
     left = {key: ticket for key, ticket in everything.items() if key not in (study.done or {})}
@@ -313,7 +313,7 @@ def _pair_text(study: Planned, listed: list[Row], rate: tuple[float, str] | None
 def _cells(study: Planned, row: Row, left: dict[str, Ticket], hours: float | None) -> list[str]:
     settings, count = study.params.training, len(row.tickets)
     own = {key: ticket for key, ticket in row.tickets.items() if key in left}
-    work = flops(study.shapes, settings.batch.rows, settings.batch.length) * settings.steps * count
+    work = flops(study.outline, settings.batch.rows, settings.batch.length) * settings.steps * count
     disk = sum(kept_bytes(study, ticket) for ticket in row.tickets.values())
     decoded = sentences(study)
     known = study.done is not None

@@ -17,14 +17,14 @@ def learning_rate(step: int, warmup_steps: int, peak: float | None = None, ramp:
 
 
 def gradual_sparsity(step: int, initial: float, final: float, end_step: int) -> float:
-    """s_t = s_T + (s_0 - s_T) * (1 - t / end)^3 until `end_step`, then `final`.
+    """s_t = s_T + (s_0 - s_T) * (1 - t / end)^3 until `end_step`, then `final`; before step 0 it is `initial`.
 
     Sparsities are fractions; `step` counts finished steps. Raises ValueError where initial > final, for which the
     formula is not meant. Source: paper section 3.1; FACTS.md section 3.
     """
     if not 0 <= initial <= final <= 1:
         raise ValueError(f"gradual sparsity from {initial} to {final}: both from 0 to 1, and rising")
-    left = 1 - min(step / end_step, 1) if end_step > 0 else 0.0
+    left = 1 - min(max(step, 0) / end_step, 1) if end_step > 0 else float(step < 0)
     return final + (initial - final) * left**3
 
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 import yaml
 
-os.environ.setdefault("SLT_DEVICE", "cpu")  # where bytes are promised; a test of a GPU asks for it
+os.environ["SLT_DEVICE"] = (
+    os.environ.get("SLT_DEVICE") or "cpu"
+)  # where bytes are promised; a test of a GPU asks for it
 torch.set_num_threads(1)  # two cores are shared, and bytes are promised for one count of threads
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -130,7 +130,7 @@ def test_a_pair_as_long_as_a_row_fits():
 def test_little_padding_on_multi30k(data_root, pair):
     if not (data_root / "multi30k").is_dir():
         pytest.skip("no Multi30k there")
-    study = params.load("multi30k-laptop")
+    study = params.load("multi30k")
     split = corpora.multi30k(pair).train
     source, target = split.source[:6000], split.target[:6000]
     vocabulary = Vocabulary.build([*source, *target], study.vocabulary)

@@ -311,7 +311,7 @@ def test_unknown_pair(pair):
 
 @pytest.fixture
 def data(monkeypatch):
-    folder = Path(os.environ.get("SLT_DATA", SHARED))
+    folder = Path(os.environ.get("SLT_DATA") or SHARED)
     if not (folder / "multi30k" / "train.en.gz").is_file():
         pytest.skip("Multi30k is in neither $SLT_DATA nor ../shared/data")
     monkeypatch.setenv("SLT_DATA", str(folder))

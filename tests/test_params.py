@@ -73,6 +73,57 @@ def test_what_is_no_study_file(tmp_path, monkeypatch, content, line):
     assert str(caught.value).startswith(f"bad.yaml: {line}") and "\n" not in str(caught.value)
 
 
+BASE = "base: &base {a: 1, b: 2}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        (BASE + "one: {<<: *base}", {"a": 1, "b": 2}),
+        (BASE + "one: {<<: *base, b: 3}", {"a": 1, "b": 3}),
+        (BASE + "one: {b: 3, <<: *base}", {"a": 1, "b": 3}),
+        (BASE + "one: {<<: [*base, {a: 4, c: 5}]}", {"a": 1, "b": 2, "c": 5}),  # of two merged ones the first wins
+        (BASE + "in: {deep: &over {<<: *base, b: 3}}\none: {<<: *over, a: 9}", {"a": 9, "b": 3}),
+        (BASE + "one: *base", {"a": 1, "b": 2}),
+    ],
+)
+def test_merge_keys_and_anchors(text, read):
+    assert yaml.load(text, params._Loader)["one"] == read
+
+
+def test_a_study_file_with_a_merge_key_is_that_study(study_file, tmp_path):
+    plain = Path(study_file())
+    merged = tmp_path / "merged.yaml"
+    text = plain.read_text().replace("extra: 2\n", "<<: {beam: 9, extra: 2}\n", 1)
+    assert "<<" in text
+    merged.write_text(text)
+    assert params.load(str(merged)) == params.load(str(plain))
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("base: &base {a: 1, a: 2}\none: {<<: *base}", "a"),
+        (BASE + "one: {<<: *base, b: 3, b: 3}", "b"),
+        (BASE + "one: {<<: *base, <<: {c: 1}}", "<<"),
+        ("seeds: [1]\nseeds: [2]", "seeds"),
+    ],
+)
+def test_a_key_that_is_written_twice(tmp_path, monkeypatch, text, key):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.yaml").write_text(text)
+    with pytest.raises(InputError, match=rf"^bad\.yaml: not YAML: key '{key}' stands there twice in .* line \d+"):
+        params.load("bad.yaml")
+
+
+@pytest.mark.parametrize("text", ["a: {<<: 3}", "a: {<<: [3]}", "a: &a {? *a : 1}", "a: {[1, 2]: 3}", "a: {{b: 1}: 3}"])
+def test_a_merge_or_a_key_that_can_not_be(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"^bad\.yaml: not YAML: .* line 1"):
+        params.load("bad.yaml")
+
+
 @pytest.mark.parametrize("name", ["nosuch", "../params/one", "", "params/one"])
 def test_a_study_that_is_not_there(tmp_path, monkeypatch, name):
     (tmp_path / "params").mkdir()

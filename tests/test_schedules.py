@@ -71,6 +71,12 @@ def test_gradual_sparsity_rises_to_exactly_its_end(end, one, other):
     assert all(a <= b + 1e-12 for a, b in zip(found, found[1:], strict=False))
 
 
+@given(st.integers(-1000, -1), st.integers(0, 1000), FRACTIONS, FRACTIONS)
+def test_gradual_sparsity_before_its_start_is_its_start(step, end, one, other):
+    initial, final = sorted((one, other))
+    assert gradual_sparsity(step, initial, final, end) == pytest.approx(initial, abs=1e-12)
+
+
 @pytest.mark.parametrize(("initial", "final"), [(0.9, 0.6), (-0.1, 0.5), (0.5, 1.2)])
 def test_gradual_sparsity_that_can_not_be(initial, final):
     with pytest.raises(ValueError, match="gradual sparsity"):

@@ -14,10 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slt_lib import store, training
+from benchmarks.setting import Setting
+from slt_lib import corpora, lockstep, results, store, training, workers
+from slt_lib.devices import device
 from slt_lib.errors import InputError
 from slt_lib.files import write_bytes
-from slt_lib.params import load
+from slt_lib.params import load, parse
 from slt_lib.store import Damaged, RunFolder, Store, canonical, digest, sealed, unseal, write_json
 
 JSON = st.recursive(
@@ -120,6 +122,28 @@ def test_where_the_store_is(monkeypatch, tmp_path):
     (tmp_path / "deeper").mkdir()
     monkeypatch.chdir(tmp_path / "deeper")  # as from notebooks/
     assert Store().path == tmp_path / "runs"
+
+
+def test_an_empty_variable_is_an_unset_one(monkeypatch, tiny):
+    def all_places():
+        training = parse(tiny, "tiny").training
+        return [
+            Store().path,
+            results.figures("tiny"),
+            corpora.data_folder(),
+            Setting.read().folder,
+            device(),
+            lockstep.group_size(training, 100),
+            workers.default_jobs(1),
+        ]
+
+    names = [f"SLT_{name}" for name in ("RUNS", "FIGURES", "DATA", "BUILD", "DEVICE", "LOCKSTEP")]
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    unset = all_places()
+    for name in names:
+        monkeypatch.setenv(name, "")
+    assert all_places() == unset
 
 
 # Values ------------------------------------------------------------
