@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from slt_lib import schedules, training, wmt14
+from slt_lib import training, wmt14
 from slt_lib.devices import device
 from slt_lib.errors import InputError
 from slt_lib.params import Training, Wmt14, load
@@ -22,7 +22,7 @@ from slt_lib.runs import Run, StandIn
 from slt_lib.seeds import stream
 from slt_lib.store import Damaged, unseal
 from slt_lib.study import Chain, Study, Ticket
-from slt_lib.techniques import ABLATIONS, RECIPES, comparisons
+from slt_lib.techniques import ABLATIONS, RECIPES, compared
 from slt_lib.transformer import prunable, theta_0
 from slt_lib.vocabulary import Encoded
 
@@ -48,7 +48,7 @@ class Planned(Study):
         if not self.searched:
             self.corpus = self.vocabulary = SimpleNamespace(digest="")
 
-    def train(self, tickets: Iterable[Ticket], progress=None, stored: bool = False) -> list[Run]:
+    def train(self, tickets: Iterable[Ticket], progress=None, stored: bool = False, keep=()) -> list[Run]:
         """A run for each of `tickets`, which are remembered."""
         return [self._run(ticket) for ticket in tickets]
 
@@ -81,7 +81,9 @@ def rows(study: Planned) -> list[Row]:
     names = ["dense", *study.params.pairs[study.pair]]
     wanted = {name: [study.chain(RECIPES[name], seed) for seed in study.seeds] for name in names}
     if study.params.ablations and study.pair == next(iter(study.params.pairs)):
-        wanted["ablations"] = list(_ablations(study))
+        asked = study.params.ablations
+        chains = compared(study, asked if isinstance(asked, list) else ABLATIONS)
+        wanted["ablations"] = [chain for group in chains.values() for chain in group]
     found = []
     for name, chains in wanted.items():
         before = set(study.tickets)
@@ -90,14 +92,6 @@ def rows(study: Planned) -> list[Row]:
         waves = 1 + max((ticket.depth for ticket in mine.values()), default=-1)
         found.append(Row(name, new, len(mine) - len(new), waves))
     return found
-
-
-def _ablations(study: Planned) -> Iterable[Chain]:
-    catalogue, asked = comparisons(study.levels), study.params.ablations
-    for name in asked if isinstance(asked, list) else ABLATIONS:
-        for recipe, knobs, levels in catalogue[name]:
-            for seed in study.seeds:
-                yield study.chain(recipe, seed, levels, **knobs)
 
 
 def _followed(study: Planned, chains: Iterable[Chain]) -> dict[str, Ticket]:
@@ -132,8 +126,7 @@ def tokens(settings: Training) -> int:
 
 def kept_bytes(study: Planned, ticket: Ticket) -> int:
     """Bytes of a finished run: the checkpoints kept (best and final apart) in fp32, and its mask."""
-    steps = {schedules.at_step(fraction, study.params.training.steps) for fraction in study.params.keep}
-    thetas = len(steps - {0, study.params.training.steps}) + 2
+    thetas = len(study.params.kept_steps() - {0, study.params.training.steps}) + 2
     return thetas * _theta_bytes(study) + _mask_bytes(study, ticket)
 
 

@@ -189,9 +189,9 @@ class Run:
         """Test set -> bleu, ter, ter_13a (percent), signatures, sentence statistics; stored once computed."""
         return {name: self._score(name, checkpoint) for name in self.study.corpus.tests}
 
-    def scored(self) -> bool:
-        """Whether every test set's scores of its best checkpoint are in the store."""
-        return all(self.folder.score(self.score_id(name)).exists() for name in self.study.corpus.tests)
+    def scored(self, checkpoint: str = "best") -> bool:
+        """Whether every test set's scores of a checkpoint are in the store."""
+        return all(self.folder.score(self.score_id(name, checkpoint)).exists() for name in self.study.corpus.tests)
 
     def score_id(self, test_set: str, checkpoint: str = "best") -> str:
         """Identity of a score: the run, the test set and what only reaches scores."""

@@ -46,7 +46,8 @@ Recipe = Generator[Ticket | list[Ticket], Run | list[Run], Any]
 class Chain:
     """A generator of tickets with its labels, and the runs it has made so far; `reason` where it stopped early.
 
-    `levels`: those it was given; `again`: the same recipe for other levels.
+    `levels`: those it was given; `again`: the same recipe for other levels; `scored`: the checkpoints of its runs that
+    get rows (`Run.weights`).
     """
 
     technique: str
@@ -57,15 +58,17 @@ class Chain:
     reason: str = ""
     levels: list[float] = field(default_factory=list, repr=False)
     again: Callable[[list[float]], Recipe] | None = field(default=None, repr=False)
+    scored: tuple[str, ...] = field(default=("best",), repr=False)
 
     def variant_of(self, run: Run) -> str:
         """The label of one of its runs: the chain's, and the levels that led there where the study's lead elsewhere."""
         upto = [level for level in self.levels if level <= run.sparsity]
         usual = [level for level in run.study.params.levels if level < run.sparsity]
         usual += [level for level in self.levels if level == run.sparsity]
-        if self.again is None or upto == usual or run.id in _foreseen(self.again(usual)):
-            return self.variant
-        return ",".join(filter(None, [self.variant, f"levels={'+'.join(f'{level:g}' for level in upto)}"]))
+        there = self.again is None or upto == usual or run.id in _foreseen(self.again(usual))
+        levels = "" if there else f"levels={'+'.join(f'{level:g}' for level in upto)}"
+        noise = f"noise={run.ticket.noise}" if run.ticket.noise else ""
+        return ",".join(filter(None, [self.variant, levels, noise]))
 
 
 class Study:
@@ -297,10 +300,19 @@ class Study:
                     run.magnitudes(start)  # while the start is at hand
             return list(runs.values())
 
-    def chain(self, recipe: Callable[..., Recipe], seed: int, levels: Iterable[float] = (), **knobs) -> Chain:
+    def chain(
+        self,
+        recipe: Callable[..., Recipe],
+        seed: int,
+        levels: Iterable[float] = (),
+        label: tuple[str, str] | None = None,
+        scored: tuple[str, ...] = ("best",),
+        **knobs,
+    ) -> Chain:
         """A recipe for one seed, labelled: technique by the recipe's name, variant by the knobs that differ.
 
-        `levels`: empty for the study's. Raises InputError for a knob that the recipe does not have.
+        `levels`: empty for the study's; `label`: another technique and variant; `scored`: see `Chain`. Raises
+        InputError for a knob that the recipe does not have.
         """
         signature = inspect.signature(recipe)
         for name in knobs:
@@ -313,7 +325,7 @@ class Study:
         levels = list(levels) or self.levels
         again = functools.partial(recipe, self, seed, **knobs)
         technique = getattr(recipe, "technique", recipe.__name__.replace("_", "-"))
-        return Chain(technique, variant, seed, again(levels), levels=levels, again=again)
+        return Chain(*(label or (technique, variant)), seed, again(levels), levels=levels, again=again, scored=scored)
 
     def follow(
         self,
@@ -331,7 +343,7 @@ class Study:
         each run that gets a row, as soon as it is there. With `stored` nothing is trained, as in `train`.
         """
         chains = [chain if isinstance(chain, Chain) else _bare(chain) for chain in chains]
-        keep = _rewound(chains)
+        keep, scored = _rewound(chains), tuple(dict.fromkeys(kind for chain in chains for kind in chain.scored))
         waiting: dict[int, list[Ticket]] = {}
         shape: dict[int, bool] = {}
         runs: dict[str, Run] = {}
@@ -367,8 +379,8 @@ class Study:
             bar = stack.enter_context((progress or Progress()).trainings(side_by_side))
             while waiting:
                 tickets = _by_urgency(waiting, shape, runs)
-                if pool and (missing := [ticket for ticket in tickets if self._unscored(ticket)]):
-                    ended = pool.first_done(missing, keep)
+                if pool and (missing := [ticket for ticket in tickets if self._unscored(ticket, scored)]):
+                    ended = pool.first_done(missing, keep, scored)
                     bar.update(len(ended))
                     tickets = [ticket for ticket in tickets if ticket.train_id in ended or ticket not in missing]
                 runs |= {run.id: run for run in self.train(tickets, progress, stored, keep)}
@@ -377,10 +389,10 @@ class Study:
                         answered(i, waiting.pop(i))
         return chains
 
-    def _unscored(self, ticket: Ticket) -> bool:
+    def _unscored(self, ticket: Ticket, scored: tuple[str, ...]) -> bool:
         """Whether there is still something to do for its run that a process of its own can do."""
         run = self.find(ticket, tell=False)
-        return run is None or (ticket.listed and run.record["status"] == "ok" and not run.scored())
+        return run is None or (ticket.listed and run.record["status"] == "ok" and not all(map(run.scored, scored)))
 
 
 def _listed(key: str, values) -> list:

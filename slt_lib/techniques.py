@@ -5,10 +5,12 @@ sparsities wanted, rising. Every knob's default is the paper's setting; the abla
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from slt_lib.errors import InputError
-from slt_lib.params import REWIND, REWIND_POINTS
-from slt_lib.study import Recipe, Study
+from slt_lib.params import REWIND, REWIND_POINTS, TECHNIQUES
+from slt_lib.study import Chain, Recipe, Study
+from slt_lib.tickets import among
 
 
 def dense(study: Study, seed: int, levels: list[float] = (), optimizer: str = "") -> Recipe:
@@ -141,16 +143,17 @@ def slt_control(
     """SLT at the level `at` with random masks ("mask"), or with fresh weights under its own mask ("weights").
 
     Random masks are drawn at every level on the way, so that the ticket has been trained as often as SLT's. "none"
-    prunes nothing: the dense run's theta_t trained once more, which is what a second training does by itself.
+    prunes nothing: the dense run is rewound to theta_t and trained again, once for each of `levels`. That is what the
+    depth of a chain does by itself.
     """
     if control not in ("mask", "weights", "none"):
         raise InputError(f"control {control!r} is none of mask, weights, none")
     run = yield study.ticket(seed)
-    if control == "none":
-        yield run.rewind(at=rewind)
-        return
-    for sparsity in [level for level in levels if level <= at]:
+    for sparsity in levels if control == "none" else [level for level in levels if level <= at]:
         ticket = run.rewind(at=rewind)
+        if control == "none":
+            run = yield ticket
+            continue
         ticket = ticket.prune_randomly(sparsity) if control == "mask" else ticket.prune(by=run, sparsity=sparsity)
         if sparsity < at:
             run = yield ticket.unlisted()
@@ -158,8 +161,37 @@ def slt_control(
             yield ticket.reinitialised() if control == "weights" else ticket
 
 
+def stability(
+    study: Study,
+    seed: int,
+    levels: list[float],
+    start: str = "theta_0",
+    copies: int = 2,
+    at: float = 0.9,
+    rewind: float = REWIND,
+) -> Recipe:
+    """One ticket trained with its own noise and with that of `copies` others: what SGD's noise does from this start.
+
+    `start`: the dense model's "theta_0" or "theta_t", or the ticket of "lt" or "slt" at the level `at`. Source: Frankle
+    et al. (2020), "Linear mode connectivity and the lottery ticket hypothesis", section 2.
+    """
+    if start not in STABILITY:
+        raise InputError(f"start {start!r} is none of {', '.join(STABILITY)}")
+    ticket = study.ticket(seed)
+    if start != "theta_0":
+        run = yield ticket
+        ticket = run.rewind(at=rewind)
+    for sparsity in [level for level in levels if level <= at] if start in ("lt", "slt") else []:
+        ticket = run.rewind(at=rewind if start == "slt" else 0).prune(by=run, sparsity=sparsity)
+        if sparsity < at:
+            run = yield ticket.unlisted()
+    yield [ticket.with_noise(copy) for copy in range(copies + 1)]
+
+
 clt_control.technique = "clt"  # their rows stand beside the recipe that they vary
 slt_control.technique = "slt"
+# Where a stability run starts -> technique and variant of its rows.
+STABILITY = {"theta_0": ("dense", ""), "theta_t": ("slt", "control=none"), "lt": ("lt", ""), "slt": ("slt", "")}
 
 RECIPES = {"dense": dense, "mp": mp, "lt": lt, "slt": slt, "clt": clt, "slt-mp": slt_mp, "mp-slt": mp_slt}
 
@@ -167,42 +199,81 @@ ABLATION_LEVEL = 0.5  # where they are compared: the paper's random signs are at
 ABLATIONS = ("signs", "rewind", "optimizer")  # the paper's own; what notebook 08 and the plan take by default
 
 
+@dataclass(frozen=True)
+class Line:
+    """One chain of a comparison: a recipe, its knobs, the levels that it goes to.
+
+    `label`: technique and variant of its rows, where they are not the recipe's. `scored`: the checkpoints that get a
+    row each (`Run.weights`).
+    """
+
+    recipe: Callable[..., Recipe]
+    levels: Sequence[float]
+    knobs: dict = field(default_factory=dict)
+    label: tuple[str, str] | None = None
+    scored: tuple[str, ...] = ("best",)
+
+
 def comparisons(
     levels: Sequence[float],
     at: float = ABLATION_LEVEL,
     rewinds: Sequence[float] = REWIND_POINTS,
     switches: Sequence[float] = (0.5, 0.7),
-) -> dict[str, list[tuple[Callable[..., Recipe], dict, list[float]]]]:
-    """Name of a comparison -> recipes, knobs and the levels that each goes to; notebook 08 says what it asks.
+    high: float = 0.9,
+    techniques: Sequence[str] = TECHNIQUES,
+) -> dict[str, list[Line]]:
+    """Name of a comparison -> its lines, the default recipe first; notebook 08 says what each one asks.
 
-    The default comes first. `levels` are the study's. What a chain is rewound to or pruned from shows from its second
-    level on, and SLT-MP's knobs above its switch, so these are compared there where `at` lies below.
+    `levels` and `techniques` are the study's. `high`: a second level for `controls`, and that of the tickets of
+    `stability`. What a chain is rewound to or pruned from shows from its second level on, and SLT-MP's knobs above its
+    switch, so these are compared there where `at` lies below.
     """
     upto = [level for level in levels if level <= at]
+    upto_high = [level for level in levels if level <= high]
     second = upto if len(upto) > 1 else list(levels[:2])
     beyond = [level for level in levels if level > max(0.6, *switches)][:1] or list(levels[-1:])
 
-    def each(recipe: Callable[..., Recipe], to: list[float], *knobs: dict) -> list:
-        return [(recipe, options, to) for options in ({}, *knobs)]
+    def each(recipe: Callable[..., Recipe], to: Sequence[float], *knobs: dict) -> list[Line]:
+        return [Line(recipe, to, options) for options in ({}, *knobs)]
 
+    def controls(level: float, to: Sequence[float]) -> list[Line]:
+        return [Line(slt_control, to, {"control": kind, "at": level}) for kind in ("mask", "weights")]
+
+    kinds = [("kept", "redrawn"), ("kept", "shuffled"), ("random", "constant"), ("random", "redrawn")]
+    frankle = [Line(clt_control, upto, {"signs": signs, "magnitudes": kind, "at": at}) for signs, kind in kinds]
+    averaged = ("best", "average 4")
     return {
-        "signs": each(clt, upto) + [(clt_control, {"signs": "random", "at": at}, upto)],
-        "frankle": [
-            *each(clt, upto),
-            *[(clt_control, {"magnitudes": kind, "at": at}, upto) for kind in ("redrawn", "shuffled")],
-            *[
-                (clt_control, {"signs": "random", "magnitudes": kind, "at": at}, upto)
-                for kind in ("constant", "redrawn")
-            ],
-        ],
+        "signs": [Line(clt, upto), Line(clt_control, upto, {"signs": "random", "at": at})],
+        "frankle": [Line(clt, upto), *frankle],
         "rewind": each(slt, upto, *({"rewind": point} for point in rewinds)),
         "source": each(slt, second, {"source": "dense"}) + each(slt_mp, beyond, {"source": "dense"}),
         "one-shot": each(slt, second, {"iterative": False}),
         "stepwise": each(slt_mp, beyond, {"stepwise": True}),
         "switch": each(slt_mp, beyond, *({"switch": point, "first": round(point - 0.1, 6)} for point in switches)),
         "optimizer": [line for recipe in (dense, mp, slt) for line in each(recipe, upto, {"optimizer": "adam"})],
-        "average": [line for recipe in (dense, mp, slt) for line in each(recipe, upto)],
-        "controls": each(slt, upto)
-        + [(slt_control, {"control": kind, "at": at}, upto) for kind in ("mask", "weights")],
-        "again": each(slt, upto) + [(slt_control, {"control": "none"}, upto)],
+        "average": [Line(recipe, upto, scored=averaged) for recipe in (dense, mp, slt)],
+        "final": [Line(RECIPES[name], levels, scored=("best", "final")) for name in ("dense", *techniques)],
+        "controls": each(slt, upto_high) + controls(at, upto) + controls(high, upto_high),
+        "again": [*each(slt, levels), Line(slt_control, levels, {"control": "none"})],
+        "stability": [
+            Line(stability, upto_high, {"start": start, "at": high}, label) for start, label in STABILITY.items()
+        ],
+    }
+
+
+def compared(study: Study, names: Sequence[str], **options) -> dict[str, list[Chain]]:
+    """Name of a comparison -> its chains, for all seeds of the study; `options` as for `comparisons`.
+
+    Raises InputError for a name that is no comparison.
+    """
+    catalogue = comparisons(study.levels, techniques=study.params.pairs[study.pair], **options)
+    for name in names:
+        among("comparisons", name, tuple(catalogue))
+    return {
+        name: [
+            study.chain(line.recipe, seed, line.levels, line.label, line.scored, **line.knobs)
+            for seed in study.seeds
+            for line in catalogue[name]
+        ]
+        for name in names
     }

@@ -38,17 +38,20 @@ class Workers:
                 process.terminate()
         self.pool.shutdown(cancel_futures=True)
 
-    def first_done(self, wanted: Iterable[Any], keep: Mapping[str, Collection[int]]) -> set[str]:
+    def first_done(
+        self, wanted: Iterable[Any], keep: Mapping[str, Collection[int]], scored: tuple[str, ...]
+    ) -> set[str]:
         """Start as many of the tickets `wanted` as there is room for, in their order; the ids of those that ended.
 
-        `keep` as in `Study.train`. Raises InputError, which names the ticket, where a process was killed.
+        `keep` as in `Study.train`; `scored`: the checkpoints that are scored too. Raises InputError, which names the
+        ticket, where a process was killed.
         """
         under_way = {ticket.train_id for ticket in self.running.values()}
         for ticket in wanted:
             if len(self.running) == self.jobs:
                 break
             if ticket.train_id not in under_way:
-                self.running[self.pool.submit(_train, ticket, keep.get(ticket.train_id, ()))] = ticket
+                self.running[self.pool.submit(_train, ticket, keep.get(ticket.train_id, ()), scored)] = ticket
         try:
             ended: set[Future] = wait(self.running, return_when=FIRST_COMPLETED).done
             for future in ended:
@@ -69,8 +72,9 @@ class Workers:
         )
 
 
-def _train(ticket, keep: Collection[int]) -> None:
+def _train(ticket, keep: Collection[int] = (), scored: tuple[str, ...] = ("best",)) -> None:
     """In a worker: train the ticket and score it, into the store, where the parent finds both."""
     [run] = ticket.study.train([ticket], Progress(lines=True), keep={ticket.train_id: keep})
     if ticket.listed and run.record["status"] == "ok":
-        run.scores()
+        for checkpoint in scored:
+            run.scores(checkpoint)

@@ -105,6 +105,27 @@ def test_no_training_outlives_its_parent(study_file, home):
     raise AssertionError(f"{alive} still run")
 
 
+def test_a_killed_process_is_named_and_the_same_command_goes_on(study_file, home):
+    study = study_file({"training": {"steps": 100_000, "checkpoint": 0.0005, "gradual": {"every": 0.02, "until": 0.8}}})
+    command = [sys.executable, "-m", "slt_lib", "run", study, "--seeds", "1", "2", "--techniques", "dense"]
+    with open(home / "log", "wb") as log:
+        parent = subprocess.Popen([*command, "--jobs", "2"], stderr=log, stdout=log)
+    for _ in range(600):
+        if all(f"seed {seed} dense" in (home / "log").read_text() for seed in (1, 2)):
+            break
+        time.sleep(0.1)
+    locks = {path.stem: path.read_text() for path in (home / "runs" / "locks").glob("*.lock")}
+    [(name, pid)] = [(name, int(text.split()[0])) for name, text in locks.items() if text][:1]
+    os.kill(pid, signal.SIGKILL)  # as the kernel does where memory runs out
+    assert parent.wait(60) == 2
+    lines = (home / "log").read_text().splitlines()
+    assert not any("Traceback" in line for line in lines)
+    [said] = [line for line in lines if "was killed" in line]
+    assert name[:8] in said and said.count("seed") == 1 and "the same command goes on from its last checkpoint" in said
+    folders = [path for path in (home / "runs").iterdir() if (path / "resume.safetensors").exists()]
+    assert len(folders) == 2  # both trainings can be resumed
+
+
 def _answers(pid):
     try:
         os.kill(pid, 0)
