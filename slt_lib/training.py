@@ -371,7 +371,7 @@ def _loss(model: Transformer, batch, drop, training: Training, count: float | No
     low = training.precision == "bf16"
     with torch.autocast(model.embedding.device.type, torch.bfloat16, enabled=low):
         hidden = model(batch, drop)
-    dtype = torch.bfloat16 if low else torch.float32
+    dtype = torch.bfloat16 if low else hidden.dtype
     return SoftmaxLoss.apply(hidden, model.embedding, batch.target, training.label_smoothing, dtype, count)
 
 

@@ -186,7 +186,10 @@ def test_ten_steps_against_the_trainer(optimizer, data, settings, starts, tmp_pa
         same = {key: value for key, value in want.items() if key not in ("curve", "files")}
         assert same == {key: value for key, value in got.items() if key not in ("curve", "files")}
         for a, b in zip(want["curve"], got["curve"], strict=True):
-            assert a == b | {"loss": a["loss"]} and a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+            assert a == b | {name: a[name] for name in ("loss", "weights")}
+            assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+        end = other.load(RunFolder.theta(10))[0]
+        assert got["curve"][-1]["weights"] == training.weights_hash(end)  # the run's own, also in lockstep
         if start.mask is not None and not start.gradual:
             assert (one / "mask.safetensors").read_bytes() == (other / "mask.safetensors").read_bytes()
         known = json.loads((other / "provenance.json").read_text())
@@ -301,7 +304,7 @@ def test_those_that_lag_behind_catch_up(unbroken, data, settings, starts, tmp_pa
 
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "adam"])
-def test_solo_and_lockstep_go_on_with_each_other_s_work(optimizer, data, settings, starts, tmp_path):
+def test_solo_and_lockstep_go_on_with_each_other_s_work(optimizer, data, settings, starts, float64, tmp_path):
     tickets, count = starts(optimizer), 5
     whole, first, second = (folders(tmp_path / name, count) for name in ("whole", "first", "second"))
     wanted = [train(settings, data, *pair) for pair in zip(tickets, whole, strict=True)]
@@ -313,7 +316,7 @@ def test_solo_and_lockstep_go_on_with_each_other_s_work(optimizer, data, setting
     solo = [train(settings, data, *pair) for pair in zip(tickets, first, strict=True)]
     together = train_together(settings, data, tickets, second)
     for i, record in enumerate(wanted):
-        assert apart(whole[i], first[i], record) < 1e-5 and apart(whole[i], second[i], record) < 1e-5
+        assert apart(whole[i], first[i], record) < 1e-6 and apart(whole[i], second[i], record) < 1e-6
         assert solo[i]["target_tokens"] == together[i]["target_tokens"] == record["target_tokens"]
 
 
@@ -354,10 +357,10 @@ def test_translations_are_those_of_each_model_alone(study, data, settings, tmp_p
         made.append(Start(weights, None, None, "adafactor", seed, 0))
     made[2].weights["embedding"][7] = math.nan
     courses = [
-        lockstep._course(settings, start, folder, quiet, ())
+        lockstep._course(settings, start, folder, (), quiet)
         for start, folder in zip(made, folders(tmp_path, 4), strict=True)
     ]
-    stack = Stack(settings, len(data.vocabulary), courses, [0] * 4, [0] * 4)
+    stack = Stack(settings, len(data.vocabulary), courses, [0] * 4)
     sources = data.source.lists()[:21]
     found = stack.translate(sources, 8, [0, 2, 3])
     assert found[1] is None and found[2] is None  # not asked for; not a number
@@ -382,9 +385,12 @@ def test_a_wider_beam_on_dev(data, settings, starts, tmp_path):
 # Study ------------------------------------------------------------
 
 
-def test_a_study_can_not_tell(make_study, session_study, monkeypatch, home):
+def test_a_study_can_not_tell(make_study, monkeypatch, float64, home):
+    # In float64: in fp32 a weight that float error moves across a threshold changes the mask, and all that follows.
     made = [(mp, 1), (mp, 2), (slt, 1), (slt, 2)]
-    wanted = session_study.follow([session_study.chain(recipe, seed, [0.5, 0.8]) for recipe, seed in made])
+    alone = make_study()
+    wanted = alone.follow([alone.chain(recipe, seed, [0.5, 0.8]) for recipe, seed in made])
+    monkeypatch.setenv("SLT_RUNS", str(home / "together"))
     monkeypatch.setenv("SLT_LOCKSTEP", "4")
     groups, real = [], lockstep.train_together
     monkeypatch.setattr(
@@ -396,8 +402,7 @@ def test_a_study_can_not_tell(make_study, session_study, monkeypatch, home):
     for one, other in zip(wanted, found, strict=True):
         assert [run.id for run in one.runs] == [run.id for run in other.runs]
         for a, b in zip(one.runs, other.runs, strict=True):
-            # a chain prunes by the weights of its last run: what float error there is grows from run to run
-            assert distance(a.weights(), b.weights()) < (1e-3 if a.ticket.depth else 1e-4)
+            assert distance(a.weights(), b.weights()) < 1e-6
             assert a.record["status"] == b.record["status"]
             assert a.magnitudes().keys() == b.magnitudes().keys()
 
