@@ -137,6 +137,6 @@ def test_a_level_of_mp_is_a_job_of_its_own(project):
     settings = STUDY | {"rehearsal": False, "pairs": {"en-de": ["mp"]}}
     (project / "params" / "levels.yaml").write_text(yaml.safe_dump(settings))
     parts = project / "figures" / "levels" / "parts"
-    marker = "figures/levels/parts/02_mp.en-de.seed1.level0.5.done"
+    marker = "figures/levels/markers/02_mp.en-de.seed1.level0.5.done"
     call(project, "snakemake", "--profile", "profiles/default", "--config", "study=levels", "--", marker)
     assert (project / marker).exists() and (parts / "en-de.mp.default.0.5.1.results.csv").exists()

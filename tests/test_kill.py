@@ -42,7 +42,7 @@ STUDY = {
     "decoding": {"beam": 2, "extra": 2},
 }
 ENGINE = ("snakemake", "--profile", "profiles/default", "--config", "study=tiny")
-DENSE = "figures/tiny/parts/01_dense.en-de.seed1.done"
+DENSE = "figures/tiny/markers/01_dense.en-de.seed1.done"
 PROGRAMS = {"ipykernel_launcher": "kernel", "papermill": "papermill", "snakemake": "snakemake", "slt_lib": "training"}
 
 

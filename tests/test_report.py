@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import random
+import shutil
 import subprocess
 import sys
 import zlib
@@ -25,6 +26,7 @@ from slt_lib.report.tables import table, uneven
 from slt_lib.scoring import corpus_bleu, sentence_statistics
 
 LEVELS = (0.5, 0.8, 0.9, 0.98)
+VERSIONS = {"recipe": 2, "score": 1, "settings": "0123456789abcdef"}
 LINES = 120
 SEEDS = (1, 2)
 # BLEU is driven by the share of n-grams that match; these stand for how well a technique keeps it.
@@ -36,6 +38,7 @@ def make_folder(path, rehearsal=False, seeds=SEEDS, user=False, strength=STRENGT
     (path / "parts").mkdir(parents=True)
     pairs = {"en-de": list(TECHNIQUES)}
     study = {"study": "made", "rehearsal": rehearsal, "pairs": pairs, "levels": LEVELS, "seeds": seeds, "steps": 1000}
+    study["versions"] = VERSIONS
     (path / "study.json").write_text(json.dumps(study | {"test_sets": {"en-de": ["test_a", "test_b"]}}))
     names = [*TECHNIQUES, *(["mine"] if user else [])]
     for technique in names:
@@ -43,11 +46,20 @@ def make_folder(path, rehearsal=False, seeds=SEEDS, user=False, strength=STRENGT
         part = {"results": [], "sentences": [], "magnitudes": [], "provenance": []}
         for run in runs:
             add_run(part, run, strength)
-        for kind, (name, columns, _) in KINDS.items():
-            text = csv_text(columns, part[kind]).encode()
-            file = path / "parts" / f"{technique}.{name}"
-            file.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+        write_part(path, technique, part)
     return path
+
+
+def write_part(folder, name, part, **label):
+    """A part of the made study; `label` overrides what it says of its versions."""
+    part = {kind: [[str(cell) for cell in row] for row in part.get(kind, [])] for kind in KINDS}
+    text = json.dumps({"label": VERSIONS | {"levels": LEVELS, "seeds": SEEDS} | label} | part)
+    (folder / "parts").mkdir(exist_ok=True)
+    (folder / "parts" / f"{name}.json.gz").write_bytes(gzip.compress(text.encode()))
+
+
+def read_part(path):
+    return json.loads(gzip.decompress(path.read_bytes()))
 
 
 def runs_of(technique, seeds):
@@ -94,7 +106,9 @@ def add_run(part, run, strength):
         kept = round((1 - run["sparsity"]) * 64 * 64)
         size = (1 + run["sparsity"]) * (2 if trained == "slt" and run["sparsity"] else 1) * (1 + 0.01 * run["seed"])
         part["magnitudes"].append([name, f"layer.{matrix}", 64, 64, kept, 0.5 * size, size])
-    part["provenance"].append([name, "1.5", *[""] * 9])
+    empty = dict.fromkeys(KINDS["provenance"][1], "")
+    known = {"run": name, "seconds": "1.5", "tokens_per_second": "100", "commit": "0123456789ab", "weights": "aa"}
+    part["provenance"].append(list((empty | known).values()))
 
 
 @pytest.fixture(scope="module")
@@ -158,15 +172,13 @@ def test_merge_counts_equal_rows_once_and_sorts(rendered):
 
 def test_merge_is_blind_to_the_order_of_parts_and_rows(rendered, tmp_path):
     folder, _ = rendered
-    (tmp_path / "parts").mkdir()
+    shutil.copy(folder / "study.json", tmp_path)
     names = sorted((folder / "parts").iterdir())
-    for place, part in enumerate(names):
-        packed = part.name.endswith(".gz")
-        head, *lines = (gzip.decompress(part.read_bytes()) if packed else part.read_bytes()).splitlines(keepends=True)
-        random.Random(place).shuffle(lines)
-        kind = part.name.partition(".")[2]
-        text = head + b"".join(lines)
-        (tmp_path / "parts" / f"{len(names) - place}.{kind}").write_bytes(gzip.compress(text) if packed else text)
+    for place, path in enumerate(names):
+        part = read_part(path)
+        for kind in KINDS:
+            random.Random(place).shuffle(part[kind])
+        write_part(tmp_path, f"{len(names) - place}", part)
     for kind, path in report.merge(tmp_path).items():
         assert path.read_bytes() == (folder / KINDS[kind][0]).read_bytes()
 
@@ -597,11 +609,12 @@ def test_a_missing_folder_is_named(tmp_path):
 
 def test_parts_that_disagree_are_named(rendered, tmp_path):
     folder, _ = rendered
-    (tmp_path / "parts").mkdir()
-    head, first, *_ = (folder / "results.csv").read_text().splitlines()
-    (tmp_path / "parts" / "a.results.csv").write_text(f"{head}\n{first}\n")
-    (tmp_path / "parts" / "b.results.csv").write_text(f"{head}\n{first.replace(',ok,', ',failed,')}\n")
-    with pytest.raises(InputError, match="b.results.csv: disagrees with a.results.csv on pair en-de, technique clt"):
+    shutil.copy(folder / "study.json", tmp_path)
+    with (folder / "results.csv").open() as file:
+        _, first, *_ = csv.reader(file)
+    write_part(tmp_path, "a", {"results": [first]})
+    write_part(tmp_path, "b", {"results": [["failed" if cell == "ok" else cell for cell in first]]})
+    with pytest.raises(InputError, match="b.json.gz: disagrees with a.json.gz on pair en-de, technique clt"):
         report.merge(tmp_path)
 
 
