@@ -230,12 +230,17 @@ def provenance_row(run: Run) -> dict:
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds on the first test set, a line a variant and sparsity (in percent)."""
-    rows = rows[(rows.test_set == rows.test_set.iloc[0]) & (rows.status == "ok")]
-    shown = rows.assign(sparsity=(100 * rows.sparsity.astype(float)).map("{:g}%".format))
+    """Means over seeds on the first test set, a line a variant and sparsity (in percent); why a run failed, if any."""
+    rows = rows[rows.test_set == rows.test_set.iloc[0]]
+    stands = rows.status == "ok"
+    shown = rows.assign(sparsity=(100 * rows.sparsity.astype(float)).map("{:g}%".format), seeds=rows.seed.where(stands))
     groups = shown.groupby(["technique", "variant", "sparsity"], sort=False)
     means = groups[["bleu", "ter", "ter_13a", "memory_mib"]].mean().round(2)
-    return means.assign(kept=groups.kept.first(), seeds=groups.seed.nunique())
+    means = means.assign(kept=groups.kept.first(), seeds=groups.seeds.nunique())
+    if stands.all():
+        return means
+    reasons = groups.reason.agg(lambda reasons: "; ".join(sorted({*reasons} - {""})))
+    return means.astype(object).where(means.notna(), "failed").assign(failed=reasons)
 
 
 def plot(rows: pd.DataFrame, metric: str = "bleu") -> Figure:

@@ -22,6 +22,7 @@ from slt_lib import report
 from slt_lib.errors import InputError
 from slt_lib.report import statistics
 from slt_lib.report.data import KINDS, RESULT_COLUMNS, TECHNIQUES, csv_text, percent
+from slt_lib.report.summary import BEGIN, END
 from slt_lib.report.tables import table, uneven
 from slt_lib.scoring import corpus_bleu, sentence_statistics
 
@@ -454,9 +455,80 @@ def test_where_every_seed_failed_nothing_is_invented(tmp_path):
     figures = report.load(folder)
     rows = list(csv.DictReader(io.StringIO(report.table(figures, "en-de").csv)))
     row = next(row for row in rows if (row["technique"], row["sparsity"]) == ("slt", "90"))
-    assert row["bleu"] == row["ter"] == "–"
+    assert row["bleu"] == row["ter"] == "failed"
+    shown = report.table(figures, "en-de")
+    assert "Failed: SLT 90%: loss not finite at step 120." in shown.markdown and r"failed\*" not in shown.markdown
+    text = report.summary(figures)
+    assert "| failed |" in text and "Failed: SLT 90%: loss not finite at step 120." in text
     assert "every seed failed: en-de SLT 90%" in report.claims_table(figures).markdown
     assert len(list(report.all_plots(figures))) == 7
+
+
+def test_a_score_of_0_is_no_failure(tmp_path):
+    folder = make_folder(tmp_path / "made")
+    report.merge(folder)
+    figures = report.load(folder)
+    clt = (figures.results.technique == "clt") & (figures.results.sparsity == 0.98)
+    results = figures.results.assign(
+        bleu=figures.results.bleu.where(~clt, 0.0), run=figures.results.run.where(~clt, "0")
+    )
+    lt = (results.technique == "lt") & (results.sparsity == 0.98)
+    results = results.assign(status=results.status.where(~lt, "failed"), reason=results.reason.where(~lt, "too large"))
+    figures = dataclasses.replace(figures, results=results, cache={})
+    shown = report.table(figures, "en-de")
+    rows = {row["technique"]: row for row in csv.DictReader(io.StringIO(shown.csv)) if row["sparsity"] == "98"}
+    assert rows["clt"]["bleu"] == "0.0" and rows["lt"]["bleu"] == "failed" and rows["lt"]["note"] == "too large"
+    summary = next(line for line in report.summary(figures).splitlines() if line.startswith("| 98% "))
+    assert " 0.0 " in summary and " failed " in summary
+    for figure, expected in ((report.plot_scores(figures, "en-de"), True), (rendered_plot(folder), False)):
+        assert ("failed" in figure.axes[0].get_legend_handles_labels()[1]) == expected
+    drawn = report.plot_scores(figures, "en-de").axes[0].get_lines()
+    assert any(0.0 in line.get_ydata() and len(line.get_ydata()) > 1 for line in drawn)
+
+
+def rendered_plot(folder):
+    return report.plot_scores(report.load(folder), "en-de")
+
+
+def test_a_technique_of_which_every_run_failed_is_in_the_summary(tmp_path):
+    folder = fail_rows(make_folder(tmp_path / "made"), lambda row: row["technique"] == "lt")
+    figures = report.load(folder)
+    text = report.summary(figures)
+    assert "| Sparsity | MP | LT |" in text and "Failed: LT 50%: loss not finite at step 120; LT 80%" in text
+    assert len(list(report.all_plots(figures))) == 7
+
+
+def readme(folder, tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{BEGIN.format('made', 'made', 'README.md')}\n\nreplaced\n{END}\nafter\n")
+    return report.load(folder), path
+
+
+@pytest.mark.parametrize("commit", ["", "0123456789ab+", "v1.0"])
+def test_a_readme_takes_no_rows_of_uncommitted_code(commit, tmp_path):
+    folder = make_folder(tmp_path / "made")
+    report.merge(folder)
+    rows = pd.read_csv(folder / "provenance.csv", dtype=str, keep_default_na=False)
+    rows.loc[rows.run == "slt--0.5-1", "commit"] = commit
+    rows.to_csv(folder / "provenance.csv", index=False)
+    figures, path = readme(folder, tmp_path)
+    before, count = path.read_bytes(), f"1 of {len(rows)} trainings ran on uncommitted code"
+    with pytest.raises(InputError) as caught:
+        report.into(figures, path)
+    assert f"{count}, such as run slt--0.5-1 (commit {commit or 'unknown'}); train them again" in str(caught.value)
+    assert path.read_bytes() == before
+    report.into(figures, path, allow_dirty=True)
+    assert f"\n{count}: no commit has exactly what made these numbers.\n" in path.read_text()
+    (folder / "provenance.csv").unlink()
+    with pytest.raises(InputError, match=f"{len(rows)} of {len(rows)} trainings"):
+        report.into(figures, path)
+
+
+def test_a_readme_takes_rows_of_committed_code(rendered, tmp_path):
+    figures, path = readme(rendered[0], tmp_path)
+    report.into(figures, path)
+    text = path.read_text()
+    assert "uncommitted" not in text and "replaced" not in text and "| Sparsity | MP | LT |" in text
 
 
 def fail_rows(folder, which):

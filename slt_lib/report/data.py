@@ -154,6 +154,16 @@ class Figures:
         """Those of the pair's techniques that have been run at some level."""
         return [name for name in self.techniques(pair) if self.own_cells(pair, name)]
 
+    def failures(self, pair: str) -> dict[tuple[str, float], tuple[str, ...]]:
+        """(technique, sparsity) -> the reasons of the seeds that failed, on the primary test set; dense at 0."""
+        found = {}
+        for technique in self.techniques(pair):
+            for level in self.sparsities(pair):
+                cell = self.cell(pair, technique, level)
+                if cell and cell.failures and not (cell.copied and level):
+                    found["dense" if cell.copied else technique, level] = tuple(dict.fromkeys(cell.failures))
+        return found
+
     def sparsities(self, pair: str) -> list[float]:
         """All levels of a pair in rising order, 0 (dense) first."""
         own = {key[3] for key in self._index if key[0] == pair and not key[2]}

@@ -74,9 +74,12 @@ def _shown(value) -> str:
 
 
 def _tell(where: Path, what: str, names: Iterable[str], remedy: str = AGAIN) -> None:
+    """`what` begins with a noun, whose plural ends in s."""
     names = sorted(names)
+    noun, _, rest = what.partition(" ")
+    noun += "s" if len(names) > 1 else ""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    print(f"{where}: left out {len(names)} {what}: {', '.join(names[:NAMED])}{more}; {remedy}", file=sys.stderr)
+    print(f"{where}: left out {len(names)} {noun} {rest}: {', '.join(names[:NAMED])}{more}; {remedy}", file=sys.stderr)
 
 
 def _mark(path: Path, wanted: dict) -> None:
@@ -101,7 +104,7 @@ def _parts(folder: Path, wanted: Mapping) -> dict[Path, dict]:
     if old := [path.name.removesuffix(".results.csv") for path in (folder / "parts").glob("*.results.csv")]:
         others["an older format"] = old
     for reason, names in others.items():
-        _tell(folder / "parts", f"parts of {reason}", names)
+        _tell(folder / "parts", f"part of {reason}", names)
     return parts
 
 
@@ -185,13 +188,13 @@ def _joined(folder: Path, kept: Tables, fresh: Tables, pairs: Iterable[str]) -> 
     remove = "remove them (`python -m slt_lib runs remove RUN`) and run the study again"
     different = "was trained again and came out different"
     for what, keys, remedy in (
-        ("rows of a pair that study.json does not have", [key for key in results if key[0] not in pairs], AGAIN),
+        ("row of a pair that study.json does not have", [key for key in results if key[0] not in pairs], AGAIN),
         (
-            f"rows whose run {different}",
+            f"row whose run {different}",
             [key for key in results.keys() - fresh["results"] if runs[key] in changed],
             AGAIN,
         ),
-        (f"rows of which a parent {different}", [key for key in results if runs[key] in orphans], remove),
+        (f"row of which a parent {different}", [key for key in results if runs[key] in orphans], remove),
     ):
         if keys:
             _tell(folder, what, {_named(key, runs[key]) for key in keys}, remedy)
