@@ -652,6 +652,12 @@ def break_score(folder):
         (lambda folder: (folder / "study.json").unlink(), ["study.json", "missing"]),
         (lambda folder: (folder / "study.json").write_text("{"), ["study.json", "not JSON"]),
         (lambda folder: (folder / "study.json").write_text("{}"), ["study.json", "study is missing"]),
+        (
+            lambda folder: (folder / "study.json").write_text(
+                (folder / "study.json").read_text().replace('"versions": {', '"versions": 1, "other": {')
+            ),
+            ["study.json", "versions or merged is no mapping", "rerun the study"],
+        ),
         (break_header, ["results.csv", "column bleu is missing"]),
         (break_number, ["results.csv", "line 2", "sparsity", "between 0 and 1"]),
         (break_score, ["results.csv", "line 5", "bleu", "'many'", "no number"]),

@@ -283,6 +283,8 @@ def read_study(path: Path) -> dict:
     for key, kind in {**kinds, "test_sets": dict}.items():
         if not isinstance(study, dict) or not isinstance(study.get(key), kind):
             raise InputError(f"{path}: {key} is missing or no {kind.__name__}; delete it and rerun the study")
+    if not all(isinstance(study.get(key, {}), dict) for key in ("versions", "merged")):
+        raise InputError(f"{path}: versions or merged is no mapping; delete it and rerun the study")
     if not all(isinstance(level, int | float) and 0 <= level <= 1 for level in study["levels"]):
         raise InputError(f"{path}: levels are not fractions from 0 to 1; delete it and rerun the study")
     for pair in study["pairs"]:

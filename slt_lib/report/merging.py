@@ -186,9 +186,10 @@ def _joined(folder: Path, kept: Tables, fresh: Tables, pairs: Iterable[str]) -> 
     orphans, results = _orphans(tables["provenance"]), tables["results"]
     runs = {key: _trained(row[-1]) for key, row in results.items()}
     remove = "remove them (`python -m slt_lib runs remove RUN`) and run the study again"
+    add = "add the pair to the study file to have them"
     different = "was trained again and came out different"
     for what, keys, remedy in (
-        ("row of a pair that study.json does not have", [key for key in results if key[0] not in pairs], AGAIN),
+        ("row of a pair that study.json does not have", [key for key in results if key[0] not in pairs], add),
         (
             f"row whose run {different}",
             [key for key in results.keys() - fresh["results"] if runs[key] in changed],
@@ -236,7 +237,7 @@ def _orphans(provenance: Mapping[Row, Row]) -> set[str]:
             run
             for run, parents in made_from.items()
             if run not in found
-            and any(parent in found or hash and weights.get(parent) not in (hash, "", None) for parent, hash in parents)
+            and any(parent in found or seen and weights.get(parent) not in (seen, "", None) for parent, seen in parents)
         }
         found |= more
     return found
