@@ -150,16 +150,6 @@ def test_a_level_of_mp_is_a_job_of_its_own(project):
 
 
 def test_variables_that_are_empty_are_unset(project):
-    said = call(
-        project,
-        "snakemake",
-        "-n",
-        "--profile",
-        "profiles/default",
-        "--config",
-        "study=tiny",
-        "-F",
-        SLT_FIGURES="",
-        SLT_BUILD="",
-    )
-    assert " figures/tiny/markers/99_report.done" in said and " build/tiny/en-de/04_slt.ipynb" in said
+    said = call(project, "snakemake", "--summary", "--config", "study=tiny", SLT_FIGURES="", SLT_BUILD="")
+    files = {line.split("\t")[0] for line in said.splitlines()}
+    assert {"figures/tiny/markers/99_report.done", "build/tiny/en-de/04_slt.ipynb"} <= files

@@ -239,3 +239,17 @@ def test_rows_of_other_settings_go_and_no_part_is_deleted(make_study, home, monk
 def test_stale_weights_have_a_version_of_their_own(make_study):
     stale = results.versions(make_study({"training": {"pruned": "stale"}}))
     assert {*stale} - {*results.versions(make_study())} == {"stale"}
+
+
+def test_a_notebooks_table_tells_a_failure_from_a_score_of_0():
+    numbers = {"bleu": [0.0, None, 2.0], "ter": [90.0, None, 80.0], "ter_13a": [90.0, None, 80.0]}
+    rows = pd.DataFrame(numbers | {"memory_mib": [1.0, None, 1.0], "kept": 5, "seed": 1, "test_set": "test"})
+    rows = rows.assign(technique=["lt", "mp", "slt"], variant="", sparsity="0.5", status=["ok", "failed", "ok"])
+    shown = (
+        results.table(rows.assign(reason=["", "loss not finite at step 3", ""])).reset_index().set_index("technique")
+    )
+    assert shown.bleu.to_dict() == {"lt": 0.0, "mp": "failed", "slt": 2.0}
+    assert shown.seeds.to_dict() == {"lt": 1, "mp": 0, "slt": 1}
+    assert shown.failed.to_dict() == {"lt": "", "mp": "loss not finite at step 3", "slt": ""}
+    whole = results.table(rows[rows.status == "ok"].assign(reason=""))
+    assert "failed" not in whole and whole.bleu.tolist() == [0.0, 2.0]
