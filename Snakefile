@@ -1,7 +1,7 @@
 # One job is one notebook for one pair and seed (MP also one level, but in a rehearsal); a display job shows all seeds;
 # a report closes.
 # So a chain of twelve levels that wait for each other is one job, and one wait in a queue; MP's levels wait for none.
-# A job's marker in figures/<study>/parts is set after papermill has ended well: a notebook that it wrote is no proof.
+# A job's marker in figures/<study>/markers is set after papermill has ended well: a notebook that it wrote is no proof.
 import os
 import sys
 
@@ -21,9 +21,9 @@ try:
 except (ValueError, AssertionError):
     raise WorkflowError(f"gpus={config['gpus']}: GPUs a job are a whole number from 0")
 
-FIGURES = os.path.join(os.environ.get("SLT_FIGURES", "figures"), STUDY)
-BUILD = os.path.join(os.environ.get("SLT_BUILD", "build"), STUDY)
-PARTS = f"{FIGURES}/parts"
+FIGURES = os.path.join(os.environ.get("SLT_FIGURES") or "figures", STUDY)
+BUILD = os.path.join(os.environ.get("SLT_BUILD") or "build", STUDY)
+DONE = f"{FIGURES}/markers"
 NOTEBOOKS = {
     "mp": "02_mp",
     "lt": "03_lt",
@@ -65,7 +65,7 @@ def cpus(wildcards):
 
 
 def job(notebook, pair, seed, level=None):
-    return f"{PARTS}/{notebook}.{pair}.seed{seed}" + (f".level{level:g}" if level is not None else "") + ".done"
+    return f"{DONE}/{notebook}.{pair}.seed{seed}" + (f".level{level:g}" if level is not None else "") + ".done"
 
 
 def jobs(notebook, pair):
@@ -113,7 +113,7 @@ rule all:
     input:
         MARKERS,
         DISPLAYS,
-        f"{PARTS}/99_report.done",
+        f"{DONE}/99_report.done",
 
 
 def before(wildcards):
@@ -146,7 +146,7 @@ rule train:
         notebook="notebooks/{notebook}.ipynb",
         study=f"params/{STUDY}.yaml",
     output:
-        PARTS + "/{notebook}.{pair}.seed{seed}.done",
+        DONE + "/{notebook}.{pair}.seed{seed}.done",
     params:
         recipe=params.RECIPE_VERSION,
         out=BUILD + "/{pair}/jobs/{notebook}.seed{seed}.ipynb",
@@ -168,7 +168,7 @@ rule train_level:
         notebook="notebooks/{notebook}.ipynb",
         study=f"params/{STUDY}.yaml",
     output:
-        PARTS + "/{notebook}.{pair}.seed{seed}.level{level}.done",
+        DONE + "/{notebook}.{pair}.seed{seed}.level{level}.done",
     params:
         recipe=params.RECIPE_VERSION,
         out=BUILD + "/{pair}/jobs/{notebook}.seed{seed}.level{level}.ipynb",
@@ -208,7 +208,7 @@ rule report:
         notebook="notebooks/99_report.ipynb",
         study=f"params/{STUDY}.yaml",
     output:
-        f"{PARTS}/99_report.done",
+        f"{DONE}/99_report.done",
     params:
         recipe=params.RECIPE_VERSION,
         out=f"{BUILD}/99_report.ipynb",

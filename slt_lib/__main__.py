@@ -128,10 +128,11 @@ def report(options) -> None:
     from slt_lib.results import figures
 
     folder = figures(os.path.basename(options.study).removesuffix(".yaml"))
-    for path in room.render(folder).values():
-        print(os.path.relpath(path))
+    made = list(room.render(folder).values())
     if options.into:
-        print(os.path.relpath(room.into(room.load(folder), options.into)))
+        made.append(room.into(room.load(folder), options.into, options.allow_dirty))
+    for path in made:
+        print(os.path.relpath(path))
 
 
 def positive(text: str) -> int:
@@ -174,6 +175,9 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--seed", type=int, default=1)
     added = command(report)
     added.add_argument("--into", metavar="FILE", help="also put the summary between its two marks in FILE, a README")
+    added.add_argument(
+        "--allow-dirty", action="store_true", help="even with rows of uncommitted code; the text says so"
+    )
     return top
 
 

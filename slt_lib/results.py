@@ -1,12 +1,11 @@
-"""From scored runs to a study's figures folder: every row in a part of its own, named by what it is about.
+"""From scored runs to a study's figures folder: a part for each run's row, named by what it is about.
 
-A part is overwritten by the next run of the same row, so a changed parameter leaves nothing stale; `report`
-merges them.
+A part is overwritten by the next run of the same row. It says which versions of recipe, scores, settings and levels it
+is of; `report` merges those of one version.
 """
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,10 +15,14 @@ from matplotlib.figure import Figure
 
 from slt_lib.errors import InputError
 from slt_lib.files import sweep, write_bytes
-from slt_lib.params import home
-from slt_lib.report.data import KINDS, RESULT_COLUMNS, csv_bytes
-from slt_lib.store import Damaged, digest, unseal
+from slt_lib.params import RECIPE_VERSION, STALE_VERSION, home
+from slt_lib.report.data import KINDS, RESULT_COLUMNS, pack
+from slt_lib.report.merging import PART
+from slt_lib.runs import SCORE_VERSION
+from slt_lib.store import Damaged, canonical, digest, unseal
 from slt_lib.study import Chain, Run, Study
+
+_described: dict[Path, dict] = {}  # what this process has written into each study.json
 
 
 def figures(study: str) -> Path:
@@ -40,40 +43,65 @@ def record(study: Study, chains: Iterable[Chain], checkpoint: str = "best") -> p
     `checkpoint`: "best" on dev, "final", or "average N" for the mean of the last N; other than "best" it is a variant.
     One row a run and test set, in the columns of results.csv. Raises InputError where the folder can't be written.
     """
-    folder = figures(study.name)
-    describe(study, folder)
+    describe(study, figures(study.name))
     rows = {}
     for chain in chains:
         for run in chain.runs:
-            technique, variant = labels(study, chain, run)
-            beside = [other for other in chain.runs if other.sparsity == run.sparsity]
-            same = [other.id for other in beside if labels(study, chain, other) == (technique, variant)]
-            if run.id != same[0]:  # a recipe may stay at a level: its later runs there are rows of their own
-                variant = ",".join(filter(None, [variant, f"again={list(dict.fromkeys(same)).index(run.id)}"]))
-            if checkpoint != "best":
-                variant = ",".join(filter(None, [variant, f"checkpoint={checkpoint}"]))
-            name = f"{study.pair}.{technique}.{variant or 'default'}.{run.sparsity:g}.{run.ticket.seed}"
+            name = part_name(study, run, *row_labels(study, chain, run, checkpoint))
             if name not in rows:
-                rows[name] = result_rows(study, technique, variant, run, checkpoint)
-                write_part(folder, name, "results", rows[name])
-                write_part(folder, name, "sentences", sentence_rows(run, checkpoint))
-                write_part(folder, name, "magnitudes", magnitude_rows(run))
-                write_part(folder, name, "provenance", [provenance_row(run)])
+                rows[name] = record_run(study, chain, run, checkpoint)
     frame = pd.DataFrame([row for part in rows.values() for row in part], columns=RESULT_COLUMNS)
     numbers = ["bleu", "ter", "ter_13a", "dev_bleu", "memory_mib"]
     frame[numbers] = frame[numbers].apply(pd.to_numeric)
     return frame
 
 
-def describe(study: Study, folder: Path) -> None:
-    """Write study.json; parts of a study with other settings are removed first, as their rows would not compare."""
+def record_run(study: Study, chain: Chain, run: Run, checkpoint: str = "best") -> list[dict]:
+    """Score one run of a chain where it is not yet, write its part, and return its rows, one a test set."""
+    folder = figures(study.name)
+    describe(study, folder)
+    technique, variant = row_labels(study, chain, run, checkpoint)
+    rows = {
+        "results": result_rows(study, technique, variant, run, checkpoint),
+        "sentences": sentence_rows(run, checkpoint),
+        "magnitudes": magnitude_rows(run),
+        "provenance": [provenance_row(run)],
+    }
+    label = versions(study) | {"levels": study.params.levels, "seeds": study.seeds}
+    part = {kind: [[_text(row[column]) for column in KINDS[kind][1]] for row in rows[kind]] for kind in KINDS}
+    name = part_name(study, run, technique, variant) + PART
+    write_bytes(folder / "parts" / name, pack(canonical({"label": label} | part).encode()))
+    return rows["results"]
+
+
+def _text(value) -> str:
+    return "" if value is None else str(value)
+
+
+def part_name(study: Study, run: Run, technique: str, variant: str) -> str:
+    return f"{study.pair}.{technique}.{variant or 'default'}.{run.sparsity:g}.{run.ticket.seed}"
+
+
+def settings(study: Study) -> dict:
+    """What rows that are compared have in common."""
     params = study.params
-    settings = {
+    return {
         "training": params.training.model_dump(),
         "corpus": params.corpus.model_dump(),
         "vocabulary": params.vocabulary,
         "decoding": params.decoding.model_dump(),
     }
+
+
+def versions(study: Study) -> dict:
+    """What code and settings the rows of a study come from."""
+    stale = {"stale": STALE_VERSION} if study.params.training.pruned == "stale" else {}
+    return {"recipe": RECIPE_VERSION, "score": SCORE_VERSION, "settings": digest(settings(study))[:16]} | stale
+
+
+def describe(study: Study, folder: Path) -> None:
+    """Write study.json, once a process; what a merge noted there of the CSV files' versions stays."""
+    params, path = study.params, folder / "study.json"
     tests = list(study.corpus.tests)
     about = {
         "study": study.name,
@@ -83,19 +111,31 @@ def describe(study: Study, folder: Path) -> None:
         "seeds": params.seeds,
         "steps": params.training.steps,
         "test_sets": {pair: tests for pair in params.pairs},
-        "settings": settings,
+        "versions": versions(study),
+        "settings": settings(study),
     }
-    path = folder / "study.json"
+    if _described.get(folder) == about and path.exists():
+        return
     with study.store.lock(f"figures-{digest(str(folder))[:16]}"):
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             before = {}
-        if before.get("settings") != json.loads(json.dumps(settings)):
-            shutil.rmtree(folder / "parts", ignore_errors=True)
         sweep(folder / "parts", age=3600)
-        if before != json.loads(json.dumps(about)):
-            write_bytes(path, (json.dumps(about, indent=1) + "\n").encode())
+        after = json.loads(json.dumps(about | {key: before[key] for key in ("merged",) if key in before}))
+        if before != after:
+            write_bytes(path, (json.dumps(after, indent=1) + "\n").encode())
+    _described[folder] = about
+
+
+def row_labels(study: Study, chain: Chain, run: Run, checkpoint: str) -> tuple[str, str]:
+    """Technique and variant of a row; a recipe may stay at a level, and its later runs there are rows of their own."""
+    technique, variant = labels(study, chain, run)
+    beside = [other for other in chain.runs if other.sparsity == run.sparsity]
+    same = [other.id for other in beside if labels(study, chain, other) == (technique, variant)]
+    more = [f"again={list(dict.fromkeys(same)).index(run.id)}"] if run.id != same[0] else []
+    more += [f"checkpoint={checkpoint}"] if checkpoint != "best" else []
+    return technique, ",".join(filter(None, [variant, *more]))
 
 
 def labels(study: Study, chain: Chain, run: Run) -> tuple[str, str]:
@@ -174,6 +214,7 @@ def provenance_row(run: Run) -> dict:
         print(f"{error}; leaving its cells empty", file=sys.stderr)
         known = {}
     tokens, seconds = run.record["target_tokens"], known.get("seconds", 0)
+    parents = run.record.get("parents", {})
     empty = dict.fromkeys(KINDS["provenance"][1], "")
     return (
         empty
@@ -182,24 +223,24 @@ def provenance_row(run: Run) -> dict:
             "run": run.id,
             "target_tokens": tokens,
             "tokens_per_second": round(tokens / seconds) if seconds else "",
+            "weights": run.curve[-1].get("weights", "") if run.curve else "",
+            "parents": " ".join(f"{parent}:{weights}" for parent, weights in sorted(parents.items())),
         }
     )
 
 
-def write_part(folder: Path, name: str, kind: str, rows: list[dict]) -> None:
-    """One CSV of `parts/`; it appears whole or not at all."""
-    file, columns, _ = KINDS[kind]
-    cells = [[row[column] for column in columns] for row in rows]
-    write_bytes(folder / "parts" / f"{name}.{file}", csv_bytes(columns, cells, packed=file.endswith(".gz")))
-
-
 def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds on the first test set, a line a variant and sparsity (in percent)."""
-    rows = rows[(rows.test_set == rows.test_set.iloc[0]) & (rows.status == "ok")]
-    shown = rows.assign(sparsity=(100 * rows.sparsity.astype(float)).map("{:g}%".format))
+    """Means over seeds on the first test set, a line a variant and sparsity (in percent); why a run failed, if any."""
+    rows = rows[rows.test_set == rows.test_set.iloc[0]]
+    stands = rows.status == "ok"
+    shown = rows.assign(sparsity=(100 * rows.sparsity.astype(float)).map("{:g}%".format), seeds=rows.seed.where(stands))
     groups = shown.groupby(["technique", "variant", "sparsity"], sort=False)
     means = groups[["bleu", "ter", "ter_13a", "memory_mib"]].mean().round(2)
-    return means.assign(kept=groups.kept.first(), seeds=groups.seed.nunique())
+    means = means.assign(kept=groups.kept.first(), seeds=groups.seeds.nunique())
+    if stands.all():
+        return means
+    reasons = groups.reason.agg(lambda reasons: "; ".join(sorted({*reasons} - {""})))
+    return means.astype(object).where(means.notna(), "failed").assign(failed=reasons)
 
 
 def plot(rows: pd.DataFrame, metric: str = "bleu") -> Figure:

@@ -2,7 +2,9 @@
 
 import contextlib
 import datetime
+import functools
 import math
+import os
 import platform
 import subprocess
 import sys
@@ -350,20 +352,18 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
+@functools.cache
 def commit() -> str:
-    """The checkout's commit, with + where tracked files differ from it; empty outside of git."""
-    here = Path(__file__).resolve().parent
+    """The checkout's commit, with + where tracked files differ from it; without .git the one that SLT_COMMIT names."""
+    project = Path(__file__).resolve().parent.parent
+    named = os.environ.get("SLT_COMMIT", "")
+    if not (project / ".git").exists():
+        return named
+    command = ["git", "describe", "--always", "--exclude=*", "--dirty=+", "--abbrev=12"]  # no tag hides the hash
     try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        return subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return ""
-    return run.stdout.strip()
+        return named
 
 
 def _loss(model: Transformer, batch, drop, training: Training, count: float | None = None) -> Tensor:

@@ -604,7 +604,7 @@ def test_a_recipe_of_one_s_own(make_study, home, monkeypatch):
     assert rows.kept.tolist()[1:3] == [masks.kept(run.mask) for run in chains[0].runs[1:]]
     parts = home / "figures" / "tiny" / "parts"
     before = {path.name: path.read_bytes() for path in parts.iterdir()}
-    assert "en-de.random-tickets.default.0.8.1.results.csv" in before
+    assert "en-de.random-tickets.default.0.8.1.json.gz" in before
     # Again, by another process as it were: nothing is trained or decoded, the rows are the same.
     monkeypatch.setattr(training, "train", refuse)
     monkeypatch.setattr(Run, "translate", refuse)

@@ -13,6 +13,7 @@ import yaml
 
 from slt_lib import training
 from slt_lib.__main__ import main
+from slt_lib.report.summary import BEGIN, END
 
 
 @pytest.fixture
@@ -183,3 +184,21 @@ def test_report_by_name(trained, done, home):
     before = (home / "figures" / "tiny" / "results.csv").read_bytes()
     assert "results.csv" in done("report", "tiny")
     assert (home / "figures" / "tiny" / "results.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("commit", ["0123456789ab", "0123456789ab+"])
+def test_report_into_a_readme(commit, trained, done, told, home):
+    folder, path = home / "figures" / "tiny", home / "README.md"
+    shutil.rmtree(folder / "parts")
+    known = pd.read_csv(folder / "provenance.csv").assign(commit=commit)
+    known.to_csv(folder / "provenance.csv", index=False)
+    path.write_text(f"{BEGIN.format('tiny', 'tiny', 'README.md')}\n{END}\n")
+    before = path.read_bytes()
+    if commit.endswith("+"):
+        assert "provenance.csv: 2 of 2 trainings ran on uncommitted code" in told("report", trained, "--into", path)
+        assert path.read_bytes() == before
+        done("report", trained, "--into", path, "--allow-dirty")
+    else:
+        done("report", trained, "--into", path)
+    assert ("2 of 2 trainings ran on uncommitted code" in path.read_text()) == commit.endswith("+")
+    assert path.read_bytes() != before

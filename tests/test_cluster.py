@@ -20,7 +20,7 @@ SLURM = "sbatch srun sacct squeue scancel scontrol sinfo".split()
 COMMAND = (
     *("snakemake", "--profile", "profiles/slurm", "--config", "study=tiny", "gpus=1"),
     *("--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1", "--latency-wait", "5"),
-    *("--restart-times", "1", "--", "figures/tiny/parts/99_report.done"),
+    *("--restart-times", "1", "--", "figures/tiny/markers/99_report.done"),
 )
 
 

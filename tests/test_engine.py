@@ -1,5 +1,7 @@
 """The same notebook under Snakemake, under papermill and by hand gives the same rows; the engine never trains twice."""
 
+import gzip
+import json
 import os
 import shutil
 import subprocess
@@ -29,7 +31,7 @@ STUDY = {
     },
     "decoding": {"extra": 5},
 }
-PART = "en-de.slt.default.0.5.1.results.csv"
+PART = "en-de.slt.default.0.5.1.json.gz"
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +62,13 @@ def engine(project):
     return project
 
 
+def part(path):
+    """A part without its provenance, which holds times."""
+    return {kind: rows for kind, rows in json.loads(gzip.decompress(path.read_bytes())).items() if kind != "provenance"}
+
+
 def rows(folder):
-    return (folder / "tiny" / "parts" / PART).read_bytes()
+    return part(folder / "tiny" / "parts" / PART)
 
 
 def test_snakemake_papermill_and_a_person_get_the_same_rows(engine, tmp_path):
@@ -125,8 +132,8 @@ def test_every_comparison_of_the_ablations_runs(engine, tmp_path):
     out = str(tmp_path / "out.ipynb")
     asked = f"{{study: tiny, comparisons: [{', '.join(names)}]}}"
     call(engine, "papermill", "notebooks/08_ablations.ipynb", out, "-k", "python3", "-y", asked, **stores)
-    parts = (tmp_path / "figures/tiny/parts").glob("*.results.csv")
-    found = {row.split(",")[3] for path in parts for row in path.read_text().splitlines()}
+    parts = (tmp_path / "figures/tiny/parts").glob("*.json.gz")
+    found = {row[3] for path in parts for row in part(path)["results"]}
     wanted = "signs=random magnitudes=shuffled rewind=1.0 source=dense iterative=False stepwise=True optimizer=adam"
     wanted = {*wanted.split(), "checkpoint=average 4", "control=mask", "control=weights"}
     assert wanted <= found
@@ -137,6 +144,12 @@ def test_a_level_of_mp_is_a_job_of_its_own(project):
     settings = STUDY | {"rehearsal": False, "pairs": {"en-de": ["mp"]}}
     (project / "params" / "levels.yaml").write_text(yaml.safe_dump(settings))
     parts = project / "figures" / "levels" / "parts"
-    marker = "figures/levels/parts/02_mp.en-de.seed1.level0.5.done"
+    marker = "figures/levels/markers/02_mp.en-de.seed1.level0.5.done"
     call(project, "snakemake", "--profile", "profiles/default", "--config", "study=levels", "--", marker)
-    assert (project / marker).exists() and (parts / "en-de.mp.default.0.5.1.results.csv").exists()
+    assert (project / marker).exists() and (parts / "en-de.mp.default.0.5.1.json.gz").exists()
+
+
+def test_variables_that_are_empty_are_unset(project):
+    said = call(project, "snakemake", "--summary", "--config", "study=tiny", SLT_FIGURES="", SLT_BUILD="")
+    files = {line.split("\t")[0] for line in said.splitlines()}
+    assert {"figures/tiny/markers/99_report.done", "build/tiny/en-de/04_slt.ipynb"} <= files

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import random
+import shutil
 import subprocess
 import sys
 import zlib
@@ -21,10 +22,12 @@ from slt_lib import report
 from slt_lib.errors import InputError
 from slt_lib.report import statistics
 from slt_lib.report.data import KINDS, RESULT_COLUMNS, TECHNIQUES, csv_text, percent
+from slt_lib.report.summary import BEGIN, END
 from slt_lib.report.tables import table, uneven
 from slt_lib.scoring import corpus_bleu, sentence_statistics
 
 LEVELS = (0.5, 0.8, 0.9, 0.98)
+VERSIONS = {"recipe": 2, "score": 1, "settings": "0123456789abcdef"}
 LINES = 120
 SEEDS = (1, 2)
 # BLEU is driven by the share of n-grams that match; these stand for how well a technique keeps it.
@@ -36,6 +39,7 @@ def make_folder(path, rehearsal=False, seeds=SEEDS, user=False, strength=STRENGT
     (path / "parts").mkdir(parents=True)
     pairs = {"en-de": list(TECHNIQUES)}
     study = {"study": "made", "rehearsal": rehearsal, "pairs": pairs, "levels": LEVELS, "seeds": seeds, "steps": 1000}
+    study["versions"] = VERSIONS
     (path / "study.json").write_text(json.dumps(study | {"test_sets": {"en-de": ["test_a", "test_b"]}}))
     names = [*TECHNIQUES, *(["mine"] if user else [])]
     for technique in names:
@@ -43,11 +47,20 @@ def make_folder(path, rehearsal=False, seeds=SEEDS, user=False, strength=STRENGT
         part = {"results": [], "sentences": [], "magnitudes": [], "provenance": []}
         for run in runs:
             add_run(part, run, strength)
-        for kind, (name, columns, _) in KINDS.items():
-            text = csv_text(columns, part[kind]).encode()
-            file = path / "parts" / f"{technique}.{name}"
-            file.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+        write_part(path, technique, part)
     return path
+
+
+def write_part(folder, name, part, **label):
+    """A part of the made study; `label` overrides what it says of its versions."""
+    part = {kind: [[str(cell) for cell in row] for row in part.get(kind, [])] for kind in KINDS}
+    text = json.dumps({"label": VERSIONS | {"levels": LEVELS, "seeds": SEEDS} | label} | part)
+    (folder / "parts").mkdir(exist_ok=True)
+    (folder / "parts" / f"{name}.json.gz").write_bytes(gzip.compress(text.encode()))
+
+
+def read_part(path):
+    return json.loads(gzip.decompress(path.read_bytes()))
 
 
 def runs_of(technique, seeds):
@@ -94,7 +107,9 @@ def add_run(part, run, strength):
         kept = round((1 - run["sparsity"]) * 64 * 64)
         size = (1 + run["sparsity"]) * (2 if trained == "slt" and run["sparsity"] else 1) * (1 + 0.01 * run["seed"])
         part["magnitudes"].append([name, f"layer.{matrix}", 64, 64, kept, 0.5 * size, size])
-    part["provenance"].append([name, "1.5", *[""] * 9])
+    empty = dict.fromkeys(KINDS["provenance"][1], "")
+    known = {"run": name, "seconds": "1.5", "tokens_per_second": "100", "commit": "0123456789ab", "weights": "aa"}
+    part["provenance"].append(list((empty | known).values()))
 
 
 @pytest.fixture(scope="module")
@@ -158,15 +173,13 @@ def test_merge_counts_equal_rows_once_and_sorts(rendered):
 
 def test_merge_is_blind_to_the_order_of_parts_and_rows(rendered, tmp_path):
     folder, _ = rendered
-    (tmp_path / "parts").mkdir()
+    shutil.copy(folder / "study.json", tmp_path)
     names = sorted((folder / "parts").iterdir())
-    for place, part in enumerate(names):
-        packed = part.name.endswith(".gz")
-        head, *lines = (gzip.decompress(part.read_bytes()) if packed else part.read_bytes()).splitlines(keepends=True)
-        random.Random(place).shuffle(lines)
-        kind = part.name.partition(".")[2]
-        text = head + b"".join(lines)
-        (tmp_path / "parts" / f"{len(names) - place}.{kind}").write_bytes(gzip.compress(text) if packed else text)
+    for place, path in enumerate(names):
+        part = read_part(path)
+        for kind in KINDS:
+            random.Random(place).shuffle(part[kind])
+        write_part(tmp_path, f"{len(names) - place}", part)
     for kind, path in report.merge(tmp_path).items():
         assert path.read_bytes() == (folder / KINDS[kind][0]).read_bytes()
 
@@ -442,9 +455,80 @@ def test_where_every_seed_failed_nothing_is_invented(tmp_path):
     figures = report.load(folder)
     rows = list(csv.DictReader(io.StringIO(report.table(figures, "en-de").csv)))
     row = next(row for row in rows if (row["technique"], row["sparsity"]) == ("slt", "90"))
-    assert row["bleu"] == row["ter"] == "–"
+    assert row["bleu"] == row["ter"] == "failed"
+    shown = report.table(figures, "en-de")
+    assert "Failed: SLT 90%: loss not finite at step 120." in shown.markdown and r"failed\*" not in shown.markdown
+    text = report.summary(figures)
+    assert "| failed |" in text and "Failed: SLT 90%: loss not finite at step 120." in text
     assert "every seed failed: en-de SLT 90%" in report.claims_table(figures).markdown
     assert len(list(report.all_plots(figures))) == 7
+
+
+def test_a_score_of_0_is_no_failure(tmp_path):
+    folder = make_folder(tmp_path / "made")
+    report.merge(folder)
+    figures = report.load(folder)
+    clt = (figures.results.technique == "clt") & (figures.results.sparsity == 0.98)
+    results = figures.results.assign(
+        bleu=figures.results.bleu.where(~clt, 0.0), run=figures.results.run.where(~clt, "0")
+    )
+    lt = (results.technique == "lt") & (results.sparsity == 0.98)
+    results = results.assign(status=results.status.where(~lt, "failed"), reason=results.reason.where(~lt, "too large"))
+    figures = dataclasses.replace(figures, results=results, cache={})
+    shown = report.table(figures, "en-de")
+    rows = {row["technique"]: row for row in csv.DictReader(io.StringIO(shown.csv)) if row["sparsity"] == "98"}
+    assert rows["clt"]["bleu"] == "0.0" and rows["lt"]["bleu"] == "failed" and rows["lt"]["note"] == "too large"
+    summary = next(line for line in report.summary(figures).splitlines() if line.startswith("| 98% "))
+    assert " 0.0 " in summary and " failed " in summary
+    for figure, expected in ((report.plot_scores(figures, "en-de"), True), (rendered_plot(folder), False)):
+        assert ("failed" in figure.axes[0].get_legend_handles_labels()[1]) == expected
+    drawn = report.plot_scores(figures, "en-de").axes[0].get_lines()
+    assert any(0.0 in line.get_ydata() and len(line.get_ydata()) > 1 for line in drawn)
+
+
+def rendered_plot(folder):
+    return report.plot_scores(report.load(folder), "en-de")
+
+
+def test_a_technique_of_which_every_run_failed_is_in_the_summary(tmp_path):
+    folder = fail_rows(make_folder(tmp_path / "made"), lambda row: row["technique"] == "lt")
+    figures = report.load(folder)
+    text = report.summary(figures)
+    assert "| Sparsity | MP | LT |" in text and "Failed: LT 50%: loss not finite at step 120; LT 80%" in text
+    assert len(list(report.all_plots(figures))) == 7
+
+
+def readme(folder, tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{BEGIN.format('made', 'made', 'README.md')}\n\nreplaced\n{END}\nafter\n")
+    return report.load(folder), path
+
+
+@pytest.mark.parametrize("commit", ["", "0123456789ab+", "v1.0"])
+def test_a_readme_takes_no_rows_of_uncommitted_code(commit, tmp_path):
+    folder = make_folder(tmp_path / "made")
+    report.merge(folder)
+    rows = pd.read_csv(folder / "provenance.csv", dtype=str, keep_default_na=False)
+    rows.loc[rows.run == "slt--0.5-1", "commit"] = commit
+    rows.to_csv(folder / "provenance.csv", index=False)
+    figures, path = readme(folder, tmp_path)
+    before, count = path.read_bytes(), f"1 of {len(rows)} trainings ran on uncommitted code"
+    with pytest.raises(InputError) as caught:
+        report.into(figures, path)
+    assert f"{count}, such as run slt--0.5-1 (commit {commit or 'unknown'}); train them again" in str(caught.value)
+    assert path.read_bytes() == before
+    report.into(figures, path, allow_dirty=True)
+    assert f"\n{count}: no commit has exactly what made these numbers.\n" in path.read_text()
+    (folder / "provenance.csv").unlink()
+    with pytest.raises(InputError, match=f"{len(rows)} of {len(rows)} trainings"):
+        report.into(figures, path)
+
+
+def test_a_readme_takes_rows_of_committed_code(rendered, tmp_path):
+    figures, path = readme(rendered[0], tmp_path)
+    report.into(figures, path)
+    text = path.read_text()
+    assert "uncommitted" not in text and "replaced" not in text and "| Sparsity | MP | LT |" in text
 
 
 def fail_rows(folder, which):
@@ -568,6 +652,12 @@ def break_score(folder):
         (lambda folder: (folder / "study.json").unlink(), ["study.json", "missing"]),
         (lambda folder: (folder / "study.json").write_text("{"), ["study.json", "not JSON"]),
         (lambda folder: (folder / "study.json").write_text("{}"), ["study.json", "study is missing"]),
+        (
+            lambda folder: (folder / "study.json").write_text(
+                (folder / "study.json").read_text().replace('"versions": {', '"versions": 1, "other": {')
+            ),
+            ["study.json", "versions or merged is no mapping", "rerun the study"],
+        ),
         (break_header, ["results.csv", "column bleu is missing"]),
         (break_number, ["results.csv", "line 2", "sparsity", "between 0 and 1"]),
         (break_score, ["results.csv", "line 5", "bleu", "'many'", "no number"]),
@@ -597,11 +687,12 @@ def test_a_missing_folder_is_named(tmp_path):
 
 def test_parts_that_disagree_are_named(rendered, tmp_path):
     folder, _ = rendered
-    (tmp_path / "parts").mkdir()
-    head, first, *_ = (folder / "results.csv").read_text().splitlines()
-    (tmp_path / "parts" / "a.results.csv").write_text(f"{head}\n{first}\n")
-    (tmp_path / "parts" / "b.results.csv").write_text(f"{head}\n{first.replace(',ok,', ',failed,')}\n")
-    with pytest.raises(InputError, match="b.results.csv: disagrees with a.results.csv on pair en-de, technique clt"):
+    shutil.copy(folder / "study.json", tmp_path)
+    with (folder / "results.csv").open() as file:
+        _, first, *_ = csv.reader(file)
+    write_part(tmp_path, "a", {"results": [first]})
+    write_part(tmp_path, "b", {"results": [["failed" if cell == "ok" else cell for cell in first]]})
+    with pytest.raises(InputError, match="b.json.gz: disagrees with a.json.gz on pair en-de, technique clt"):
         report.merge(tmp_path)
 
 

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import subprocess
 
 import pytest
 import torch
@@ -511,3 +512,37 @@ def test_provenance_is_beside_the_record(begin, cheap, tmp_path):
     known = json.loads((folder / "provenance.json").read_text())
     assert known["threads"] == torch.get_num_threads() and known["torch"] == torch.__version__
     assert known["seconds"] > 0 and not {"seconds", "threads", "torch", "finished"} & set(record)
+
+
+def git(folder, *command):
+    names = ("-c", "user.name=a", "-c", "user.email=a@b")
+    run = subprocess.run(["git", *names, *command], cwd=folder, check=True, capture_output=True, text=True)
+    return run.stdout.strip()
+
+
+def test_the_commit_is_its_hash(tmp_path, monkeypatch):
+    (tmp_path / "slt_lib").mkdir()
+    monkeypatch.setattr(training, "__file__", str(tmp_path / "slt_lib" / "training.py"))
+
+    def commit():
+        training.commit.cache_clear()
+        return training.commit()
+
+    try:
+        monkeypatch.setenv("SLT_COMMIT", "")
+        assert commit() == ""
+        monkeypatch.setenv("SLT_COMMIT", "0123456789ab")
+        assert commit() == "0123456789ab"
+        git(tmp_path, "init", "-q")
+        (tmp_path / "file").write_text("a")
+        git(tmp_path, "add", "file")
+        git(tmp_path, "commit", "-qm", "first")
+        git(tmp_path, "tag", "-am", "a tag", "v1.0")
+        head = git(tmp_path, "rev-parse", "HEAD")[:12]
+        assert commit() == head
+        (tmp_path / "untracked").write_text("")
+        assert commit() == head
+        (tmp_path / "file").write_text("b")
+        assert commit() == f"{head}+"
+    finally:
+        training.commit.cache_clear()

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from slt_lib.files import write_bytes
 from slt_lib.report.claims import CLAIMS, Claims, claims_table
-from slt_lib.report.data import Cell, Figures, load, merge
+from slt_lib.report.data import Cell, Figures, load
 from slt_lib.report.judging import MARGIN, Claim, Verdict, judge
+from slt_lib.report.merging import merge
 from slt_lib.report.paper import paper_figures, paper_folder, paper_table
 from slt_lib.report.plots import all_plots, plot_cost, plot_kept, plot_magnitudes, plot_scores, save_plot
 from slt_lib.report.statistics import Contrast, contrast, interval, replicates

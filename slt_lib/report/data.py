@@ -1,4 +1,4 @@
-"""A study's figures folder: merging the parts that jobs wrote, reading it, and asking it for cells of the table.
+"""A study's figures folder: reading it, and asking it for cells of the table.
 
 Nothing here needs a run, torch or the corpus. The README lists the folder's files; sparsity is a fraction from 0 to 1.
 """
@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 
 from slt_lib.errors import InputError
-from slt_lib.files import write_bytes
 
 TECHNIQUES = ("mp", "lt", "slt", "clt", "slt-mp", "mp-slt")  # the order of Table 1
 HYBRID_SWITCH = 0.6  # SLT-MP and MP-SLT change technique here (paper, section 4 and caption of Table 1)
@@ -38,64 +37,20 @@ KINDS = {
     ),
     "provenance": (
         "provenance.csv",
-        "run seconds target_tokens tokens_per_second device threads precision python torch commit finished".split(),
+        (
+            "run seconds target_tokens tokens_per_second device threads precision python torch commit weights parents "
+            "finished"
+        ).split(),
         ["run"],
     ),
 }
 
 
-def merge(folder: str | os.PathLike) -> dict[str, Path]:
-    """Merge `parts/<name>.<kind>` into `results.csv`, `sentences.csv.gz`, `magnitudes.csv` and `provenance.csv`.
-
-    Rows are text throughout: no number is written anew. Equal rows (a dense run appears in the part of every job) count
-    once; the rest is sorted by the kind's key, so the same rows give the same bytes. Files that have no parts are left
-    as they are. Returns kind -> path of the files that are there. Raises InputError where the folder is missing, a part
-    lacks a column, or two parts disagree about one row.
-    """
-    folder = _existing(folder)
-    for kind, (name, columns, key) in KINDS.items():
-        parts = sorted((folder / "parts").glob(f"*.{name}"))
-        if parts:
-            header, rows = _merged(parts, columns, key, strict=kind != "provenance")
-            write_bytes(folder / name, csv_bytes(header, rows, packed=name.endswith(".gz")))
-    return {kind: folder / name for kind, (name, _, _) in KINDS.items() if (folder / name).is_file()}
-
-
-def _existing(folder: str | os.PathLike) -> Path:
+def existing(folder: str | os.PathLike) -> Path:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such figures folder; run the study first, or check its name")
     return folder
-
-
-def _merged(parts: list[Path], columns: list[str], key: list[str], strict: bool) -> tuple[list[str], list[tuple]]:
-    header, seen, owner = None, {}, {}
-    for part in parts:
-        first, rows = _read_rows(part, columns)
-        header = header or first
-        if first != header:
-            raise InputError(
-                f"{part}: columns differ from those of {parts[0].name}; delete the older part and rerun it"
-            )
-        places = [header.index(column) for column in key]
-        for row in rows:
-            if row in seen:
-                continue
-            name = tuple(row[place] for place in places)
-            if strict and name in owner:
-                clash = ", ".join(f"{column} {value}" for column, value in zip(key, name, strict=True) if value)
-                raise InputError(
-                    f"{part}: disagrees with {owner[name]} on {clash}; delete the part that is out of date and rerun it"
-                )
-            seen[row], owner[name] = tuple(map(_sort_value, name)), part.name
-    return header, sorted(seen, key=lambda row: (seen[row], row))
-
-
-def _sort_value(text: str) -> tuple[int, float, str]:
-    try:
-        return 0, float(text), text
-    except ValueError:
-        return 1, 0.0, text
 
 
 def _open_text(path: Path) -> io.TextIOBase:
@@ -104,7 +59,7 @@ def _open_text(path: Path) -> io.TextIOBase:
     return open(path, encoding="utf-8", newline="")
 
 
-def _read_rows(path: Path, columns: Iterable[str]) -> tuple[list[str], list[tuple[str, ...]]]:
+def read_rows(path: Path, columns: Iterable[str]) -> tuple[list[str], list[tuple[str, ...]]]:
     try:
         with _open_text(path) as file:
             lines = list(csv.reader(file))
@@ -127,9 +82,11 @@ def csv_bytes(header: Iterable[str], rows: Iterable[Iterable[str]], packed: bool
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    raw = text.getvalue().encode()
-    if not packed:
-        return raw
+    return pack(text.getvalue().encode()) if packed else text.getvalue().encode()
+
+
+def pack(raw: bytes) -> bytes:
+    """gzip without a date or a name: the same content gives the same bytes."""
     out = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", fileobj=out, mtime=0) as file:
         file.write(raw)
@@ -196,6 +153,16 @@ class Figures:
     def begun(self, pair: str) -> list[str]:
         """Those of the pair's techniques that have been run at some level."""
         return [name for name in self.techniques(pair) if self.own_cells(pair, name)]
+
+    def failures(self, pair: str) -> dict[tuple[str, float], tuple[str, ...]]:
+        """(technique, sparsity) -> the reasons of the seeds that failed, on the primary test set; dense at 0."""
+        found = {}
+        for technique in self.techniques(pair):
+            for level in self.sparsities(pair):
+                cell = self.cell(pair, technique, level)
+                if cell and cell.failures and not (cell.copied and level):
+                    found["dense" if cell.copied else technique, level] = tuple(dict.fromkeys(cell.failures))
+        return found
 
     def sparsities(self, pair: str) -> list[float]:
         """All levels of a pair in rising order, 0 (dense) first."""
@@ -289,8 +256,8 @@ def load(folder: str | os.PathLike) -> Figures:
 
     Raises InputError, one line with file, column and remedy, where something is missing or malformed.
     """
-    folder = _existing(folder)
-    study = _read_study(folder / "study.json")
+    folder = existing(folder)
+    study = read_study(folder / "study.json")
     results = _read_results(folder / "results.csv", study)
     return Figures(
         path=folder,
@@ -305,7 +272,7 @@ def load(folder: str | os.PathLike) -> Figures:
     )
 
 
-def _read_study(path: Path) -> dict:
+def read_study(path: Path) -> dict:
     if not path.is_file():
         raise InputError(f"{path}: missing; run the study first, it writes this file")
     try:
@@ -316,6 +283,8 @@ def _read_study(path: Path) -> dict:
     for key, kind in {**kinds, "test_sets": dict}.items():
         if not isinstance(study, dict) or not isinstance(study.get(key), kind):
             raise InputError(f"{path}: {key} is missing or no {kind.__name__}; delete it and rerun the study")
+    if not all(isinstance(study.get(key, {}), dict) for key in ("versions", "merged")):
+        raise InputError(f"{path}: versions or merged is no mapping; delete it and rerun the study")
     if not all(isinstance(level, int | float) and 0 <= level <= 1 for level in study["levels"]):
         raise InputError(f"{path}: levels are not fractions from 0 to 1; delete it and rerun the study")
     for pair in study["pairs"]:
@@ -327,7 +296,7 @@ def _read_study(path: Path) -> dict:
 def _read_results(path: Path, study: dict) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"{path}: missing; run the study first, or put its parts into {path.parent / 'parts'}")
-    header, rows = _read_rows(path, RESULT_COLUMNS)
+    header, rows = read_rows(path, RESULT_COLUMNS)
     frame = pd.DataFrame(rows, columns=header, dtype=object)
     scored = frame["status"] == "ok"
     _reject(path, "status", frame["status"], ~frame["status"].isin(["ok", "failed"]), "is neither ok nor failed")

@@ -162,7 +162,7 @@ def _best_from(contrasts: list[Contrast]) -> str:
     words = f"ahead of every other from {percent(ahead[0])}%" if ahead else "ahead of every other from no level"
     if contrasts[0].printed:
         return words
-    return words + (f", beyond doubt from {percent(sure[0])}%" if sure else ", beyond doubt from no level")
+    return words + f", with intervals clear of 0 from {f'{percent(sure[0])}%' if sure else 'no level'}"
 
 
 def _judge_most(claim: Claim, contrasts: list[Contrast]) -> Verdict:

@@ -83,6 +83,7 @@ def plot_scores(figures: Figures, pair: str, metric: str = "bleu", overlay: bool
         if dense and dense.rows:
             height = 0 if overlay else dense.mean(metric)
             axes.axhline(height, color=INK, linewidth=1, linestyle="--", label="dense")
+        _plot_failed(axes, figures, pair, levels)
         _level_axis(axes, levels)
         axes.set_ylabel(f"{metric.upper()} less dense's [points]" if overlay else METRICS[metric])
         axes.set_title(_title(figures, f"{pair}, {figures.test_set(pair)}"))
@@ -113,6 +114,17 @@ def _score_points(figures: Figures, pair: str, name: str, metric: str, relative:
         value = cell.mean(metric) - (dense.mean(metric) if relative else 0)
         points[level] = value, interval(figures, pair, cell, metric, dense if relative else None)
     return points
+
+
+def _plot_failed(axes: Axes, figures: Figures, pair: str, levels: list[float]) -> None:
+    """A cross at the foot of the plot for each cell of which every seed failed: it has no score, not a score of 0."""
+    techniques = figures.techniques(pair)
+    for name, level in figures.failures(pair):
+        if not figures.cell(pair, name, level).rows:
+            colour = INK if name == "dense" else _look(name, techniques)["color"]
+            said = "failed" not in axes.get_legend_handles_labels()[1]
+            foot = {"transform": axes.get_xaxis_transform(), "clip_on": False, "linestyle": ""}
+            axes.plot(levels.index(level), 0.0, marker="x", color=colour, label="failed" if said else None, **foot)
 
 
 def plot_cost(figures: Figures, pair: str) -> Figure:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from slt_lib.errors import InputError
 from slt_lib.files import write_bytes
 from slt_lib.report.claims import Claims, claims_table
 from slt_lib.report.data import KINDS, Figures, label
-from slt_lib.report.tables import MISSING, NONE, ablations, markdown_rows, table, uneven
+from slt_lib.report.tables import MISSING, NONE, ablations, failed, markdown_rows, table, uneven
 
 BEGIN, END = "<!-- results of {}: made by `python -m slt_lib report {} --into {}` -->", "<!-- end of results -->"
 
@@ -38,13 +39,37 @@ def summary(figures: Figures, claims: Claims | None = None) -> str:
     return "\n\n".join(filter(None, (part.strip() for part in parts))) + "\n"
 
 
-def into(figures: Figures, path: str | os.PathLike) -> Path:
+def into(figures: Figures, path: str | os.PathLike, allow_dirty: bool = False) -> Path:
     """Put the summary and what it cost between the two marks in the file `path`, a README; the rest stays.
 
-    Raises InputError where the file lacks the marks.
+    Raises InputError where the file lacks the marks, or where a row comes from code that was not committed, unless
+    `allow_dirty`: then the text says so.
     """
-    shown = "\n".join(filter(None, [summary(figures), cost(figures)]))
+    states = ""
+    if dirty := uncommitted(figures):
+        run, commit = next(iter(dirty.items()))
+        count = f"{len(dirty)} of {len(_trainings(figures))} trainings ran on uncommitted code"
+        if not allow_dirty:
+            raise InputError(
+                f"{figures.path / KINDS['provenance'][0]}: {count}, such as run {run} (commit {commit or 'unknown'}); "
+                "train them again on a commit, or give --allow-dirty, and the text says so"
+            )
+        states = f"{count}: no commit has exactly what made these numbers.\n"
+    shown = "\n".join(filter(None, [summary(figures), states, cost(figures)]))
     return between(path, BEGIN.format(figures.name, figures.name, Path(path).name), END, shown)
+
+
+def uncommitted(figures: Figures) -> dict[str, str]:
+    """run -> commit of the trainings behind the rows whose provenance is no clean commit hash."""
+    path = figures.path / KINDS["provenance"][0]
+    rows = _read(path.read_text(encoding="utf-8")) if path.is_file() else pd.DataFrame({"run": [], "commit": []})
+    commits = dict(zip(rows["run"], rows["commit"], strict=True))
+    found = {run: commits.get(run, "") for run in _trainings(figures)}
+    return {run: commit for run, commit in found.items() if not re.fullmatch("[0-9a-f]{7,64}", commit)}
+
+
+def _trainings(figures: Figures) -> list[str]:
+    return sorted({run.partition("+")[0] for run in figures.results.run})
 
 
 def between(path: str | os.PathLike, begin: str, end: str, shown: str) -> Path:
@@ -65,7 +90,8 @@ def between(path: str | os.PathLike, begin: str, end: str, shown: str) -> Path:
 def _scores(figures: Figures, pair: str) -> str:
     """BLEU of Table 1, from its own cells, without the techniques and levels that were not run yet."""
     rows = _read(table(figures, pair).csv)
-    names = figures.begun(pair)
+    tried = {*figures.begun(pair), *(technique for technique, _ in figures.failures(pair))}
+    names = [name for name in figures.techniques(pair) if name in tried]
     body, missing = [], len(names) < len(figures.techniques(pair))
     for level in dict.fromkeys(rows.sparsity):
         line = rows[rows.sparsity == level].set_index("technique")
@@ -82,9 +108,11 @@ def _scores(figures: Figures, pair: str) -> str:
     if not names:
         dense = figures.cell(pair, "dense", 0)
         known = f": {dense.mean('bleu'):.1f} (dense)" if dense and dense.rows else ""
-        return f"{title}{known}; no technique was run yet."
+        return " ".join(filter(None, [f"{title}{known}; no technique was run yet.", failed(figures, pair)]))
     shown = f"{title}:\n\n{markdown_rows(['Sparsity', *map(label, names)], body)}"
-    return "\n".join(filter(None, [shown, odd, "What is not listed was not run yet." if missing else ""]))
+    return "\n".join(
+        filter(None, [shown, failed(figures, pair), odd, "What is not listed was not run yet." if missing else ""])
+    )
 
 
 def cost(figures: Figures) -> str:
@@ -101,12 +129,10 @@ def cost(figures: Figures) -> str:
     how = [
         " and ".join(sorted(set(rows[column][known]) - {""})) for column in ("device", "threads", "precision", "torch")
     ]
-    unsaved = int(rows["commit"][known].str.endswith("+").sum())
-    states = f"; {unsaved} of them on code with changes that were not committed yet" if unsaved else ""
     return (
         f"The times of {known.sum()} trainings of {figures.steps:,} steps add up to {hours:.1f} hours, at a median of "
         f"{np.median(numbers.tokens_per_second[known]):,.0f} target tokens/s ({how[0]}, threads a training: {how[1]}, "
-        f"{how[2]}, torch {how[3]}{states}). Each run's time and speed: `figures/{figures.name}/provenance.csv`.\n"
+        f"{how[2]}, torch {how[3]}). Each run's time and speed: `figures/{figures.name}/provenance.csv`.\n"
     )
 
 

@@ -14,7 +14,7 @@ ABLATION_COLUMNS = (
 ).split()
 MARKS = {"slt": "†", "mp": "‡"}  # the paper's, in the SLT-MP column
 STAR = r"\*"  # of a failed seed; escaped, or Markdown would take it for emphasis
-MISSING, NONE = "–", "n/a"
+MISSING, NONE, FAILED = "–", "n/a", "failed"
 LATEX = {"†": r"\textsuperscript{\textdagger}", "‡": r"\textsuperscript{\textdaggerdbl}", "–": "--"}
 LATEX |= {"∗": r"\textsuperscript{*}", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#"}
 
@@ -42,7 +42,7 @@ class _Entry:
 
     def show(self, metric: str) -> str:
         text = getattr(self, metric)
-        if text in (MISSING, NONE):
+        if text in (MISSING, NONE, FAILED):
             return text
         return (f"**{text}**" if metric in self.best else text) + self.mark
 
@@ -52,16 +52,17 @@ def table(figures: Figures, pair: str, test_set: str | None = None) -> Table:
 
     Bold is the best of a row as printed, ties and all; what is copied from another technique is not in the running, as
     in the paper, and so nothing is at 0%. In SLT-MP a dagger marks what SLT trained, a double dagger what MP trained;
-    an asterisk a cell of which a seed failed; "n/a" a cell that does not exist, "–" one that was not run. Memory is the
-    mean over the techniques at that sparsity, in MiB, left out where no row has it. The CSV is in the columns of
-    `paper_tables.csv` with what is best and the test set added. `test_set` defaults to the study's first.
+    an asterisk a cell of which a seed failed; "failed" one of which every seed did; "n/a" a cell that does not exist,
+    "–" one that was not run. Memory is the mean over the techniques at that sparsity, in MiB, left out where no row has
+    it. The CSV is in the columns of `paper_tables.csv` with what is best and the test set added. `test_set` defaults to
+    the study's first.
     """
     test_set = test_set or figures.test_set(pair)
     techniques, levels = figures.techniques(pair), figures.sparsities(pair)
     rows = [_with_best([_entry(figures, pair, name, level, test_set) for name in techniques]) for level in levels]
     memory = _memory(figures, pair, techniques, levels)
     title = f"{pair}: BLEU [%] and TER [%] on {test_set}" + (f" ({figures.note})" if figures.note else "")
-    notes = [*_notes(techniques, rows), *filter(None, [uneven(figures, pair)])]
+    notes = [*_notes(techniques, rows), *filter(None, [failed(figures, pair), uneven(figures, pair)])]
     head = ["Sparsity", *(["Memory [MiB]"] if any(memory) else [])]
     head += [f"{label(name)} {metric}" for name in techniques for metric in ("BLEU", "TER")]
     body = []
@@ -81,16 +82,19 @@ def _entry(figures: Figures, pair: str, technique: str, level: float, test_set: 
     if cell is None:
         text = NONE if technique == "slt-mp" and level < SLT_MP_FIRST else MISSING
         return _Entry(None, text, text)
-    bleu, ter = (_score(cell.mean(metric)) for metric in ("bleu", "ter"))
+    bleu, ter = (_score(cell, metric) for metric in ("bleu", "ter"))
     hybrid = technique == "slt-mp" or (technique == "mp-slt" and cell.trained_with == "mp")
     marked = hybrid and not cell.copied and cell.trained_with in MARKS
     notes = [f"trained with {cell.trained_with}"] if marked else []
     notes += list(dict.fromkeys(cell.failures))
-    mark = (MARKS[cell.trained_with] if marked else "") + (STAR if cell.failures else "")
+    mark = (MARKS[cell.trained_with] if marked else "") + (STAR if cell.failures and cell.rows else "")
     return _Entry(cell, bleu, ter, "; ".join(notes), mark)
 
 
-def _score(value: float) -> str:
+def _score(cell: Cell, metric: str) -> str:
+    if cell.failures and not cell.rows:
+        return FAILED
+    value = cell.mean(metric)
     return MISSING if np.isnan(value) else f"{value:.1f}"
 
 
@@ -129,13 +133,6 @@ def _notes(techniques: list[str], rows: list[list[_Entry]]) -> list[str]:
     notes += [f"{mark} trained with {names[kind]}." for kind, mark in MARKS.items() if mark in marks]
     if STAR in marks:
         notes.append(f"{STAR} a seed failed: the mean is over the others.")
-    failed = [
-        f"{label(technique)} {percent(entry.cell.sparsity)}%: {', '.join(dict.fromkeys(entry.cell.failures))}"
-        for row in rows
-        for technique, entry in zip(techniques, row, strict=True)
-        if entry.cell and entry.cell.failures and not entry.cell.copied
-    ]
-    notes += [f"Failed: {'; '.join(failed)}."] if failed else []
     copied = {technique for row in rows for technique, entry in zip(techniques, row, strict=True) if _copies_mp(entry)}
     notes += ["MP-SLT repeats MP up to the switch."] if copied else []
     notes += [f"{NONE}: the cell does not exist."] if any(entry.bleu == NONE for row in rows for entry in row) else []
@@ -143,6 +140,15 @@ def _notes(techniques: list[str], rows: list[list[_Entry]]) -> list[str]:
         [f"{MISSING} not run, or not scored."] if any(entry.bleu == MISSING for row in rows for entry in row) else []
     )
     return notes
+
+
+def failed(figures: Figures, pair: str) -> str:
+    """Which cells of a pair's table had a seed that failed, and why; empty where none had."""
+    told = [
+        f"{label(technique)}{f' {percent(level)}%' if level else ''}: {', '.join(reasons)}"
+        for (technique, level), reasons in figures.failures(pair).items()
+    ]
+    return f"Failed: {'; '.join(told)}." if told else ""
 
 
 def uneven(figures: Figures, pair: str) -> str:
@@ -183,9 +189,9 @@ def ablations(figures: Figures, pair: str) -> Table:
             note = "; ".join(filter(None, [note, "sentences only"]))
         if same_runs(cell, default):
             note = "; ".join(filter(None, [note, "the default's own training"]))
-        bleu, ter = _score(cell.mean("bleu")), _score(cell.mean("ter"))
-        before = _score(default.mean("bleu")) if default else MISSING
-        mark = STAR if cell.failures else ""
+        bleu, ter = _score(cell, "bleu"), _score(cell, "ter")
+        before = _score(default, "bleu") if default else MISSING
+        mark = STAR if cell.failures and cell.rows else ""
         shown = (
             MISSING if gap is None else f"{gap.effect:+.1f}" + ("" if gap.printed else f" [{low:+.1f}, {high:+.1f}]")
         )
