@@ -32,14 +32,14 @@ def plan(options) -> None:
 
 
 def run(options) -> None:
-    """Advance all chains of a study, a training a core, score their runs and write the report.
+    """Advance all chains of a study, one training per core, score each run as it ends, and write the report.
 
     Under torchrun all its processes train as one.
     """
     from slt_lib import distributed, params, report
-    from slt_lib.results import figures, must_be_writable, record
+    from slt_lib.results import figures, must_be_writable, record_run
     from slt_lib.study import Study
-    from slt_lib.techniques import RECIPES
+    from slt_lib.techniques import RECIPES, compared
     from slt_lib.workers import default_jobs
 
     settings = params.load(options.study)
@@ -47,10 +47,15 @@ def run(options) -> None:
     with distributed.group():
         for pair in [options.pair] if options.pair else settings.pairs:
             study = Study(options.study, pair, options.seeds, options.levels)
-            wanted = options.techniques or ["dense", *settings.pairs[pair]]
+            wanted = options.techniques or ([] if options.comparisons else ["dense", *settings.pairs[pair]])
             chains = [study.chain(RECIPES[name], seed) for seed in study.seeds for name in wanted]
-            study.follow(chains, jobs=options.jobs or default_jobs(settings.threads))
-            distributed.told(lambda: record(study, chains) is None)  # noqa: B023 (called at once)
+            chains += [chain for group in compared(study, options.comparisons).values() for chain in group]
+
+            def write(chain, run):
+                for checkpoint in chain.scored:
+                    record_run(study, chain, run, checkpoint)  # noqa: B023 (called before the loop goes on)
+
+            study.follow(chains, jobs=options.jobs or default_jobs(settings.threads), done=write)
         if options.report:
             made = distributed.told(lambda: report.render(figures(study.name)))
             if distributed.first():
@@ -163,6 +168,8 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--levels", type=float, nargs="+", default=(), help="default: the study's")
     names = ("dense", "mp", "lt", "slt", "clt", "slt-mp", "mp-slt")
     added.add_argument("--techniques", nargs="+", choices=names, default=(), help="default: the pair's")
+    text = "comparisons of notebook 08, such as again or controls; without --techniques these alone"
+    added.add_argument("--comparisons", nargs="+", metavar="NAME", default=(), help=text)
     added.add_argument("--jobs", type=positive, default=0, help="trainings at once; default: one for each core")
     added.add_argument("--no-report", dest="report", action="store_false", help="leave the report to a later command")
     added = command(runs, study=False)

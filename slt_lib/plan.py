@@ -40,6 +40,7 @@ class Planned(Study):
     def __init__(self, study: str = "quick", pair: str = ""):
         super().__init__(study, pair)
         self.tickets: dict[str, Ticket] = {}
+        self.keep: dict[str, set[int]] = {}
         prepared = self.corpus_at_hand()
         self.done: dict[str, Run] | None = {} if prepared else None
         self.searched = prepared and self.vocabulary_file().exists()  # without its vocabulary no run was ever trained
@@ -49,7 +50,9 @@ class Planned(Study):
             self.corpus = self.vocabulary = SimpleNamespace(digest="")
 
     def train(self, tickets: Iterable[Ticket], progress=None, stored: bool = False, keep=()) -> list[Run]:
-        """A run for each of `tickets`, which are remembered."""
+        """A run for each of `tickets`, which are remembered, and with them what `keep` names."""
+        for train_id, steps in dict(keep).items():
+            self.keep.setdefault(train_id, set()).update(steps)
         return [self._run(ticket) for ticket in tickets]
 
     def _run(self, ticket: Ticket) -> Run:
@@ -126,7 +129,8 @@ def tokens(settings: Training) -> int:
 
 def kept_bytes(study: Planned, ticket: Ticket) -> int:
     """Bytes of a finished run: the checkpoints kept (best and final apart) in fp32, and its mask."""
-    thetas = len(study.params.kept_steps() - {0, study.params.training.steps}) + 2
+    steps = study.params.kept_steps() | study.keep.get(ticket.train_id, set())
+    thetas = len(steps - {0, study.params.training.steps}) + 2
     return thetas * _theta_bytes(study) + _mask_bytes(study, ticket)
 
 

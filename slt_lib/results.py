@@ -4,6 +4,7 @@ A part is overwritten by the next run of the same row. It says which versions of
 is of; `report` merges those of one version.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 
 from slt_lib.errors import InputError
 from slt_lib.files import sweep, write_bytes
-from slt_lib.params import RECIPE_VERSION, STALE_VERSION, home
+from slt_lib.params import RECIPE_VERSION, home
 from slt_lib.report.data import KINDS, RESULT_COLUMNS, pack
 from slt_lib.report.merging import PART
 from slt_lib.runs import SCORE_VERSION
@@ -37,16 +38,16 @@ def must_be_writable(folder: Path) -> None:
         raise InputError(f"{folder}: can't be written; set SLT_FIGURES to a folder that can")
 
 
-def record(study: Study, chains: Iterable[Chain], checkpoint: str = "best") -> pd.DataFrame:
+def record(study: Study, chains: Iterable[Chain]) -> pd.DataFrame:
     """Score the runs of `chains` where they are not yet, write their parts, and return their rows.
 
-    `checkpoint`: "best" on dev, "final", or "average N" for the mean of the last N; other than "best" it is a variant.
-    One row a run and test set, in the columns of results.csv. Raises InputError where the folder can't be written.
+    One row per run, test set and checkpoint that the chain asks for (`Chain.scored`), in the columns of results.csv; a
+    checkpoint other than "best" is a variant. Raises InputError where the folder can't be written.
     """
     describe(study, figures(study.name))
     rows = {}
     for chain in chains:
-        for run in chain.runs:
+        for run, checkpoint in itertools.product(chain.runs, chain.scored):
             name = part_name(study, run, *row_labels(study, chain, run, checkpoint))
             if name not in rows:
                 rows[name] = record_run(study, chain, run, checkpoint)
@@ -95,8 +96,7 @@ def settings(study: Study) -> dict:
 
 def versions(study: Study) -> dict:
     """What code and settings the rows of a study come from."""
-    stale = {"stale": STALE_VERSION} if study.params.training.pruned == "stale" else {}
-    return {"recipe": RECIPE_VERSION, "score": SCORE_VERSION, "settings": digest(settings(study))[:16]} | stale
+    return {"recipe": RECIPE_VERSION, "score": SCORE_VERSION, "settings": digest(settings(study))[:16]}
 
 
 def describe(study: Study, folder: Path) -> None:
@@ -131,9 +131,11 @@ def describe(study: Study, folder: Path) -> None:
 def row_labels(study: Study, chain: Chain, run: Run, checkpoint: str) -> tuple[str, str]:
     """Technique and variant of a row; a recipe may stay at a level, and its later runs there are rows of their own."""
     technique, variant = labels(study, chain, run)
-    beside = [other for other in chain.runs if other.sparsity == run.sparsity]
-    same = [other.id for other in beside if labels(study, chain, other) == (technique, variant)]
-    more = [f"again={list(dict.fromkeys(same)).index(run.id)}"] if run.id != same[0] else []
+    beside = {other.id: other for other in chain.runs if other.sparsity == run.sparsity}
+    same = [other for other in beside.values() if labels(study, chain, other) == (technique, variant)]
+    place = [other.id for other in same].index(run.id)
+    deeper = all(other.ticket.depth < run.ticket.depth for other in same[:place])
+    more = [f"depth={run.ticket.depth}" if deeper else f"again={place}"] if place else []
     more += [f"checkpoint={checkpoint}"] if checkpoint != "best" else []
     return technique, ",".join(filter(None, [variant, *more]))
 
@@ -142,7 +144,8 @@ def labels(study: Study, chain: Chain, run: Run) -> tuple[str, str]:
     """Technique and variant of a row: the dense run, which all chains share, has a name of its own."""
     if [operation["do"] for operation in run.ticket.operations] == ["theta_0"]:
         own = run.ticket.optimizer == study.params.training.optimizer
-        return "dense", "" if own else f"optimizer={run.ticket.optimizer}"
+        noise = f"noise={run.ticket.noise}" if run.ticket.noise else ""
+        return "dense", ",".join(filter(None, ["" if own else f"optimizer={run.ticket.optimizer}", noise]))
     return chain.technique, chain.variant_of(run)
 
 

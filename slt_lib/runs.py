@@ -97,7 +97,8 @@ class Run:
         missing = [step for step in steps if step not in found]
         found |= {step: self._load(name) for step in missing if (self.folder / (name := _replayed(step))).exists()}
         missing = [step for step in steps if step not in found]
-        return found | (self._replay(missing) if missing else {})
+        found |= self._replay(missing) if missing else {}
+        return {step: found[step] for step in steps}
 
     def _replay(self, steps: list[int]) -> dict[int, dict[str, Tensor]]:
         """Train the ticket again up to the first checkpoint from `steps` on, and keep the weights at `steps`.

@@ -225,11 +225,12 @@ def comparisons(
     """Name of a comparison -> its lines, the default recipe first; notebook 08 says what each one asks.
 
     `levels` and `techniques` are the study's. `high`: a second level for `controls`, and that of the tickets of
-    `stability`. What a chain is rewound to or pruned from shows from its second level on, and SLT-MP's knobs above its
-    switch, so these are compared there where `at` lies below.
+    `stability`; where the study does not have it, its next lower level. What a chain is rewound to or pruned from shows
+    from its second level on, and SLT-MP's knobs above its switch, so these are compared there where `at` lies below.
     """
     upto = [level for level in levels if level <= at]
-    upto_high = [level for level in levels if level <= high]
+    upto_high = [level for level in levels if level <= high] or list(levels[:1])
+    high = upto_high[-1]
     second = upto if len(upto) > 1 else list(levels[:2])
     beyond = [level for level in levels if level > max(0.6, *switches)][:1] or list(levels[-1:])
 

@@ -8,14 +8,29 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from slt_lib import masks, params, results, training
+from slt_lib import masks, params, results, store, training
 from slt_lib.errors import InputError
 from slt_lib.params import Training
-from slt_lib.results import labels
-from slt_lib.study import Run, Study
-from slt_lib.techniques import RECIPES, clt, clt_control, dense, lt, mp, mp_slt, slt, slt_control, slt_mp
+from slt_lib.plan import Planned
+from slt_lib.study import Run, Study, _rewound
+from slt_lib.techniques import (
+    ABLATIONS,
+    RECIPES,
+    STABILITY,
+    clt,
+    clt_control,
+    compared,
+    dense,
+    lt,
+    mp,
+    mp_slt,
+    slt,
+    slt_control,
+    slt_mp,
+    stability,
+)
 from slt_lib.training import Start
-from slt_lib.transformer import prunable, theta_0
+from slt_lib.transformer import dropout_masks, prunable, theta_0
 
 LEVELS = [0.5, 0.6, 0.8]
 REWIND, STEPS = 0.25, 12
@@ -292,10 +307,51 @@ def test_controls_of_slt(study, all_runs):
 
 
 def test_the_dense_run_once_more(study, all_runs):
-    dense, again = runs_of(study, slt_control(study, 1, LEVELS, control="none", rewind=REWIND))
-    start = again.ticket.start()
-    assert start.mask is None and same(start.weights, dense.rewind(REWIND).start().weights)
-    assert labels(study, study.chain(slt_control, 1, control="none"), again) == ("slt", "control=none")
+    chain = study.chain(slt_control, 1, LEVELS, control="none", rewind=REWIND)
+    study.follow([chain])
+    dense, *again = chain.runs
+    assert [run.ticket.depth for run in again] == [1, 2, 3]
+    for last, run in zip(chain.runs, again, strict=False):
+        start = run.ticket.start()
+        assert start.mask is None and same(start.weights, last.theta(3)) and not same(start.weights, dense.theta(0))
+    variants = [results.row_labels(study, chain, run, "best") for run in chain.runs]
+    default = f"control=none,rewind={REWIND}"
+    rows = [("slt", default), ("slt", f"{default},depth=2"), ("slt", f"{default},depth=3")]
+    assert variants == [("dense", ""), *rows]
+
+
+@pytest.mark.parametrize("start", list(STABILITY))
+def test_copies_of_a_ticket_differ_in_their_noise_alone(start, study, all_runs):
+    chain = study.chain(stability, 1, LEVELS, STABILITY[start], start=start, at=0.6, rewind=REWIND)
+    [chain] = study.follow([chain])
+    own, *copies = chain.runs[-3:]
+    assert [run.ticket.noise for run in (own, *copies)] == [0, 1, 2]
+    of = {"theta_0": "slt", "lt": "lt", "slt": "slt"}
+    if start in of:  # the ticket that its technique trains
+        assert own.id == all_runs[of[start]][0 if start == "theta_0" else 2].id
+    for copy in copies:
+        assert same(copy.ticket.start().weights, own.ticket.start().weights)
+        assert same(copy.ticket.start().mask or {}, own.ticket.start().mask or {})
+        assert copy.ticket.depth == own.ticket.depth and not same(copy.weights(), own.weights())
+    assert not same(copies[0].weights(), copies[1].weights())
+    names = [results.row_labels(study, chain, run, "best") for run in chain.runs[-3:]]
+    technique, variant = STABILITY[start]
+    comma = "," if variant else ""
+    assert names == [(technique, variant), *((technique, f"{variant}{comma}noise={k}") for k in (1, 2))]
+
+
+def test_noise_depends_on_the_depth_and_the_copy(study):
+    seen = {}
+    rates = {"residual": 0.5, "attention": 0.5, "relu": 0.5}
+    for order, depth, copy in [("fresh", 0, 0), ("fresh", 1, 0), ("fresh", 0, 1), ("fresh", 1, 1), ("same", 3, 0)]:
+        settings = study.params.training.model_copy(update={"order": order})
+        start = Start({}, None, None, "adafactor", 1, depth, copy)
+        batches, noise = training.new_batches(settings, study.data, start), training.noise_of(settings, start)
+        [drop] = dropout_masks({"x": ("relu", (64,))}, rates, 1, noise, 0).values()
+        seen[order, depth, copy] = tuple(batches.order(0)[:20]), tuple(drop.tolist())
+    assert seen.pop(("same", 3, 0)) == seen["fresh", 0, 0]  # as at depth 0, on purpose
+    orders, drops = zip(*seen.values(), strict=True)
+    assert len(set(orders)) == len(set(drops)) == 4
 
 
 # Identity ------------------------------------------------------------
@@ -504,11 +560,105 @@ def test_mistakes_in_a_study(study_file):
 # Runs and chains ------------------------------------------------------------
 
 
-def test_a_checkpoint_that_was_not_kept_is_trained_again(study, all_runs):
+# Weights that were not kept ------------------------------------------------------------
+
+
+def test_a_checkpoint_that_was_not_kept_is_trained_again_once(study, all_runs, monkeypatch):
     for run in (all_runs["slt"][1], all_runs["mp"][2]):
         assert "theta_0000005.safetensors" not in run.record["files"]
         wanted = training.train(study.params.training, study.data, run.ticket.start(), until=[5])[5]
         assert same(run.theta(5), wanted)
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "train", refuse)
+            assert same(run.theta(5), wanted)  # from the run's folder now
+
+
+def test_every_checkpoint_has_the_hash_of_its_weights(all_runs):
+    for run in (all_runs["slt"][1], all_runs["mp"][2]):
+        assert [training.weights_hash(run.theta(point["step"])) for point in run.curve] == [
+            point["weights"] for point in run.curve
+        ]
+        changed = {name: weight.clone() for name, weight in run.weights().items()}
+        changed["embedding"][3, 3] = torch.nextafter(changed["embedding"][3, 3], torch.tensor(9.0))
+        assert training.weights_hash(changed) != run.weights_hash == training.weights_hash(run.weights())
+
+
+def test_weights_that_can_not_be_had_again_are_refused(make_study, monkeypatch):
+    """A lockstep training adds in another order than a solo one: its theta_t is not what a replay gives."""
+    monkeypatch.setenv("SLT_LOCKSTEP", "2")
+    study = make_study({"keep": []})
+    runs = study.train([study.ticket(1), study.ticket(2)])
+    monkeypatch.delenv("SLT_LOCKSTEP")
+    message = (
+        rf"run {runs[0].id[:12]}: weights at 0.416667 of its training were not kept, and training it again here gives "
+        rf"other weights at step 6 than it had; add 0.416667 to `keep` in .*tiny.yaml, then `python -m slt_lib runs "
+        rf"remove {runs[0].id[:12]}` and `python -m slt_lib run tiny`"
+    )
+    with pytest.raises(InputError, match=message) as error:
+        study.follow([study.chain(slt, 1, [0.5], rewind=5 / 12)])
+    assert "\n" not in str(error.value)
+    assert not list(runs[0].folder.path.glob("replayed_*"))
+    again = make_study({"keep": [0.416667]})  # the remedy
+    again.store.remove(runs[0].id)
+    [chain] = again.follow([again.chain(slt, 1, [0.5], rewind=5 / 12)])
+    assert [run.sparsity for run in chain.runs] == [0, 0.5]
+
+
+def test_a_replay_takes_the_threads_of_its_run(make_study, monkeypatch):
+    study = make_study({"keep": [], "threads": 2})
+    [run] = study.train([study.ticket(1)])
+    study.params = study.params.model_copy(update={"threads": 1})
+    counts, real = [], training.train
+    monkeypatch.setattr(training, "train", lambda *a, **k: counts.append(torch.get_num_threads()) or real(*a, **k))
+    run.theta(5)
+    assert counts == [2]
+
+
+@pytest.mark.parametrize("recipe", [slt, clt, slt_mp, mp_slt, slt_control])
+def test_what_a_chain_rewinds_to_is_kept(recipe, make_study, monkeypatch):
+    """Nothing is trained a second time for a rewind point that no study file names."""
+    study, starts, real = make_study({"keep": []}), [], training.train
+    monkeypatch.setattr(training, "train", lambda *a, **k: starts.append(k.get("until", ())) or real(*a, **k))
+    knobs = {"control": "mask", "at": 0.8} if recipe is slt_control else {}
+    study.follow([study.chain(recipe, 1, rewind=5 / 12, **knobs)])
+    assert starts and not any(starts)
+    assert not list(study.store.path.glob("*/replayed_*"))
+
+
+@pytest.mark.parametrize("name", ["quick", "multi30k", "multi30k-large", "wmt14-en-de", "wmt14-en-fr"])
+def test_a_study_file_keeps_what_its_comparisons_rewind_to(name):
+    """So that a dense run trained for one notebook serves the comparisons of another."""
+    study = Planned(name)
+    asked = study.params.ablations
+    chains = compared(study, asked if isinstance(asked, list) else ABLATIONS if asked else [])
+    chains = [chain for group in chains.values() for chain in group]
+    chains += [study.chain(RECIPES[technique], 1) for technique in study.params.pairs[study.pair]]
+    for steps in _rewound(chains).values():
+        assert steps <= study.params.kept_steps() | {0, study.params.training.steps}
+
+
+def test_a_run_knows_the_weights_of_its_parents(make_study, capsys):
+    """A parent that is trained again with other weights, as on another machine: its children are not reported."""
+    study = make_study()
+    chain = lambda: study.chain(slt, 1, [0.5, 0.8], rewind=REWIND)  # noqa: E731
+    [first] = study.follow([chain()])
+    for parent, child in zip(first.runs, first.runs[1:], strict=False):
+        assert child.record["parents"] == {parent.id: parent.weights_hash}
+    dense, child, grandchild = first.runs
+    record = dense.folder.record()
+    record["curve"][-1]["weights"] = "0" * 16  # as if trained elsewhere
+    store.write_json(dense.folder / "run.json", store.sealed(record))
+    with pytest.raises(InputError, match="slt at sparsity 0.5 is not trained yet"):
+        study.follow([chain()], stored=True)
+    said = f"run {child.id[:12]}: it was made from other weights of run {dense.id[:12]}, which was trained again since"
+    assert said in capsys.readouterr().err
+    study.store.remove(dense.id)  # and trained again here, it has its old weights: the children are its own
+    [again] = study.follow([chain()])
+    assert [run.id for run in again.runs] == [run.id for run in first.runs]
+    assert capsys.readouterr().err.count("step 12/12") == 1
+
+
+# Averages ------------------------------------------------------------
 
 
 def test_checkpoints_may_be_averaged(all_runs):
@@ -564,7 +714,7 @@ LISTED = [
     (slt_mp, {"stepwise": True}, [0, 0.5, 0.6, 0.8]),
     (clt_control, {"at": 0.6, "signs": "random"}, [0, 0.6]),
     (slt_control, {"at": 0.6, "control": "weights"}, [0, 0.6]),
-    (slt_control, {"control": "none"}, [0, 0]),
+    (slt_control, {"control": "none"}, [0, 0, 0, 0]),
 ]
 
 

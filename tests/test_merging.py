@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from test_report import make_folder, read_part, write_part
 
-from slt_lib import report, results, training
+from slt_lib import report, results
 from slt_lib.errors import InputError
 from slt_lib.report.data import KINDS, RESULT_COLUMNS
 from slt_lib.techniques import slt
@@ -53,7 +53,6 @@ def set_versions(folder, **versions):
     [
         ({"recipe": 1}, "recipe version 1 (study.json has 2)"),
         ({"score": 3}, "score version 3 (study.json has 1)"),
-        ({"stale": 2}, "stale version 2 (study.json has unknown)"),
         ({"settings": "f" * 16}, "settings ffffffffffffffff (study.json has 0123456789abcdef)"),
         ({"levels": [0.5]}, "levels 0.5 (study.json has 0.5, 0.8, 0.9, 0.98)"),
     ],
@@ -201,7 +200,6 @@ def test_a_damaged_part_is_named(case, folder):
 
 
 def test_a_part_names_what_it_comes_from(make_study, home, monkeypatch):
-    monkeypatch.setattr(training, "BLEU_ZERO", -1.0)  # so small a model says nothing right
     study = make_study(seeds=[1])
     [chain] = study.follow([study.chain(slt, 1, [0.5], rewind=0.25)])
     dense, sparse = chain.runs
@@ -221,7 +219,6 @@ def test_a_part_names_what_it_comes_from(make_study, home, monkeypatch):
 
 
 def test_rows_of_other_settings_go_and_no_part_is_deleted(make_study, home, monkeypatch, capsys):
-    monkeypatch.setattr(training, "BLEU_ZERO", -1.0)
     folder = home / "figures" / "tiny"
     for changes, expected in (({}, {1, 2}), ({"training": {"steps": 8}}, {1})):
         study = make_study(changes)
@@ -234,11 +231,6 @@ def test_rows_of_other_settings_go_and_no_part_is_deleted(make_study, home, monk
     assert "parts: left out 2 parts of settings" in said and "en-de.dense.default.0.2" in said
     assert "results.csv: left out its rows of settings" in said
     assert len(list((folder / "parts").glob("*.json.gz"))) == 4
-
-
-def test_stale_weights_have_a_version_of_their_own(make_study):
-    stale = results.versions(make_study({"training": {"pruned": "stale"}}))
-    assert {*stale} - {*results.versions(make_study())} == {"stale"}
 
 
 def test_a_notebooks_table_tells_a_failure_from_a_score_of_0():

@@ -120,7 +120,6 @@ def test_a_plan_is_what_a_run_trains(home, study_file, planned, monkeypatch):
 
 def test_a_recipe_may_look_into_stored_runs(make_study, study_file, monkeypatch):
     """Their weights and masks are read during a plan too, and decide what it trains next."""
-    monkeypatch.setattr(training, "BLEU_ZERO", -1.0)  # so small a model says nothing right
 
     def look(study, seed, levels):
         run = yield study.ticket(seed)
@@ -216,7 +215,8 @@ def test_notebook_08_compares_what_is_planned():
     values = {node.target.id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
     assert tuple(values["comparisons"]) == techniques.ABLATIONS and values["at"] == techniques.ABLATION_LEVEL
     default = techniques.comparisons([0.5, 0.8])
-    assert techniques.comparisons([0.5, 0.8], values["at"], values["rewinds"], values["switches"]) == default
+    knobs = {name: values[name] for name in ("at", "rewinds", "switches", "high")}
+    assert techniques.comparisons([0.5, 0.8], **knobs) == default
     [text] = [cell.source for cell in notebook.cells if "| name | what is compared |" in cell.source]
     assert [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")] == list(default)
     assert set(params.COMPARISONS) == set(default)  # what a study file may name
@@ -224,7 +224,7 @@ def test_notebook_08_compares_what_is_planned():
 
 def test_a_study_plans_the_comparisons_that_it_names(home, study_file):
     rows = {row.technique: row for row in plan.rows(plan.Planned(study_file({"ablations": ["signs", "again"]})))}
-    assert len(rows["ablations"].tickets) / 2 == 2  # random signs, and the dense run once more
+    assert len(rows["ablations"].tickets) / 2 == 1 + 3  # random signs, and the dense run again at every level
 
 
 @pytest.mark.parametrize("name", ["quick", "multi30k", "multi30k-large", "wmt14-en-de"])
@@ -232,18 +232,17 @@ def test_every_comparison_compares_two_trainings(name):
     """At some sparsity each variant has another training than the default that it is set beside."""
     study = plan.Planned(name)
 
-    def trained(recipe, knobs, levels):
-        chain = study.chain(recipe, 1, levels, **knobs)
-        [chain] = study.follow([chain])
+    def trained(line):
+        [chain] = study.follow([study.chain(line.recipe, 1, line.levels, line.label, line.scored, **line.knobs)])
         return chain.technique, {run.sparsity: run.id for run in chain.runs}
 
     for comparison, lines in techniques.comparisons(study.levels).items():
-        defaults = dict(trained(*line) for line in lines if not line[1])
-        for line in lines:
-            technique, runs = trained(*line)
+        defaults = dict(map(trained, (line for line in lines if not line.knobs)))
+        for line in lines if comparison != "stability" else ():
+            technique, runs = trained(line)
             beside = defaults[technique]
             told = [level for level in runs if level in beside and runs[level] != beside[level]]
-            assert told or not line[1], (comparison, line)
+            assert told or not line.knobs, (comparison, line)
 
 
 def test_random_masks_are_trained_as_often_as_slts_own(study_file):

@@ -17,8 +17,7 @@ from slt_lib.files import write_bytes
 from slt_lib.report.data import KINDS, csv_bytes, existing, read_rows, read_study
 
 PART = ".json.gz"
-VERSIONS = {"recipe": "recipe version", "score": "score version", "stale": "stale version"}
-VERSIONS |= {"settings": "settings", "levels": "levels"}
+VERSIONS = {"recipe": "recipe version", "score": "score version", "settings": "settings", "levels": "levels"}
 NAMED = 10  # of what is left out; the rest is counted
 AGAIN = "run the study again to replace them"
 

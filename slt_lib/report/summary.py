@@ -65,7 +65,8 @@ def uncommitted(figures: Figures) -> dict[str, str]:
     rows = _read(path.read_text(encoding="utf-8")) if path.is_file() else pd.DataFrame({"run": [], "commit": []})
     commits = dict(zip(rows["run"], rows["commit"], strict=True))
     found = {run: commits.get(run, "") for run in _trainings(figures)}
-    return {run: commit for run, commit in found.items() if not re.fullmatch("[0-9a-f]{7,64}", commit)}
+    clean = "[0-9a-f]{7,64}"  # several where a training went on after a cut
+    return {run: commit for run, commit in found.items() if not re.fullmatch(f"{clean}( {clean})*", commit)}
 
 
 def _trainings(figures: Figures) -> list[str]:
