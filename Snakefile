@@ -127,9 +127,12 @@ def before(wildcards):
         return []
     first, levels = ["01_dense"], []
     if name == "08_ablations":
-        varied = ["slt", "clt"] + ["slt-mp"] * bool({"source", "stepwise", "switch"} & set(NAMED.split(", ")))
-        first += [NOTEBOOKS[technique] for technique in varied if technique in techniques]
-        levels = [level for level in SETTINGS.levels if level <= 0.5]  # where they are compared
+        named = set(NAMED.split(", "))
+        varied = ["slt", "clt"] + ["slt-mp"] * bool({"source", "stepwise", "switch"} & named)
+        varied = [*techniques] if "final" in named else varied + ["lt"] * ("stability" in named)
+        first += [NOTEBOOKS[technique] for technique in varied if technique in techniques and technique != "mp"]
+        # where they are compared
+        levels = [level for level in SETTINGS.levels if level <= 0.5 or "final" in named]
     if GPUS and name == "06_slt_mp" and "slt" in techniques and SETTINGS.levels[0] == 0.5:
         first += ["04_slt"]  # both prune the dense run to 50% at once
     if name == "07_mp_slt":

@@ -22,7 +22,7 @@ from slt_lib.runs import Run, StandIn
 from slt_lib.seeds import stream
 from slt_lib.store import Damaged, unseal
 from slt_lib.study import Chain, Study, Ticket
-from slt_lib.techniques import ABLATIONS, RECIPES, compared
+from slt_lib.techniques import RECIPES, ablations
 from slt_lib.transformer import prunable, theta_0
 from slt_lib.vocabulary import Encoded
 
@@ -84,9 +84,7 @@ def rows(study: Planned) -> list[Row]:
     names = ["dense", *study.params.pairs[study.pair]]
     wanted = {name: [study.chain(RECIPES[name], seed) for seed in study.seeds] for name in names}
     if study.params.ablations and study.pair == next(iter(study.params.pairs)):
-        asked = study.params.ablations
-        chains = compared(study, asked if isinstance(asked, list) else ABLATIONS)
-        wanted["ablations"] = [chain for group in chains.values() for chain in group]
+        wanted["ablations"] = ablations(study)
     found = []
     for name, chains in wanted.items():
         before = set(study.tickets)

@@ -262,6 +262,13 @@ def comparisons(
     }
 
 
+def ablations(study: Study) -> list[Chain]:
+    """The chains of the comparisons that the study file names: for `true` those of the paper."""
+    asked = study.params.ablations
+    names = asked if isinstance(asked, list) else ABLATIONS if asked else ()
+    return [chain for group in compared(study, names).values() for chain in group]
+
+
 def compared(study: Study, names: Sequence[str], **options) -> dict[str, list[Chain]]:
     """Name of a comparison -> its chains, for all seeds of the study; `options` as for `comparisons`.
 

@@ -14,12 +14,11 @@ from slt_lib.params import Training
 from slt_lib.plan import Planned
 from slt_lib.study import Run, Study, _rewound
 from slt_lib.techniques import (
-    ABLATIONS,
     RECIPES,
     STABILITY,
+    ablations,
     clt,
     clt_control,
-    compared,
     dense,
     lt,
     mp,
@@ -629,10 +628,7 @@ def test_what_a_chain_rewinds_to_is_kept(recipe, make_study, monkeypatch):
 def test_a_study_file_keeps_what_its_comparisons_rewind_to(name):
     """So that a dense run trained for one notebook serves the comparisons of another."""
     study = Planned(name)
-    asked = study.params.ablations
-    chains = compared(study, asked if isinstance(asked, list) else ABLATIONS if asked else [])
-    chains = [chain for group in chains.values() for chain in group]
-    chains += [study.chain(RECIPES[technique], 1) for technique in study.params.pairs[study.pair]]
+    chains = ablations(study) + [study.chain(RECIPES[technique], 1) for technique in study.params.pairs[study.pair]]
     for steps in _rewound(chains).values():
         assert steps <= study.params.kept_steps() | {0, study.params.training.steps}
 

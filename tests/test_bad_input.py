@@ -59,7 +59,7 @@ FILES = {
     "a comparison misspelt": (
         {"ablations": ["sings"]},
         "ablations: 'sings' is none of true, false or a list of signs, frankle, rewind, source, one-shot, stepwise, "
-        "switch, optimizer, average, controls, again",
+        "switch, optimizer, average, final, controls, again, stability",
     ),
     "a corpus misspelt": (
         {"corpus": {"name": "gramar"}},

@@ -60,9 +60,7 @@ def original(tmp_path_factory, tiny):
                 raise Cut
 
         with pytest.raises(Cut):
-            training.train(
-                study.params.training, study.data, sparse.ticket.start(), sparse.folder, (0.25,), report=report
-            )
+            training.train(study.params.training, study.data, sparse.ticket.start(), sparse.folder, (3,), report=report)
     return folder, dense.id, sparse.id
 
 
