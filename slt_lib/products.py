@@ -1,7 +1,9 @@
-"""Matrix products in fp32 on a CPU, by oneDNN where torch alone would ask MKL.
+"""Matrix products on a CPU, where another way than torch's own is faster.
 
-On a processor that is not Intel's, MKL stops at AVX2; oneDNN takes AVX-512 wherever it is, which is twice as fast. The
-sums are fp32 as before, in another order. bf16 goes to oneDNN by itself. All else is torch's own product.
+fp32: on a processor that is not Intel's, MKL stops at AVX2; oneDNN takes AVX-512 wherever it is, which is twice as
+fast. bf16: without AVX-512 oneDNN has no kernels for it, and a step takes 14 times as long as in fp32. There the
+operands are rounded to bf16, multiplied in fp32, and the result is rounded: what the kernels compute too, in another
+order of sums. All else is torch's own product.
 """
 
 import torch
@@ -14,6 +16,10 @@ SMALL = 1 << 24  # multiplications below which a call of oneDNN costs more than 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`: x [..., I], weight [O, I], bias [O] -> [..., O]; with its gradients."""
+    if _rounds(x):
+        with torch.autocast("cpu", enabled=False):
+            bias = None if bias is None else _rounded(bias)
+            return linear(_rounded(x), _rounded(weight), bias).bfloat16()
     if not _served(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled():
@@ -21,8 +27,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _onednn(x, weight, bias)
 
 
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a [..., M, K] times b [..., K, N] -> [..., M, N]; with its gradients."""
+    if _rounds(a):
+        with torch.autocast("cpu", enabled=False):
+            return (_rounded(a) @ _rounded(b)).bfloat16()
+    return a @ b
+
+
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a [M, K] times b [N, K] transposed -> [M, N]; no gradient is kept."""
+    if _rounds(a):
+        return product(a.float(), b.float()).bfloat16()
     return _onednn(a, b) if _served(a, b) else a @ b.t()
 
 
@@ -36,6 +52,17 @@ def _served(x: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
     )
+
+
+def _rounds(x: Tensor) -> bool:
+    """Whether a product is asked for in bf16 on a CPU without kernels for it."""
+    low = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    return low and not ONEDNN and x.device.type == "cpu"
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """The values of bf16 in fp32; the gradient is rounded too."""
+    return x.bfloat16().float()
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

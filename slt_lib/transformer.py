@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slt_lib.products import linear, product
+from slt_lib.products import linear, matmul, product
 from slt_lib.seeds import stream
 
 PAD, EOS, UNKNOWN = 0, 1, 2
@@ -72,13 +72,13 @@ class Attention(nn.Module):
 
     def attend(self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, drop: Tensor | None) -> Tensor:
         query = self.split(x, self.query) * (key.shape[-1] ** -0.5)
-        scores = query @ key.transpose(-1, -2)
+        scores = matmul(query, key.transpose(-1, -2))
         if bias is not None:
             scores = scores + bias
         weights = scores.softmax(-1)
         if drop is not None:
             weights = weights * drop
-        y = weights.to(value.dtype) @ value
+        y = matmul(weights.to(value.dtype), value)
         return linear(y.transpose(-2, -3).flatten(-2), self.output)
 
     def forward(self, x: Tensor, memory: Tensor, bias: Tensor, drop: Tensor | None) -> Tensor:

@@ -4,6 +4,7 @@ The short version kills `python -m slt_lib run` and one job of the engine. The l
 process of the whole engine a draw names. SLT_KILL_SEED repeats the draws, though not the machine's speed.
 """
 
+import csv
 import gzip
 import json
 import os
@@ -186,6 +187,25 @@ def test_kills_of_a_study_in_one_process(unbroken, draw, tmp_path, figure):
     figure("kills survived", done)
     bench.finish(None, sys.executable, "-m", "slt_lib", "run", "tiny")
     same(bench.outcome(), expected)
+
+
+def test_what_a_killed_run_has_finished_is_in_the_results(unbroken, tmp_path, figure):
+    """Rows are written as each run is scored, not when the last chain has ended."""
+    figure("kills survived", 1)
+    bench = Bench(tmp_path / "project")
+    process = bench.run()
+    wait_for(lambda: len(list(bench.folder.glob("runs/*/run.json"))) >= 3 or process.poll() is not None)
+    wait_for(lambda: len(list(bench.folder.glob("figures/tiny/parts/*.gz"))) >= 2 or process.poll() is not None)
+    bench.kill(process, random.Random(1), "everything")
+    process.wait()
+    parts = {path.name for path in bench.folder.glob("figures/tiny/parts/*.gz")}
+    under_way = len(list(bench.folder.glob("runs/*/run.json"))) - len(parts)
+    assert parts and 0 <= under_way <= 2  # of each process the run that it was still scoring
+    assert bench.start(sys.executable, "-m", "slt_lib", "report", "tiny").wait(timeout=120) == 0, bench.said()
+    with (bench.folder / "figures" / "tiny" / "results.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(parts)  # one test set
+    bench.finish(None, sys.executable, "-m", "slt_lib", "run", "tiny")
+    same(bench.outcome(), unbroken[0])
 
 
 def test_kills_of_a_job_of_the_engine(unbroken, draw, tmp_path, figure):

@@ -82,3 +82,49 @@ def test_only_what_it_is_for_goes_to_onednn(monkeypatch):
     monkeypatch.setattr(products, "SMALL", 0)
     products.linear(x, weight)
     assert len(asked) == 3
+
+
+# bf16 without kernels for it ------------------------------------------------------------
+
+
+def within_a_rounding(found, expected):
+    """Equal up to one unit in the last place of bf16, of the largest entry where terms cancel."""
+    assert found.dtype == expected.dtype
+    assert (found.float() - expected.float()).abs().max() <= 2**-7 * expected.float().abs().max()
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_rounded_products_are_those_of_bf16(biased, monkeypatch):
+    values = [drawn(4, 50, 64), drawn(48, 64, seed=1), *([drawn(48, seed=2)] if biased else [])]
+    upstream = drawn(4, 50, 48, seed=3).bfloat16()
+    found = []
+    for native in (True, False):
+        monkeypatch.setattr(products, "ONEDNN", native)
+        own = [value.clone().requires_grad_() for value in values]
+        with torch.autocast("cpu", torch.bfloat16):
+            result = products.linear(*own)
+            result.backward(upstream)
+        pair = [value.clone().requires_grad_() for value in (drawn(3, 8, 16), drawn(3, 16, 9, seed=4))]
+        with torch.autocast("cpu", torch.bfloat16):
+            batched = products.matmul(*pair)
+            batched.float().sum().backward()
+        plain = products.product(values[0][0].bfloat16(), values[1].bfloat16())
+        found.append([result.detach(), batched.detach(), plain, *(value.grad for value in (*own, *pair))])
+    for native, rounded in zip(*found, strict=True):
+        within_a_rounding(rounded, native)
+
+
+def test_rounded_products_under_vmap(monkeypatch):
+    monkeypatch.setattr(products, "ONEDNN", False)
+    x, weight = drawn(3, 64, 32), drawn(3, 16, 32, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        together = torch.func.vmap(products.linear)(x, weight)
+        alone = [products.linear(*pair) for pair in zip(x, weight, strict=True)]
+    within_a_rounding(together, torch.stack(alone))
+
+
+def test_fp32_is_not_rounded(monkeypatch):
+    monkeypatch.setattr(products, "ONEDNN", False)
+    x, weight = drawn(64, 32), drawn(16, 32, seed=1)
+    assert torch.equal(products.linear(x, weight), F.linear(x, weight))
+    assert torch.equal(products.matmul(x, weight.t()), x @ weight.t())
