@@ -5,8 +5,8 @@
 import os
 import sys
 
-from slt_lib import params
-from slt_lib.errors import InputError
+from slt_lib.base import settings as params
+from slt_lib.base.errors import InputError
 
 STUDY = config.get("study", "quick")
 try:
@@ -103,7 +103,7 @@ MARKERS = [marker for pair in SETTINGS.pairs for name in notebooks(pair) for mar
 
 onstart:
     # A training that a killed call left behind goes on; where this call wants the same run, it waits for that one.
-    from slt_lib.store import Store
+    from slt_lib.base.store import Store
 
     for line in Store().held():
         print(f"{line}; what this study needs of it is waited for", file=sys.stderr, flush=True)

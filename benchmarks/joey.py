@@ -20,9 +20,9 @@ from pathlib import Path
 import yaml
 
 from benchmarks.setting import ROOT, Setting
-from slt_lib import scoring
+from slt_lib.data.vocabulary import SPECIAL, Vocabulary
+from slt_lib.evaluation import scoring
 from slt_lib.transformer import EOS
-from slt_lib.vocabulary import SPECIAL, Vocabulary
 
 REQUIREMENTS = Path(__file__).with_name("joeynmt") / "requirements.txt"
 LOG_EVERY = 5

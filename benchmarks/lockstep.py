@@ -19,12 +19,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from slt_lib import devices, lockstep, params, training
-from slt_lib.errors import InputError
-from slt_lib.store import RunFolder
-from slt_lib.training import Data, Start
+from slt_lib.base import devices
+from slt_lib.base import settings as params
+from slt_lib.base.errors import InputError
+from slt_lib.base.store import RunFolder
+from slt_lib.data.vocabulary import Encoded
+from slt_lib.train import lockstep
+from slt_lib.train import loop as training
+from slt_lib.train.loop import Data, Start
 from slt_lib.transformer import theta_0
-from slt_lib.vocabulary import Encoded
 
 OUTPUT = Path(__file__).with_name("lockstep.csv")
 TICKETS = (1, 2, 4, 8, 16, 32)

@@ -13,7 +13,7 @@ from statistics import median
 from benchmarks import joey
 from benchmarks.setting import ROOT, WARM, Setting
 from benchmarks.table import OURS, Row, rows
-from slt_lib.processes import cores
+from slt_lib.base.processes import cores
 
 PRECISIONS = ("bf16", "fp32")
 BEAMS = {"beam 4": 4, "greedy": 1}

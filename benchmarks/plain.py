@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slt_lib.params import Training
+from slt_lib.base.settings import Training
+from slt_lib.data.vocabulary import Encoded
 from slt_lib.transformer import EOS, PAD, positions
-from slt_lib.vocabulary import Encoded
 
 POOL = 100  # batches whose sentences are sorted by length together
 

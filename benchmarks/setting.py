@@ -12,9 +12,9 @@ from pathlib import Path
 
 import yaml
 
-from slt_lib.errors import InputError
-from slt_lib.files import write_bytes
-from slt_lib.store import Store
+from slt_lib.base.errors import InputError
+from slt_lib.base.files import write_bytes
+from slt_lib.base.store import Store
 from slt_lib.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]

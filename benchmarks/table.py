@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from slt_lib.files import write_bytes
+from slt_lib.base.files import write_bytes
 from slt_lib.report.summary import between
 from slt_lib.report.tables import markdown_rows
 

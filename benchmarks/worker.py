@@ -15,13 +15,15 @@ import torch
 
 from benchmarks import plain
 from benchmarks.setting import WARM, Setting
-from slt_lib import decoding, masks, scoring, training
-from slt_lib.batches import Batches
-from slt_lib.errors import InputError
-from slt_lib.params import Training
-from slt_lib.products import product
-from slt_lib.store import RunFolder, Store
+from slt_lib import masks
+from slt_lib.base.errors import InputError
+from slt_lib.base.products import product
+from slt_lib.base.settings import Training
+from slt_lib.base.store import RunFolder, Store
+from slt_lib.data.batches import Batches
+from slt_lib.evaluation import decoding, scoring
 from slt_lib.study import Study
+from slt_lib.train import loop as training
 from slt_lib.transformer import prunable
 
 SPARSITY = 0.9

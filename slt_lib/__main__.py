@@ -6,14 +6,14 @@ import os
 import sys
 import time
 
-from slt_lib.errors import InputError
+from slt_lib.base.errors import InputError
 
 AFTER_THE_FIRST = 3.0  # seconds
 
 
 def data(options) -> None:
     """Fetch, check and count the corpora of a study, and build its vocabularies."""
-    from slt_lib import params
+    from slt_lib.base import settings as params
     from slt_lib.study import Study
 
     for pair in params.load(options.study).pairs:
@@ -36,11 +36,13 @@ def run(options) -> None:
 
     Under torchrun all its processes train as one.
     """
-    from slt_lib import distributed, params, report
-    from slt_lib.results import figures, must_be_writable, record_run
+    from slt_lib import report
+    from slt_lib.base import distributed
+    from slt_lib.base import settings as params
     from slt_lib.study import Study
+    from slt_lib.study.results import figures, must_be_writable, record_run
+    from slt_lib.study.workers import default_jobs
     from slt_lib.techniques import RECIPES, compared
-    from slt_lib.workers import default_jobs
 
     settings = params.load(options.study)
     must_be_writable(figures(os.path.basename(options.study).removesuffix(".yaml")))
@@ -65,8 +67,8 @@ def run(options) -> None:
 
 def runs(options) -> None:
     """List the runs of the store; show or remove the one that an id, or its beginning, names."""
-    from slt_lib.store import Damaged, Store
-    from slt_lib.tickets import trained_with
+    from slt_lib.base.store import Damaged, Store
+    from slt_lib.study.tickets import trained_with
 
     store = Store()
     if options.what == "list" and options.id:
@@ -130,7 +132,7 @@ def translate(options) -> None:
 def report(options) -> None:
     """Tables, plots and claims of a study, from its figures folder alone."""
     from slt_lib import report as room
-    from slt_lib.results import figures
+    from slt_lib.study.results import figures
 
     folder = figures(os.path.basename(options.study).removesuffix(".yaml"))
     made = list(room.render(folder).values())

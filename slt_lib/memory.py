@@ -16,7 +16,7 @@ import torch
 from scipy import sparse
 
 from slt_lib import masks
-from slt_lib.seeds import stream
+from slt_lib.base.seeds import stream
 
 MIB = 2**20
 VALUE_BYTES = INDEX_BYTES = 4  # float32 and int32

@@ -14,17 +14,18 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from slt_lib import training, wmt14
-from slt_lib.devices import device
-from slt_lib.errors import InputError
-from slt_lib.params import Training, Wmt14, load
-from slt_lib.runs import Run, StandIn
-from slt_lib.seeds import stream
-from slt_lib.store import Damaged, unseal
+from slt_lib.base.devices import device
+from slt_lib.base.errors import InputError
+from slt_lib.base.seeds import stream
+from slt_lib.base.settings import Training, Wmt14, load
+from slt_lib.base.store import Damaged, unseal
+from slt_lib.data import wmt14
+from slt_lib.data.vocabulary import Encoded
 from slt_lib.study import Chain, Study, Ticket
+from slt_lib.study.runs import Run, StandIn
 from slt_lib.techniques import RECIPES, ablations
+from slt_lib.train import loop as training
 from slt_lib.transformer import prunable, theta_0
-from slt_lib.vocabulary import Encoded
 
 FLOAT, BOOL = 4, 1  # bytes
 SECONDS = 40.0  # what `measure` aims at

@@ -7,10 +7,10 @@ sparsities wanted, rising. Every knob's default is the paper's setting; the abla
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from slt_lib.errors import InputError
-from slt_lib.params import REWIND, REWIND_POINTS, TECHNIQUES
+from slt_lib.base.errors import InputError
+from slt_lib.base.settings import REWIND, REWIND_POINTS, TECHNIQUES
 from slt_lib.study import Chain, Recipe, Study
-from slt_lib.tickets import among
+from slt_lib.study.tickets import among
 
 
 def dense(study: Study, seed: int, levels: list[float] = (), optimizer: str = "") -> Recipe:

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slt_lib.products import linear, matmul, product
-from slt_lib.seeds import stream
+from slt_lib.base.products import linear, matmul, product
+from slt_lib.base.seeds import stream
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 MINUS_INFINITY = -1e9  # finite, so that a row of padding alone stays a number

@@ -8,11 +8,14 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from slt_lib import masks, params, results, store, training
-from slt_lib.errors import InputError
-from slt_lib.params import Training
+from slt_lib import masks
+from slt_lib.base import settings as params
+from slt_lib.base import store
+from slt_lib.base.errors import InputError
+from slt_lib.base.settings import Training
 from slt_lib.plan import Planned
-from slt_lib.study import Run, Study, _rewound
+from slt_lib.study import Run, Study, results
+from slt_lib.study.study import _rewound
 from slt_lib.techniques import (
     RECIPES,
     STABILITY,
@@ -28,7 +31,8 @@ from slt_lib.techniques import (
     slt_mp,
     stability,
 )
-from slt_lib.training import Start
+from slt_lib.train import loop as training
+from slt_lib.train.loop import Start
 from slt_lib.transformer import dropout_masks, prunable, theta_0
 
 LEVELS = [0.5, 0.6, 0.8]

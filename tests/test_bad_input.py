@@ -14,10 +14,11 @@ import pytest
 import yaml
 from conftest import TINY, changed
 
-from slt_lib import corpora, techniques
+from slt_lib import techniques
 from slt_lib.__main__ import main
-from slt_lib.errors import InputError
-from slt_lib.store import digest, sealed, unseal, write_json
+from slt_lib.base.errors import InputError
+from slt_lib.base.store import digest, sealed, unseal, write_json
+from slt_lib.data import corpora
 from slt_lib.study import Study
 
 

@@ -8,11 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slt_lib import corpora, params
-from slt_lib.batches import WAITING, Batches, Position
-from slt_lib.errors import InputError
+from slt_lib.base import settings as params
+from slt_lib.base.errors import InputError
+from slt_lib.data import corpora
+from slt_lib.data.batches import WAITING, Batches, Position
+from slt_lib.data.vocabulary import Encoded, Vocabulary
 from slt_lib.transformer import EOS, PAD
-from slt_lib.vocabulary import Encoded, Vocabulary
 
 
 def encoded(sentences):

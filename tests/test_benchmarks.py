@@ -10,8 +10,8 @@ import torch
 from benchmarks import __main__ as command
 from benchmarks import joey, measures, plain, table, worker
 from benchmarks.setting import ROOT, Setting
-from slt_lib import training
-from slt_lib.store import RunFolder
+from slt_lib.base.store import RunFolder
+from slt_lib.train import loop as training
 
 
 @pytest.fixture

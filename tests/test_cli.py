@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from slt_lib import training
 from slt_lib.__main__ import main
 from slt_lib.report.summary import BEGIN, END
+from slt_lib.train import loop as training
 
 
 @pytest.fixture

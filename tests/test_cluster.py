@@ -14,7 +14,8 @@ import yaml
 from conftest import TINY, changed
 from test_kill import ROOT, STUDY
 
-from slt_lib import params, plan, techniques
+from slt_lib import plan, techniques
+from slt_lib.base import settings as params
 
 SLURM = "sbatch srun sacct squeue scancel scontrol sinfo".split()
 COMMAND = (

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from slt_lib import corpora
-from slt_lib import grammar as g
-from slt_lib.errors import InputError
-from slt_lib.grammar import NP, Clause
+from slt_lib.base.errors import InputError
+from slt_lib.data import corpora
+from slt_lib.data import grammar as g
+from slt_lib.data.grammar import NP, Clause
 from slt_lib.study import Study
 
 ME, YOU, HE, SHE, WE, THEY = (NP(word) for word in ("I", "you", "he", "she", "we", "they"))

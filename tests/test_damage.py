@@ -25,11 +25,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from slt_lib import corpora, results, store, training
-from slt_lib.errors import InputError
-from slt_lib.store import Damaged, RunFolder, Store, digest, sealed, unseal, write_json
-from slt_lib.study import Study
+from slt_lib.base import store
+from slt_lib.base.errors import InputError
+from slt_lib.base.store import Damaged, RunFolder, Store, digest, sealed, unseal, write_json
+from slt_lib.data import corpora
+from slt_lib.study import Study, results
 from slt_lib.techniques import RECIPES
+from slt_lib.train import loop as training
 
 SPARSE, CUT = 0.5, 7
 
@@ -528,7 +530,7 @@ def test_what_a_kill_left_half_written_goes(laid, original):
 def test_the_holder_of_a_lock_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(store, "PATIENCE", 0.2)
     path = tmp_path / "locks" / "x.lock"
-    program = "import sys, time; from pathlib import Path; from slt_lib.store import Store"
+    program = "import sys, time; from pathlib import Path; from slt_lib.base.store import Store"
     program += "\nwith Store(Path(sys.argv[1])).lock('x'):\n print('held', flush=True); time.sleep(2)"
     pipes = {"stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], **pipes) as other:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from slt_lib.decoding import EOS, PAD, _beam_search, _greedy, _top, translate
+from slt_lib.evaluation.decoding import EOS, PAD, _beam_search, _greedy, _top, translate
 from slt_lib.transformer import Batch, Shape, Transformer
 
 

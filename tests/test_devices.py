@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from slt_lib.devices import device
-from slt_lib.errors import InputError
+from slt_lib.base.devices import device
+from slt_lib.base.errors import InputError
 
 
 def test_the_cpu_where_there_is_no_other_and_where_it_is_asked_for(monkeypatch):

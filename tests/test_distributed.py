@@ -19,14 +19,16 @@ import torch
 import yaml
 from conftest import TINY, changed
 
-from slt_lib import distributed, masks, training
+from slt_lib import masks
 from slt_lib.__main__ import main
-from slt_lib.errors import InputError
-from slt_lib.params import PeakRate
-from slt_lib.store import RESUME, RunFolder
+from slt_lib.base import distributed
+from slt_lib.base.errors import InputError
+from slt_lib.base.settings import PeakRate
+from slt_lib.base.store import RESUME, RunFolder
 from slt_lib.study import Study
 from slt_lib.techniques import RECIPES
-from slt_lib.training import Start, train
+from slt_lib.train import loop as training
+from slt_lib.train.loop import Start, train
 from slt_lib.transformer import prunable, theta_0
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,14 +13,15 @@ import yaml
 from conftest import TINY
 from matplotlib.testing.compare import compare_images
 
-from slt_lib import report, results, training
-from slt_lib.params import home
+from slt_lib import report
+from slt_lib.base.settings import home
+from slt_lib.base.store import digest
 from slt_lib.report.data import KINDS
 from slt_lib.report.merging import versions
 from slt_lib.report.summary import BEGIN, END, uncommitted
-from slt_lib.store import digest
-from slt_lib.study import Study
+from slt_lib.study import Study, results
 from slt_lib.techniques import mp, slt
+from slt_lib.train import loop as training
 
 SOURCES = ["study.json", *(name for name, _, _ in KINDS.values())]
 COMMITTED = sorted(path.parent for path in (home() / "figures").glob("*/results.csv") if path.parent.name != "quick")

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from slt_lib import params, training
-from slt_lib.seeds import stream
+from slt_lib.base import settings as params
+from slt_lib.base.seeds import stream
+from slt_lib.train import loop as training
 
 FILE = Path(__file__).with_name("fingerprints.json")
 # Relative distance of theta_T - theta_0 on another processor. Seen between AVX2 and no vector units in bf16: up to 0.06

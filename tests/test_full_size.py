@@ -18,9 +18,9 @@ import pytest
 import yaml
 from conftest import changed
 
-from slt_lib.seeds import stream
+from slt_lib.base.seeds import stream
 from slt_lib.study import Study
-from slt_lib.training import train
+from slt_lib.train.loop import train
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, CUT = 10, 6  # checkpoints at 5 and 10

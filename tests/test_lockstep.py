@@ -6,15 +6,18 @@ import math
 import pytest
 import torch
 
-from slt_lib import decoding, lockstep, masks, schedules, training, transformer
+from slt_lib import masks, schedules, transformer
 from slt_lib.adafactor import Adafactor
-from slt_lib.batches import Batches
-from slt_lib.errors import InputError
-from slt_lib.lockstep import Stack, train_together
-from slt_lib.params import PeakRate
-from slt_lib.store import RESUME, RunFolder
+from slt_lib.base.errors import InputError
+from slt_lib.base.settings import PeakRate
+from slt_lib.base.store import RESUME, RunFolder
+from slt_lib.data.batches import Batches
+from slt_lib.evaluation import decoding
 from slt_lib.techniques import mp, slt
-from slt_lib.training import Start, train
+from slt_lib.train import lockstep
+from slt_lib.train import loop as training
+from slt_lib.train.lockstep import Stack, train_together
+from slt_lib.train.loop import Start, train
 from slt_lib.transformer import dropout_masks, dropout_sites, glorot, prunable, smoothed_cross_entropy, theta_0
 
 STEPS = 12
@@ -423,7 +426,7 @@ def test_how_many_train_at_once(make_study, monkeypatch):
 
 
 def test_groups_are_even_and_of_one_optimizer(make_study):
-    from slt_lib.study import _groups
+    from slt_lib.study.study import _groups
 
     study = make_study()
     tickets = [study.ticket(seed) for seed in range(7)] + [study.ticket(seed, "adam") for seed in range(2)]

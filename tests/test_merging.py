@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from test_report import make_folder, read_part, write_part
 
-from slt_lib import report, results
-from slt_lib.errors import InputError
+from slt_lib import report
+from slt_lib.base.errors import InputError
 from slt_lib.report.data import KINDS, RESULT_COLUMNS
+from slt_lib.study import results
 from slt_lib.techniques import slt
 
 PROVENANCE = KINDS["provenance"][1]

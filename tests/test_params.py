@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from slt_lib import params
-from slt_lib.errors import InputError
+from slt_lib.base import settings as params
+from slt_lib.base.errors import InputError
 
 SHIPPED = sorted((Path(__file__).parents[1] / "params").glob("*.yaml"))
 

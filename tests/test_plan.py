@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from slt_lib import corpora, params, plan, techniques, training, wmt14
+from slt_lib import plan, techniques
 from slt_lib.__main__ import main
-from slt_lib.params import load
-from slt_lib.seeds import stream
-from slt_lib.store import Store
+from slt_lib.base import settings as params
+from slt_lib.base.seeds import stream
+from slt_lib.base.settings import load
+from slt_lib.base.store import Store
+from slt_lib.data import corpora, wmt14
+from slt_lib.train import loop as training
 from slt_lib.transformer import Batch, SoftmaxLoss
 
 ROOT = Path(__file__).parents[1]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import textwrap
 
-from slt_lib import processes
+from slt_lib.base import processes
 
 
 def square(number: int, parent: int) -> tuple[int, bool]:
@@ -45,7 +45,7 @@ def test_a_script_without_a_main_guard(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent("""
-        from slt_lib.processes import in_order
+        from slt_lib.base.processes import in_order
         print(list(in_order(divmod, ((n, 3) for n in range(7)), 2)))
         """)
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from slt_lib import products
+from slt_lib.base import products
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 SHAPES = [((32, 64), 256, 512), ((1000,), 256, 999), ((2, 3, 70), 129, 257), ((5,), 64, 1)]

@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_decoding import RandomModel, slow_beam_search, slow_greedy
 
-from slt_lib import params, scoring
-from slt_lib.decoding import translate
-from slt_lib.store import digest
+from slt_lib.base import settings as params
+from slt_lib.base.store import digest
+from slt_lib.evaluation import scoring
+from slt_lib.evaluation.decoding import translate
 from slt_lib.study import Study
 from slt_lib.techniques import RECIPES
 from slt_lib.transformer import EOS

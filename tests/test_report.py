@@ -19,12 +19,12 @@ import sacrebleu
 import scipy.stats
 
 from slt_lib import report
-from slt_lib.errors import InputError
+from slt_lib.base.errors import InputError
+from slt_lib.evaluation.scoring import corpus_bleu, sentence_statistics
 from slt_lib.report import statistics
 from slt_lib.report.data import KINDS, RESULT_COLUMNS, TECHNIQUES, csv_text, percent
 from slt_lib.report.summary import BEGIN, END
 from slt_lib.report.tables import table, uneven
-from slt_lib.scoring import corpus_bleu, sentence_statistics
 
 LEVELS = (0.5, 0.8, 0.9, 0.98)
 VERSIONS = {"recipe": 2, "score": 1, "settings": "0123456789abcdef"}

@@ -9,7 +9,7 @@ import pytest
 import sacrebleu
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-from slt_lib import scoring
+from slt_lib.evaluation import scoring
 
 REFERENCES = [
     'Ein Mann, der "Hallo" ruft, läuft über die Straße.',

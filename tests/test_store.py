@@ -15,12 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.setting import Setting
-from slt_lib import corpora, lockstep, results, store, training, workers
-from slt_lib.devices import device
-from slt_lib.errors import InputError
-from slt_lib.files import write_bytes
-from slt_lib.params import load, parse
-from slt_lib.store import Damaged, RunFolder, Store, canonical, digest, sealed, unseal, write_json
+from slt_lib.base import store
+from slt_lib.base.devices import device
+from slt_lib.base.errors import InputError
+from slt_lib.base.files import write_bytes
+from slt_lib.base.settings import load, parse
+from slt_lib.base.store import Damaged, RunFolder, Store, canonical, digest, sealed, unseal, write_json
+from slt_lib.data import corpora
+from slt_lib.study import results, workers
+from slt_lib.train import lockstep
+from slt_lib.train import loop as training
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -33,7 +37,7 @@ JSON = st.recursive(
 def whole(session_study):
     """Every file of a run that lies well in its store, by name."""
     [run] = session_study.train([session_study.ticket(1)])
-    return {path.name: path.read_bytes() for path in run.folder.path.iterdir()}
+    return {path.name: path.read_bytes() for path in run.folder.path.iterdir() if path.is_file()}
 
 
 @pytest.fixture
@@ -268,7 +272,7 @@ def test_one_trains_while_another_waits(tmp_path):
         """
         import sys
         from pathlib import Path
-        from slt_lib.store import Store
+        from slt_lib.base.store import Store
         with Store(Path(sys.argv[1])).lock("x"):
             print("held", flush=True)
             sys.stdin.readline()

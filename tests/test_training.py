@@ -9,11 +9,13 @@ import subprocess
 import pytest
 import torch
 
-from slt_lib import masks, schedules, store, training
-from slt_lib.errors import InputError
-from slt_lib.params import Gradual, PeakRate
-from slt_lib.store import RESUME, RunFolder
-from slt_lib.training import NotFinite, Start, train
+from slt_lib import masks, schedules
+from slt_lib.base import store
+from slt_lib.base.errors import InputError
+from slt_lib.base.settings import Gradual, PeakRate
+from slt_lib.base.store import RESUME, RunFolder
+from slt_lib.train import loop as training
+from slt_lib.train.loop import NotFinite, Start, train
 from slt_lib.transformer import Batch, prunable, theta_0
 
 STEPS, MARKS = 12, [3, 6, 9, 12]

@@ -20,15 +20,19 @@ import sacrebleu.dataset as sets
 import torch
 
 from slt_lib import __main__ as cli
-from slt_lib import corpora, params, schedules, store, training, wmt14
-from slt_lib.batches import Batches
-from slt_lib.errors import InputError
-from slt_lib.grammar import generate
-from slt_lib.params import Wmt14
-from slt_lib.store import Store
+from slt_lib import schedules
+from slt_lib.base import settings as params
+from slt_lib.base import store
+from slt_lib.base.errors import InputError
+from slt_lib.base.settings import Wmt14
+from slt_lib.base.store import Store
+from slt_lib.data import corpora, wmt14
+from slt_lib.data.batches import Batches
+from slt_lib.data.grammar import generate
+from slt_lib.data.vocabulary import Encoded
 from slt_lib.study import Study
+from slt_lib.train import loop as training
 from slt_lib.transformer import glorot, prunable
-from slt_lib.vocabulary import Encoded
 
 # As the archives name them; not taken from the code under test.
 MEMBERS = {
@@ -459,7 +463,7 @@ from pathlib import Path
 import pytest
 sys.path.insert(0, sys.argv[1])
 from test_wmt14 import Public
-from slt_lib import wmt14
+from slt_lib.data import wmt14
 from slt_lib.study import Study
 public = Public.__new__(Public)
 public.folder, public.server = Path(sys.argv[2]) / "data" / "wmt14", Path(sys.argv[2]) / "server"
@@ -665,7 +669,7 @@ def test_indices_are_small_and_orders_the_same():
     sides = [Encoded(np.ones(offsets[-1], np.int32), offsets) for _ in range(2)]
     stream = Batches(*sides, 8, 8, seed=5)
     assert sides[0].lengths.dtype == stream.usable.dtype == stream.order(2).dtype == np.int32
-    from slt_lib.seeds import stream as numbers
+    from slt_lib.base.seeds import stream as numbers
 
     wide = numbers(5, "sentences", 0, 2).permutation(stream.usable.astype(np.int64))
     assert stream.order(2).tolist() == wide.tolist()

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from slt_lib import workers
-from slt_lib.errors import InputError
-from slt_lib.study import _by_urgency
+from slt_lib.base.errors import InputError
+from slt_lib.study import workers
+from slt_lib.study.study import _by_urgency
 from slt_lib.techniques import clt, mp, slt
 
 

@@ -11,7 +11,7 @@
 import os
 from pathlib import Path
 
-from slt_lib.files import write_bytes
+from slt_lib.base.files import write_bytes
 from slt_lib.report.claims import CLAIMS, Claims, claims_table
 from slt_lib.report.data import Cell, Figures, load
 from slt_lib.report.judging import MARGIN, Claim, Verdict, judge

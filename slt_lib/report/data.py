@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from slt_lib.errors import InputError
+from slt_lib.base.errors import InputError
 
 TECHNIQUES = ("mp", "lt", "slt", "clt", "slt-mp", "mp-slt")  # the order of Table 1
 HYBRID_SWITCH = 0.6  # SLT-MP and MP-SLT change technique here (paper, section 4 and caption of Table 1)

@@ -12,8 +12,8 @@ import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from slt_lib.errors import InputError
-from slt_lib.files import write_bytes
+from slt_lib.base.errors import InputError
+from slt_lib.base.files import write_bytes
 from slt_lib.report.data import KINDS, csv_bytes, existing, read_rows, read_study
 
 PART = ".json.gz"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-from slt_lib.files import write_bytes
+from slt_lib.base.files import write_bytes
 from slt_lib.report.data import HYBRID_SWITCH, RESULT_COLUMNS, Figures, csv_bytes, load
 
 PAPER_STEPS = 500_000

@@ -11,7 +11,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from slt_lib.files import write_bytes
+from slt_lib.base.files import write_bytes
 from slt_lib.report.data import TECHNIQUES, Figures, label, percent
 from slt_lib.report.paper import paper_figures
 from slt_lib.report.statistics import interval, mean_magnitudes, seed_spread

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slt_lib.errors import InputError
+from slt_lib.base.errors import InputError
+from slt_lib.evaluation.scoring import corpus_bleu, corpus_ter
 from slt_lib.report.data import STATISTICS, Cell, Figures, percent, variant_label
-from slt_lib.scoring import corpus_bleu, corpus_ter
 
 RESAMPLES = 1000
 BOOTSTRAP_SEED = 2020

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from slt_lib.errors import InputError
-from slt_lib.files import write_bytes
+from slt_lib.base.errors import InputError
+from slt_lib.base.files import write_bytes
 from slt_lib.report.claims import Claims, claims_table
 from slt_lib.report.data import KINDS, Figures, label
 from slt_lib.report.tables import MISSING, NONE, ablations, failed, markdown_rows, table, uneven

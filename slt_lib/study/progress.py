@@ -4,8 +4,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from slt_lib import distributed
-from slt_lib.tickets import Ticket
+from slt_lib.base import distributed
+from slt_lib.study.tickets import Ticket
 
 
 class Progress:

@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from slt_lib.devices import device
-from slt_lib.errors import InputError
+from slt_lib.base.devices import device
+from slt_lib.base.errors import InputError
 
 # Gradients wait for each other as long as PyTorch lets them by default; the others wait for the first while it holds
 # still at a lock, prepares a corpus or scores. Below 2**31 milliseconds.

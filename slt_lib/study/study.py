@@ -20,24 +20,21 @@ from typing import Any
 
 import torch
 
-from slt_lib import (
-    corpora,
-    distributed,
-    lockstep,
-    params,
-    training,
-    wmt14,
-    workers,
-)
-from slt_lib.devices import threads
-from slt_lib.errors import InputError
-from slt_lib.files import sweep
-from slt_lib.progress import Progress
-from slt_lib.runs import Failed, Run, StandIn
-from slt_lib.store import RECORD, RESUME, TICKET, Damaged, Store, digest, recall, remember, write_json
-from slt_lib.tickets import Ticket, among, number, whole
+from slt_lib.base import distributed
+from slt_lib.base import settings as params
+from slt_lib.base.devices import threads
+from slt_lib.base.errors import InputError
+from slt_lib.base.files import sweep
+from slt_lib.base.store import RECORD, RESUME, TICKET, Damaged, Store, digest, recall, remember, write_json
+from slt_lib.data import corpora, wmt14
+from slt_lib.data.vocabulary import Vocabulary
+from slt_lib.study import workers
+from slt_lib.study.progress import Progress
+from slt_lib.study.runs import Failed, Run, StandIn
+from slt_lib.study.tickets import Ticket, among, number, whole
+from slt_lib.train import lockstep
+from slt_lib.train import loop as training
 from slt_lib.transformer import Transformer
-from slt_lib.vocabulary import Vocabulary
 
 Recipe = Generator[Ticket | list[Ticket], Run | list[Run], Any]
 

@@ -5,9 +5,9 @@ from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from typing import Any
 
-from slt_lib.errors import InputError
-from slt_lib.processes import cores, pool
-from slt_lib.progress import Progress, label
+from slt_lib.base.errors import InputError
+from slt_lib.base.processes import cores, pool
+from slt_lib.study.progress import Progress, label
 
 
 def default_jobs(threads: int) -> int:
@@ -15,7 +15,7 @@ def default_jobs(threads: int) -> int:
 
     One on a GPU and where SLT_LOCKSTEP or torchrun asks for another way of training many or training together.
     """
-    from slt_lib.devices import device
+    from slt_lib.base.devices import device
 
     if device().type != "cpu" or os.environ.get("SLT_LOCKSTEP") or int(os.environ.get("WORLD_SIZE") or 1) > 1:
         return 1

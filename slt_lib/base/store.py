@@ -26,9 +26,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from slt_lib.errors import InputError
-from slt_lib.files import remedy, sweep, write_bytes
-from slt_lib.params import home
+from slt_lib.base.errors import InputError
+from slt_lib.base.files import remedy, sweep, write_bytes
+from slt_lib.base.settings import home
 
 RECORD, RESUME, TICKET = "run.json", "resume.safetensors", "ticket.json"
 NOBODY = "another process"  # what is said where a lock file holds no name

@@ -8,11 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from slt_lib import decoding, distributed, memory, schedules, scoring, training
-from slt_lib.devices import device, threads
-from slt_lib.errors import InputError
-from slt_lib.store import Damaged, RunFolder, digest, recall, remember, unseal
-from slt_lib.tickets import Ticket, among, number
+from slt_lib import memory, schedules
+from slt_lib.base import distributed
+from slt_lib.base.devices import device, threads
+from slt_lib.base.errors import InputError
+from slt_lib.base.store import Damaged, RunFolder, digest, recall, remember, unseal
+from slt_lib.evaluation import decoding, scoring
+from slt_lib.study.tickets import Ticket, among, number
+from slt_lib.train import loop as training
 from slt_lib.transformer import prunable
 
 SCORE_VERSION = 1  # raise when a change of code changes scores

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from sacrebleu.metrics import BLEU, TER
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-from slt_lib.processes import cores, pool
+from slt_lib.base.processes import cores, pool
 
 BLEU_COLUMNS = ("sys_len", "ref_len", "m1", "m2", "m3", "m4", "t1", "t2", "t3", "t4")
 TER_COLUMNS = ("ter_edits", "ter_words")

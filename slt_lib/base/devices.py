@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from slt_lib.errors import InputError
+from slt_lib.base.errors import InputError
 
 
 def device() -> torch.device:

@@ -14,7 +14,7 @@ from itertools import chain
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from slt_lib.errors import InputError
+from slt_lib.base.errors import InputError
 from slt_lib.transformer import EOS, PAD, UNKNOWN
 
 SPECIAL = ["<pad>", "</s>", "<unk>"]

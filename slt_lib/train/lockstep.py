@@ -20,12 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from slt_lib import adafactor, decoding, devices, schedules, scoring
-from slt_lib.batches import Batches, Position
-from slt_lib.errors import InputError
-from slt_lib.params import Training
-from slt_lib.store import RunFolder
-from slt_lib.training import (
+from slt_lib import adafactor, schedules
+from slt_lib.base import devices
+from slt_lib.base.errors import InputError
+from slt_lib.base.settings import Training
+from slt_lib.base.store import RunFolder
+from slt_lib.data.batches import Batches, Position
+from slt_lib.evaluation import decoding, scoring
+from slt_lib.train.loop import (
     DEV_BATCH,
     Data,
     Marks,

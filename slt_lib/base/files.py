@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from slt_lib.errors import InputError
+from slt_lib.base.errors import InputError
 
 
 def write_bytes(path: Path, content: bytes) -> str:

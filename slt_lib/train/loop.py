@@ -16,15 +16,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from slt_lib import decoding, distributed, masks, schedules, scoring
+from slt_lib import masks, schedules
 from slt_lib.adafactor import Adafactor
-from slt_lib.batches import Batches, Position
-from slt_lib.devices import device
-from slt_lib.errors import InputError
-from slt_lib.params import Training
-from slt_lib.store import RECORD, RESUME, Damaged, RunFolder, checksum, digest, sealed, write_json
+from slt_lib.base import distributed
+from slt_lib.base.devices import device
+from slt_lib.base.errors import InputError
+from slt_lib.base.settings import Training
+from slt_lib.base.store import RECORD, RESUME, Damaged, RunFolder, checksum, digest, sealed, write_json
+from slt_lib.data.batches import Batches, Position
+from slt_lib.data.vocabulary import Encoded, Vocabulary
+from slt_lib.evaluation import decoding, scoring
 from slt_lib.transformer import Batch, Shape, SoftmaxLoss, Transformer, dropout_masks, dropout_sites, prunable
-from slt_lib.vocabulary import Encoded, Vocabulary
 
 DEV_BATCH = 256  # sentences decoded at once; no result depends on it beyond float error
 
@@ -355,7 +357,7 @@ def _cpu() -> str:
 @functools.cache
 def commit() -> str:
     """The checkout's commit, with + where tracked files differ from it; without .git the one that SLT_COMMIT names."""
-    project = Path(__file__).resolve().parent.parent
+    project = Path(__file__).resolve().parents[2]
     named = os.environ.get("SLT_COMMIT", "")
     if not (project / ".git").exists():
         return named

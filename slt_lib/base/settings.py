@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from slt_lib import schedules
-from slt_lib.errors import InputError
+from slt_lib.base.errors import InputError
 
 RECIPE_VERSION = 2  # raise by hand when a change of code changes the weights of a run
 TECHNIQUES = ("mp", "lt", "slt", "clt", "slt-mp", "mp-slt")
@@ -201,7 +201,7 @@ def home() -> Path:
     for folder in (here := Path.cwd(), *here.parents):
         if (folder / "params").is_dir():
             return folder
-    return Path(__file__).resolve().parent.parent
+    return Path(__file__).resolve().parents[2]
 
 
 def known() -> list[str]:

@@ -31,14 +31,14 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from slt_lib import corpora
-from slt_lib.corpora import Corpus, Split
-from slt_lib.errors import InputError
-from slt_lib.files import sweep, write_bytes
-from slt_lib.params import Wmt14
-from slt_lib.processes import cores, in_order
-from slt_lib.store import Damaged, Store, digest, sealed, unseal, write_json
-from slt_lib.vocabulary import Encoded, Vocabulary
+from slt_lib.base.errors import InputError
+from slt_lib.base.files import sweep, write_bytes
+from slt_lib.base.processes import cores, in_order
+from slt_lib.base.settings import Wmt14
+from slt_lib.base.store import Damaged, Store, digest, sealed, unseal, write_json
+from slt_lib.data import corpora
+from slt_lib.data.corpora import Corpus, Split
+from slt_lib.data.vocabulary import Encoded, Vocabulary
 
 TEXT_VERSION = 1  # raise when a change of code changes the cleaned text
 ENCODING_VERSION = 1  # the same for the arrays

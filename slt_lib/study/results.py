@@ -14,14 +14,14 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from slt_lib.errors import InputError
-from slt_lib.files import sweep, write_bytes
-from slt_lib.params import RECIPE_VERSION, home
+from slt_lib.base.errors import InputError
+from slt_lib.base.files import sweep, write_bytes
+from slt_lib.base.settings import RECIPE_VERSION, home
+from slt_lib.base.store import Damaged, canonical, digest, unseal
 from slt_lib.report.data import KINDS, RESULT_COLUMNS, pack
 from slt_lib.report.merging import PART
-from slt_lib.runs import SCORE_VERSION
-from slt_lib.store import Damaged, canonical, digest, unseal
-from slt_lib.study import Chain, Run, Study
+from slt_lib.study.runs import SCORE_VERSION, Run
+from slt_lib.study.study import Chain, Study
 
 _described: dict[Path, dict] = {}  # what this process has written into each study.json
 

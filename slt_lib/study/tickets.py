@@ -9,15 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slt_lib import masks, params, training
-from slt_lib.errors import InputError
-from slt_lib.seeds import stream
-from slt_lib.store import digest
+from slt_lib import masks
+from slt_lib.base import settings as params
+from slt_lib.base.errors import InputError
+from slt_lib.base.seeds import stream
+from slt_lib.base.store import digest
+from slt_lib.train import loop as training
 from slt_lib.transformer import glorot, prunable, theta_0
 
 if TYPE_CHECKING:
-    from slt_lib.runs import Run
     from slt_lib.study import Study
+    from slt_lib.study.runs import Run
 
 CONSTANT_SIGNS = ("kept", "random")
 CONSTANT_MAGNITUDES = ("constant", "redrawn", "shuffled")

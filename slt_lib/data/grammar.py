@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slt_lib.errors import InputError
+from slt_lib.base.errors import InputError
 
 LANGUAGES = ("en", "de", "fr")
 MOST = 1_000_000  # sentences asked for at once; the grammar has far more, this is where waiting stops to be sensible

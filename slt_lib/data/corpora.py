@@ -19,8 +19,8 @@ from urllib.request import urlopen
 
 from tqdm.auto import tqdm
 
-from slt_lib.errors import InputError
-from slt_lib.grammar import LANGUAGES, generate
+from slt_lib.base.errors import InputError
+from slt_lib.data.grammar import LANGUAGES, generate
 
 GRAMMAR_CODE = Path(inspect.getfile(generate))  # other code makes other sentences
 
@@ -106,7 +106,7 @@ class Corpus:
 
 
 def grammar(pair: str, train: int, dev: int, test: int, seed: int, made: Mapping | None = None) -> Corpus:
-    """As many sentences as asked for, made by slt_lib/grammar.py. Raises InputError for a pair or number beyond it.
+    """As many sentences as asked for, made by `grammar.py`. Raises InputError for a pair or number beyond it.
 
     `made`: what `grammar_sentences` gave for the same numbers, if it was kept.
     """

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from slt_lib.errors import InputError
-from slt_lib.seeds import stream
+from slt_lib.base.errors import InputError
+from slt_lib.base.seeds import stream
+from slt_lib.data.vocabulary import Encoded
 from slt_lib.transformer import Batch
-from slt_lib.vocabulary import Encoded
 
 WAITING = 16  # pairs that may be set aside while a batch is filled: T2T looks ahead by 10
 

@@ -1,0 +1,1 @@
+"""Beam search, BLEU and TER."""

@@ -1,0 +1,1 @@
+"""The training loop, for one ticket and for many in lockstep."""
