@@ -41,6 +41,7 @@ def run(options) -> None:
     from slt_lib.base import settings as params
     from slt_lib.study import Study
     from slt_lib.study.results import figures, must_be_writable, record_run
+    from slt_lib.study.stability import record_stability
     from slt_lib.study.workers import default_jobs
     from slt_lib.techniques import RECIPES, compared
 
@@ -51,13 +52,16 @@ def run(options) -> None:
             study = Study(options.study, pair, options.seeds, options.levels)
             wanted = options.techniques or ([] if options.comparisons else ["dense", *settings.pairs[pair]])
             chains = [study.chain(RECIPES[name], seed) for seed in study.seeds for name in wanted]
-            chains += [chain for group in compared(study, options.comparisons).values() for chain in group]
+            groups = compared(study, options.comparisons)
+            chains += [chain for group in groups.values() for chain in group]
 
             def write(chain, run):
                 for checkpoint in chain.scored:
                     record_run(study, chain, run, checkpoint)  # noqa: B023 (called before the loop goes on)
 
             study.follow(chains, jobs=options.jobs or default_jobs(settings.threads), done=write)
+            if "stability" in groups:
+                distributed.told(lambda: record_stability(study, groups["stability"]))  # noqa: B023
         if options.report:
             made = distributed.told(lambda: report.render(figures(study.name)))
             if distributed.first():

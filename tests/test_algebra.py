@@ -811,6 +811,19 @@ def test_a_chain_that_fails_stops_alone(make_study, monkeypatch):
     assert again.reason == chains[0].reason
 
 
+def test_a_chain_stops_at_a_failed_run_that_its_recipe_does_not_look_at(make_study, monkeypatch):
+    def stubborn(study, seed, levels):
+        yield study.ticket(seed)
+        yield study.ticket(seed).gradual(final=0.5)
+
+    study = make_study({"training": {"peak_lr": {"adafactor": 1e30}}})
+    called = []
+    [chain] = study.follow([study.chain(stubborn, 1)], done=lambda chain, run: called.append(run.id))
+    [dense] = chain.runs
+    assert chain.reason == f"run {dense.id[:12]} failed: {dense.record['reason']}" and called == [dense.id]
+    assert "not finite" in dense.record["reason"]
+
+
 def test_a_mistake_in_a_recipe_is_told(study):
     def falling(study, seed, levels):
         run = yield study.ticket(seed)

@@ -1,0 +1,1 @@
+"""Analyses of trained models. They take models, weights and sentences, not runs."""

@@ -1,0 +1,68 @@
+"""The comparison `stability`: loss and BLEU on the line between copies of one ticket that differ in noise alone."""
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+FILE = "stability.csv"
+COLUMNS = "pair seed start sparsity copies share loss dev_bleu runs".split()
+STARTS = {
+    "theta_0": r"dense, $\theta_0$",
+    "theta_t": r"dense, $\theta_t$",
+    "lt": r"LT ticket, $\theta_0 \odot m$",
+    "slt": r"SLT ticket, $\theta_t \odot m$",
+}
+
+
+def read(path: str | os.PathLike) -> list[list[str]]:
+    """The rows of a stability.csv as text; none where there is no such file."""
+    if not Path(path).is_file():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))[1:]
+
+
+def lines(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
+    """A pair's points, numbers as such, one row per seed, start, pair of copies and share."""
+    frame = pd.DataFrame(read(Path(folder) / FILE), columns=COLUMNS)
+    numbers = ["sparsity", "share", "loss", "dev_bleu"]
+    return frame[frame.pair == pair].astype(dict.fromkeys(numbers, float))
+
+
+def barrier(losses: Sequence[float]) -> float:
+    """The highest loss on the line less the mean of its two ends (Frankle et al. 2020); in the order of the line."""
+    return max(losses) - (losses[0] + losses[-1]) / 2
+
+
+def barriers(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
+    """One row per seed, start and pair of copies: the barrier in loss (nats per token) and in BLEU (points lost)."""
+    frame = lines(folder, pair).sort_values("share")
+    found = []
+    for (seed, start, copies), line in frame.groupby(["seed", "start", "copies"]):
+        heights = barrier([*line.loss]), barrier([*-line.dev_bleu])
+        found.append([seed, start, line.sparsity.iloc[0], copies, *heights])
+    return pd.DataFrame(found, columns=["seed", "start", "sparsity", "copies", "barrier", "bleu_lost"])
+
+
+def plot_stability(folder: str | os.PathLike, pair: str) -> Figure:
+    """Loss (above) and dev BLEU (below) on the line between two copies, one column per start."""
+    frame = lines(folder, pair).sort_values("share")
+    starts = [start for start in STARTS if (frame.start == start).any()]
+    figure = Figure(figsize=(2.6 * len(starts) + 0.8, 4.6), layout="constrained")
+    axes = figure.subplots(2, len(starts), sharex=True, sharey="row", squeeze=False)
+    for column, start in enumerate(starts):
+        part = frame[frame.start == start]
+        level = part.sparsity.iloc[0]
+        axes[0, column].set_title(STARTS[start] + (f", {100 * level:g}%" if level else ""), fontsize=9)
+        for row, metric in enumerate(("loss", "dev_bleu")):
+            for _, line in part.groupby(["seed", "copies"]):
+                axes[row, column].plot(line.share, line[metric], color="C0", alpha=0.7, linewidth=1.2)
+            axes[row, column].grid(alpha=0.3)
+        axes[1, column].set_xlabel("from one copy to the other")
+    axes[0, 0].set_ylabel("loss on dev (nats per token)")
+    axes[1, 0].set_ylabel("BLEU on dev")
+    return figure

@@ -1,0 +1,61 @@
+"""Loss and BLEU on the line between copies of one ticket: the comparison `stability`, written to stability.csv."""
+
+import itertools
+from collections.abc import Iterable
+
+from slt_lib.analysis import connectivity
+from slt_lib.base.devices import device
+from slt_lib.base.files import write_bytes
+from slt_lib.base.store import digest, recall, remember
+from slt_lib.report.data import csv_bytes
+from slt_lib.report.stability import COLUMNS, FILE, read
+from slt_lib.study.results import figures
+from slt_lib.study.runs import Run
+from slt_lib.study.study import Chain, Study
+from slt_lib.train import loop
+
+POINTS = 11  # on each line, its two ends among them
+
+
+def record_stability(study: Study, chains: Iterable[Chain], points: int = POINTS) -> None:
+    """Measure the lines between the copies that `techniques.stability` trained, and add them to stability.csv.
+
+    Loss (nats per token) on the whole dev set, BLEU on the part that trainings are scored on. A line is measured once
+    and kept in the store. Rows of the same pair, seed and start are replaced.
+    """
+    rows = [row for chain in chains for row in _rows(study, chain, points)]
+    path = figures(study.name) / FILE
+    with study.store.lock(f"stability-{digest(str(path))[:16]}"):
+        replaced = {tuple(row[:3]) for row in rows}
+        rows += [row for row in read(path) if tuple(row[:3]) not in replaced]
+        write_bytes(path, csv_bytes(COLUMNS, sorted(rows)))
+
+
+def _rows(study: Study, chain: Chain, points: int) -> list[list[str]]:
+    copies = [run for run in chain.runs if run.ticket.operations == chain.runs[-1].ticket.operations]
+    ticket, rows = copies[0].ticket, []
+    start = ticket.trained_with if ticket.sparsity else ("theta_t" if ticket.depth else "theta_0")
+    about = [study.pair, str(chain.seed), start, f"{ticket.sparsity:g}"]
+    for one, other in itertools.combinations(copies, 2):
+        for share, loss, bleu in _line(study, one, other, points):
+            names = [f"{one.ticket.noise}-{other.ticket.noise}", f"{share:.4f}", f"{loss:.5f}", f"{bleu:.3f}"]
+            rows.append([*about, *names, f"{one.id} {other.id}"])
+    return rows
+
+
+def _line(study: Study, one: Run, other: Run, points: int) -> list[list[float]]:
+    """Share, loss and dev BLEU at each of the points."""
+    key = digest([one.id, one.weights_hash, other.id, other.weights_hash, points])[:32]
+    path = study.store.path / "stability" / f"{key}.json"
+    if (stored := recall(path, "line")) is not None:
+        return stored["line"]
+    model, data, line = study.model().to(device()), study.data, []
+    targets = study.vocabulary.encode(data.dev_reference).lists()
+    ends = one.weights(), other.weights()
+    with study.threads():
+        for share in (i / (points - 1) for i in range(points)):
+            model.load_state_dict(connectivity.between(*ends, share))
+            loss = connectivity.loss(model, data.dev_source.lists(), targets)
+            line.append([share, loss, loop.dev_bleu(model, data, study.params.training)])
+    remember(path, {"line": line})
+    return line
