@@ -20,9 +20,10 @@ import scipy.stats
 
 from slt_lib import report
 from slt_lib.base.errors import InputError
+from slt_lib.base.settings import TECHNIQUES
 from slt_lib.evaluation.scoring import corpus_bleu, sentence_statistics
 from slt_lib.report import statistics
-from slt_lib.report.data import KINDS, RESULT_COLUMNS, TECHNIQUES, csv_text, percent
+from slt_lib.report.data import KINDS, RESULT_COLUMNS, csv_text, percent
 from slt_lib.report.summary import BEGIN, END
 from slt_lib.report.tables import table, uneven
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slt_lib.report.data import TECHNIQUES, Cell, Figures, csv_text, label, percent
+from slt_lib.base.settings import TECHNIQUES
+from slt_lib.report.data import Cell, Figures, csv_text, label, percent
 from slt_lib.report.judging import GROWTH, MARGIN, UNDECIDED, Claim, Verdict, in_units, judge
 from slt_lib.report.paper import paper_figures
 from slt_lib.report.statistics import BANDS, POWER, RESAMPLES, Contrast, contrast, mean_magnitudes, seed_spread

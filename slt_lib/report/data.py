@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from slt_lib.base.errors import InputError
+from slt_lib.base.settings import TECHNIQUES
 
-TECHNIQUES = ("mp", "lt", "slt", "clt", "slt-mp", "mp-slt")  # the order of Table 1
 HYBRID_SWITCH = 0.6  # SLT-MP and MP-SLT change technique here (paper, section 4 and caption of Table 1)
 SLT_MP_FIRST = 0.5  # SLT-MP is pruned to 50% at once, so it has no cell below (paper, section 4)
 RESULT_COLUMNS = (
@@ -341,7 +341,7 @@ def percent(sparsity: float) -> str:
 
 def label(technique: str) -> str:
     """A technique's name as the paper prints it; a user's own stays as it is."""
-    return technique.upper() if technique in TECHNIQUES else technique
+    return TECHNIQUES[technique].label if technique in TECHNIQUES else technique
 
 
 def variant_label(cell: Cell) -> str:

@@ -12,13 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from slt_lib.base.files import write_bytes
-from slt_lib.report.data import TECHNIQUES, Figures, label, percent
+from slt_lib.base.settings import DENSE, TECHNIQUES
+from slt_lib.report.data import Figures, label, percent
 from slt_lib.report.paper import paper_figures
 from slt_lib.report.statistics import interval, mean_magnitudes, seed_spread
 
-# Okabe and Ito's palette; yellow is left out, it does not stand out from a light ground.
-COLOURS = dict(zip(TECHNIQUES, ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"], strict=True))
-MARKERS = dict(zip(TECHNIQUES, "os^DPv", strict=True))
 SIZES = {"P": 9.0, "X": 9.0, "*": 9.0}  # cross-shaped markers need more room to be seen
 SPARE = list(itertools.product(["#000000", "#7F7F7F"], "X*<>"))  # a user's own techniques, in their order
 GROUND, INK, GRID = "#FFFFFF", "#222222", "#D9D9D9"
@@ -82,7 +80,7 @@ def plot_scores(figures: Figures, pair: str, metric: str = "bleu", overlay: bool
         dense = figures.cell(pair, "dense", 0)
         if dense and dense.rows:
             height = 0 if overlay else dense.mean(metric)
-            axes.axhline(height, color=INK, linewidth=1, linestyle="--", label="dense")
+            axes.axhline(height, color=DENSE.colour, linewidth=1, linestyle=DENSE.line, label=DENSE.label)
         _plot_failed(axes, figures, pair, levels)
         _level_axis(axes, levels)
         axes.set_ylabel(f"{metric.upper()} less dense's [points]" if overlay else METRICS[metric])
@@ -121,7 +119,7 @@ def _plot_failed(axes: Axes, figures: Figures, pair: str, levels: list[float]) -
     techniques = figures.techniques(pair)
     for name, level in figures.failures(pair):
         if not figures.cell(pair, name, level).rows:
-            colour = INK if name == "dense" else _look(name, techniques)["color"]
+            colour = DENSE.colour if name == "dense" else _look(name, techniques)["color"]
             said = "failed" not in axes.get_legend_handles_labels()[1]
             foot = {"transform": axes.get_xaxis_transform(), "clip_on": False, "linestyle": ""}
             axes.plot(levels.index(level), 0.0, marker="x", color=colour, label="failed" if said else None, **foot)
@@ -146,7 +144,7 @@ def plot_cost(figures: Figures, pair: str) -> Figure:
                 axes.annotate(text, labelled[-1], xytext=(7, -3), textcoords="offset points", fontsize=8)
         dense = figures.cell(pair, "dense", 0)
         if dense and dense.rows:
-            axes.plot([1], [dense.mean("bleu")], "*", color=INK, markersize=11, label="dense")
+            axes.plot([1], [dense.mean("bleu")], DENSE.marker, color=DENSE.colour, markersize=11, label=DENSE.label)
         axes.set_xlim(left=0.5)
         axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axes.set_xlabel(f"Training spent up to this model [trainings of {figures.steps:,} steps]")
@@ -274,13 +272,15 @@ def _canvas() -> tuple[Figure, Axes]:
 
 
 def _look(name: str, names: list[str]) -> dict:
-    if name in COLOURS:
-        colour, marker = COLOURS[name], MARKERS[name]
+    """The keywords of a technique's curve; `names`: all that are drawn, among which a user's own take spare looks."""
+    if name in TECHNIQUES:
+        row = TECHNIQUES[name]
+        colour, marker, line = row.colour, row.marker, row.line
     else:
-        own = [other for other in names if other not in COLOURS]
-        colour, marker = SPARE[own.index(name) % len(SPARE)]
+        own = [other for other in names if other not in TECHNIQUES]
+        (colour, marker), line = SPARE[own.index(name) % len(SPARE)], "-"
     edge = {"markeredgecolor": GROUND, "markeredgewidth": 0.5}
-    return {"color": colour, "marker": marker, "markersize": SIZES.get(marker, 6.5)} | edge
+    return {"color": colour, "marker": marker, "linestyle": line, "markersize": SIZES.get(marker, 6.5)} | edge
 
 
 def _level_axis(axes: Axes, levels: list[float]) -> None:
