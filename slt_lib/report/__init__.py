@@ -1,6 +1,6 @@
-"""Tables, plots and claims, from a study's figures folder alone.
+"""Tables, plots and claims from a study's figures folder alone.
 
-`render(folder)` does it all; the parts are for notebooks:
+`render(folder)` writes everything; notebooks use the parts:
 
     figures = load("figures/multi30k")
     table(figures, "en-de")                   # Tables 1 and 2 of the paper, shown as Markdown
@@ -57,10 +57,10 @@ __all__ = [
 
 
 def render(folder: str | os.PathLike) -> dict[str, Path]:
-    """Merge a figures folder and write its tables, plots and claims into it; the same input gives the same bytes.
+    """Merge a figures folder and write its tables, plots and claims into it; equal input gives equal bytes.
 
-    Returns file name -> path of all that was written, merged files first. Raises InputError, before anything but the
-    merged files is written, where the folder is missing or malformed.
+    Returns file name -> path of the files written, merged files first. Raises InputError if the folder is missing or
+    malformed, before anything but the merged files is written.
     """
     paths = {path.name: path for path in merge(folder).values()}
     figures = load(folder)
