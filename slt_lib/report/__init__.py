@@ -12,33 +12,24 @@ import os
 from pathlib import Path
 
 from slt_lib.base.files import write_bytes
-from slt_lib.report.claims import CLAIMS, Claims, claims_table
-from slt_lib.report.data import Cell, Figures, load
-from slt_lib.report.judging import MARGIN, Claim, Verdict, judge
+from slt_lib.report.claims import CLAIMS, claims_table
+from slt_lib.report.data import Figures, load
 from slt_lib.report.merging import merge
 from slt_lib.report.paper import paper_figures, paper_folder, paper_table
 from slt_lib.report.plots import all_plots, plot_cost, plot_kept, plot_magnitudes, plot_scores, save_plot
-from slt_lib.report.statistics import Contrast, contrast, interval, replicates
+from slt_lib.report.statistics import contrast, interval
 from slt_lib.report.summary import into, summary
-from slt_lib.report.tables import Table, ablations, table
+from slt_lib.report.tables import ablations, table
 
 __all__ = [
     "CLAIMS",
-    "MARGIN",
-    "Cell",
-    "Claim",
-    "Claims",
-    "Contrast",
     "Figures",
-    "Table",
-    "Verdict",
     "ablations",
     "all_plots",
     "claims_table",
     "contrast",
     "interval",
     "into",
-    "judge",
     "load",
     "merge",
     "paper_figures",
@@ -49,7 +40,6 @@ __all__ = [
     "plot_magnitudes",
     "plot_scores",
     "render",
-    "replicates",
     "save_plot",
     "summary",
     "table",

@@ -83,7 +83,7 @@ def _variants(technique: str, wanted: Callable[[dict[str, str]], bool], first: b
 
 
 def _control(kind: str) -> Callable[[dict[str, str]], bool]:
-    """`slt_control` of one kind at any level (`at`) and, for "none", at any depth; not other noise or checkpoints."""
+    """`techniques.slt_control` of one kind at any level or depth, without those of other noise or checkpoints."""
     return lambda options: options.get("control") == kind and set(options) <= {"control", "at", "depth"}
 
 
@@ -235,8 +235,8 @@ def claims_table(figures: Figures) -> Claims:
         effect, verdict = _effect(claim, ours), f"**{ours.verdict}**"
         theirs = paper.verdict + ("" if np.isnan(paper.effect) else f" ({_effect(claim, paper)})")
         power = "" if np.isnan(ours.detectable) else f"{ours.detectable:.1f}"
-        why = f"at {ours.at}" if ours.at and ours.at not in ours.reason else ""
-        row = [name, claim.source, pair, verdict, effect, power, ours.supported, _join(why, ours.reason)]
+        why = "; ".join(filter(None, [f"at {ours.at}" if ours.at and ours.at not in ours.reason else "", ours.reason]))
+        row = [name, claim.source, pair, verdict, effect, power, ours.supported, why]
         body.append([*row, theirs, paper.reason])
         if ours.reason != "no rows":
             short[pair].append([name, theirs, verdict, effect, ours.at, ours.supported])
@@ -247,10 +247,6 @@ def claims_table(figures: Figures) -> Claims:
 
 def _table(head: list[str], body: list[list[str]]) -> str:
     return markdown_rows(head, [[cell or MISSING for cell in row] for row in body]) if body else ""
-
-
-def _join(*parts: str) -> str:
-    return "; ".join(filter(None, parts))
 
 
 def _on_paper(claim: Claim, pair: str) -> Verdict:

@@ -166,14 +166,17 @@ def plot_magnitudes(figures: Figures, pair: str) -> Figure:
         columns = {"mean_abs_start": "at the start of training", "mean_abs_final": "after training"}
         step = 2 * DODGE * max(len(levels) - 1, 1)
         for axes, (column, text) in zip(panels, columns.items(), strict=True):
+            means = mean_magnitudes(figures, column)
             for place, name in enumerate(names):
                 # a hybrid's first level follows another technique, not the dense run
                 cells = [] if "-" in name else filter(None, [figures.cell(pair, "dense", 0)])
                 cells = [*cells, *figures.own_cells(pair, name)]
-                chain = {cell.sparsity: mean_magnitudes(figures, cell, column) for cell in cells}
+                chain = {
+                    cell.sparsity: [means[row["run"]] for row in cell.rows if row["run"] in means] for cell in cells
+                }
                 chain = {level: seeds for level, seeds in chain.items() if seeds}
                 x = [levels.index(level) + step * (place - (len(names) - 1) / 2) * (level > 0) for level in chain]
-                y = [np.mean(list(seeds.values())) for seeds in chain.values()]
+                y = [np.mean(seeds) for seeds in chain.values()]
                 axes.plot(x, y, label=label(name), **_look(name, names))
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7), numticks=30))

@@ -38,7 +38,7 @@ def line_counts(lines: int, resamples: int = RESAMPLES) -> np.ndarray:
     return np.stack([np.bincount(row, minlength=lines) for row in drawn])
 
 
-@functools.lru_cache(16)
+@functools.lru_cache(8)
 def replicates(figures: Figures, pair: str) -> dict[str, dict[str, np.ndarray]]:
     """metric -> run -> scores [%] on the pair's primary test set, [1 + RESAMPLES]: the set itself, then its resamples.
 
@@ -100,7 +100,7 @@ def seed_spread(figures: Figures, pair: str, metric: str, sparsity: float) -> tu
     return ((squares / freedom) ** 0.5, freedom) if freedom else (float("nan"), 0)
 
 
-@functools.lru_cache(16)
+@functools.lru_cache(8)
 def _squares(figures: Figures, pair: str, metric: str) -> list[tuple[float, int]]:
     """Per band, the sum of squares between seeds and its degrees of freedom."""
     cells = [figures.cell(pair, "dense", 0), *figures.variants(pair)]
@@ -207,17 +207,12 @@ def _name(cell: Cell) -> str:
     return f"{variant_label(cell)} {percent(cell.sparsity)}%"
 
 
-def mean_magnitudes(figures: Figures, cell: Cell, column: str) -> dict[int, float]:
-    """seed -> mean magnitude over all kept weights of a cell's run; `column` is mean_abs_start or mean_abs_final.
+@functools.lru_cache(8)
+def mean_magnitudes(figures: Figures, column: str) -> dict[str, float]:
+    """run -> mean magnitude over all kept weights; `column` is mean_abs_start or mean_abs_final.
 
-    Empty if the folder has no magnitudes of these runs.
+    Empty if the folder has no magnitudes.
     """
-    means = _mean_magnitudes(figures, column)
-    return {row["seed"]: means[row["run"]] for row in cell.rows if row["run"] in means}
-
-
-@functools.lru_cache(16)
-def _mean_magnitudes(figures: Figures, column: str) -> dict[str, float]:
     if figures.magnitudes is None:
         return {}
     sums = figures.magnitudes.assign(total=figures.magnitudes["kept"] * figures.magnitudes[column]).groupby("run")
@@ -230,11 +225,11 @@ def log_ratios(figures: Figures, cells: Iterable[tuple[Cell | None, Cell | None]
     There are no sentences here; the variance between seeds is pooled over all pairs of cells. With one seed everywhere
     the error is nan.
     """
-    found = []
+    means, found = mean_magnitudes(figures, column), []
     for plus, minus in cells:
         if plus and minus and not same_runs(plus, minus):
-            over, under = (mean_magnitudes(figures, cell, column) for cell in (plus, minus))
-            seeds = [seed for seed in over if under.get(seed, 0) > 0 and over[seed] > 0]
+            over, under = ({row["seed"]: means.get(row["run"], 0) for row in cell.rows} for cell in (plus, minus))
+            seeds = [seed for seed in over if over[seed] > 0 and under.get(seed, 0) > 0]
             if seeds:
                 found.append((plus, minus, [100 * float(np.log(over[seed] / under[seed])) for seed in seeds]))
     freedom = sum(len(values) - 1 for *_, values in found)
