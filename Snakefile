@@ -24,14 +24,7 @@ except (ValueError, AssertionError):
 FIGURES = os.path.join(os.environ.get("SLT_FIGURES") or "figures", STUDY)
 BUILD = os.path.join(os.environ.get("SLT_BUILD") or "build", STUDY)
 DONE = f"{FIGURES}/markers"
-NOTEBOOKS = {
-    "mp": "02_mp",
-    "lt": "03_lt",
-    "slt": "04_slt",
-    "clt": "05_clt",
-    "slt-mp": "06_slt_mp",
-    "mp-slt": "07_mp_slt",
-}
+NOTEBOOKS = {name: technique.notebook for name, technique in params.TECHNIQUES.items()}
 PAPERMILL = (
     "OMP_NUM_THREADS={threads} SLT_PROGRESS=lines python notebooks/start papermill {input.notebook} {params.out}"
     " -k python3 --no-progress-bar --no-request-save-on-cell-execute -p study " + STUDY

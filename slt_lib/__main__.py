@@ -7,6 +7,7 @@ import sys
 import time
 
 from slt_lib.base.errors import InputError
+from slt_lib.base.settings import TECHNIQUES
 
 AFTER_THE_FIRST = 3.0  # seconds
 
@@ -172,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--pair", default="", help="one language pair; default: all of the study")
     added.add_argument("--seeds", type=int, nargs="+", default=(), help="default: the study's")
     added.add_argument("--levels", type=float, nargs="+", default=(), help="default: the study's")
-    names = ("dense", "mp", "lt", "slt", "clt", "slt-mp", "mp-slt")
+    names = ("dense", *TECHNIQUES)
     added.add_argument("--techniques", nargs="+", choices=names, default=(), help="default: the pair's")
     text = "comparisons of notebook 08, such as again or controls; without --techniques these alone"
     added.add_argument("--comparisons", nargs="+", metavar="NAME", default=(), help=text)

@@ -193,7 +193,7 @@ slt_control.technique = "slt"
 # Where a stability run starts -> technique and variant of its rows.
 STABILITY = {"theta_0": ("dense", ""), "theta_t": ("slt", "control=none"), "lt": ("lt", ""), "slt": ("slt", "")}
 
-RECIPES = {"dense": dense, "mp": mp, "lt": lt, "slt": slt, "clt": clt, "slt-mp": slt_mp, "mp-slt": mp_slt}
+RECIPES = {recipe.__name__.replace("_", "-"): recipe for recipe in (dense, mp, lt, slt, clt, slt_mp, mp_slt)}
 
 ABLATION_LEVEL = 0.5  # where they are compared: the paper's random signs are at 50%
 ABLATIONS = ("signs", "rewind", "optimizer")  # the paper's own; what notebook 08 and the plan take by default
@@ -220,7 +220,7 @@ def comparisons(
     rewinds: Sequence[float] = REWIND_POINTS,
     switches: Sequence[float] = (0.5, 0.7),
     high: float = 0.9,
-    techniques: Sequence[str] = TECHNIQUES,
+    techniques: Sequence[str] = tuple(TECHNIQUES),
 ) -> dict[str, list[Line]]:
     """Name of a comparison -> its lines, the default recipe first; notebook 08 says what each one asks.
 

@@ -12,6 +12,9 @@ import nbformat
 import pytest
 import yaml
 
+from slt_lib.base.settings import DENSE, TECHNIQUES
+from slt_lib.techniques import RECIPES
+
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = {
     "rehearsal": True,
@@ -32,6 +35,14 @@ STUDY = {
     "decoding": {"extra": 5},
 }
 PART = "en-de.slt.default.0.5.1.json.gz"
+
+
+def test_every_technique_has_a_recipe_a_notebook_and_a_look_of_its_own():
+    assert list(RECIPES) == ["dense", *TECHNIQUES]
+    rows = [DENSE, *TECHNIQUES.values()]
+    assert all((ROOT / "notebooks" / f"{row.notebook}.ipynb").is_file() for row in rows)
+    for column in ("label", "notebook", "colour", "marker"):
+        assert len({getattr(row, column) for row in rows}) == len(rows), column
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ as text. A sparsity is a fraction from 0 to 1.
 import os
 import re
 import reprlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,13 +18,36 @@ from slt_lib import schedules
 from slt_lib.base.errors import InputError
 
 RECIPE_VERSION = 2  # raise by hand when a change of code changes the weights of a run
-TECHNIQUES = ("mp", "lt", "slt", "clt", "slt-mp", "mp-slt")
 COMPARISONS = tuple(
     "signs frankle rewind source one-shot stepwise switch optimizer average final controls again stability".split()
 )
 
 REWIND = 0.05  # theta_t of the paper's chains: 25k of 500k steps
 REWIND_POINTS = (0.025, 0.075, 1.0)  # and of its ablation: 12.5k, 37.5k, 500k (section 5)
+
+
+@dataclass(frozen=True)
+class Technique:
+    """How a technique is named and drawn: label in tables, notebook, and the colour, marker and line of its curve."""
+
+    label: str
+    notebook: str
+    colour: str
+    marker: str
+    line: str = "-"
+
+
+# Name in files and on the command line -> its row, in the order of Table 1; `techniques` holds the recipes. The colours
+# are those of Okabe and Ito, without yellow, which is hard to see on a light background.
+TECHNIQUES = {
+    "mp": Technique("MP", "02_mp", "#0072B2", "o"),
+    "lt": Technique("LT", "03_lt", "#E69F00", "s"),
+    "slt": Technique("SLT", "04_slt", "#009E73", "^"),
+    "clt": Technique("CLT", "05_clt", "#CC79A7", "D"),
+    "slt-mp": Technique("SLT-MP", "06_slt_mp", "#D55E00", "P", "-."),
+    "mp-slt": Technique("MP-SLT", "07_mp_slt", "#56B4E9", "v", "-."),
+}
+DENSE = Technique("dense", "01_dense", "#222222", "*", "--")  # not a technique that a study file lists: always run
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -141,7 +165,7 @@ class Params(Base):
     """A study: what to train, for which pairs, seeds and levels, and how it is scored."""
 
     rehearsal: bool = False
-    pairs: dict[str, list[Literal[TECHNIQUES]]] = Field(min_length=1)
+    pairs: dict[str, list[Literal[tuple(TECHNIQUES)]]] = Field(min_length=1)
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     levels: list[float] = Field(min_length=1)
     corpus: Annotated[Grammar | Multi30k | Files | Wmt14, Field(discriminator="name")]

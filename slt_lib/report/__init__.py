@@ -1,6 +1,6 @@
-"""Tables, plots and claims, from a study's figures folder alone.
+"""Tables, plots and claims from a study's figures folder alone.
 
-`render(folder)` does it all; the parts are for notebooks:
+`render(folder)` writes everything; notebooks use the parts:
 
     figures = load("figures/multi30k")
     table(figures, "en-de")                   # Tables 1 and 2 of the paper, shown as Markdown
@@ -12,33 +12,24 @@ import os
 from pathlib import Path
 
 from slt_lib.base.files import write_bytes
-from slt_lib.report.claims import CLAIMS, Claims, claims_table
-from slt_lib.report.data import Cell, Figures, load
-from slt_lib.report.judging import MARGIN, Claim, Verdict, judge
+from slt_lib.report.claims import CLAIMS, claims_table
+from slt_lib.report.data import Figures, load
 from slt_lib.report.merging import merge
 from slt_lib.report.paper import paper_figures, paper_folder, paper_table
 from slt_lib.report.plots import all_plots, plot_cost, plot_kept, plot_magnitudes, plot_scores, save_plot
-from slt_lib.report.statistics import Contrast, contrast, interval, replicates
+from slt_lib.report.statistics import contrast, interval
 from slt_lib.report.summary import into, summary
-from slt_lib.report.tables import Table, ablations, table
+from slt_lib.report.tables import ablations, table
 
 __all__ = [
     "CLAIMS",
-    "MARGIN",
-    "Cell",
-    "Claim",
-    "Claims",
-    "Contrast",
     "Figures",
-    "Table",
-    "Verdict",
     "ablations",
     "all_plots",
     "claims_table",
     "contrast",
     "interval",
     "into",
-    "judge",
     "load",
     "merge",
     "paper_figures",
@@ -49,7 +40,6 @@ __all__ = [
     "plot_magnitudes",
     "plot_scores",
     "render",
-    "replicates",
     "save_plot",
     "summary",
     "table",
@@ -57,10 +47,10 @@ __all__ = [
 
 
 def render(folder: str | os.PathLike) -> dict[str, Path]:
-    """Merge a figures folder and write its tables, plots and claims into it; the same input gives the same bytes.
+    """Merge a figures folder and write its tables, plots and claims into it; equal input gives equal bytes.
 
-    Returns file name -> path of all that was written, merged files first. Raises InputError, before anything but the
-    merged files is written, where the folder is missing or malformed.
+    Returns file name -> path of the files written, merged files first. Raises InputError if the folder is missing or
+    malformed, before anything but the merged files is written.
     """
     paths = {path.name: path for path in merge(folder).values()}
     figures = load(folder)

@@ -1,6 +1,6 @@
-"""A study's figures folder: reading it, and asking it for cells of the table.
+"""A study's figures folder: reading it and looking up cells of the table.
 
-Nothing here needs a run, torch or the corpus. The README lists the folder's files; sparsity is a fraction from 0 to 1.
+Needs no runs, no torch and no corpus. The README lists the folder's files. Sparsity is a fraction from 0 to 1.
 """
 
 import csv
@@ -10,15 +10,15 @@ import io
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from slt_lib.base.errors import InputError
+from slt_lib.base.settings import TECHNIQUES
 
-TECHNIQUES = ("mp", "lt", "slt", "clt", "slt-mp", "mp-slt")  # the order of Table 1
 HYBRID_SWITCH = 0.6  # SLT-MP and MP-SLT change technique here (paper, section 4 and caption of Table 1)
 SLT_MP_FIRST = 0.5  # SLT-MP is pruned to 50% at once, so it has no cell below (paper, section 4)
 RESULT_COLUMNS = (
@@ -26,7 +26,7 @@ RESULT_COLUMNS = (
     "checkpoint best_step steps memory_mib kept prunable bleu_signature ter_signature run"
 ).split()
 STATISTICS = "m1 m2 m3 m4 t1 t2 t3 t4 sys_len ref_len ter_edits ter_words ter13a_edits ter13a_words".split()
-# kind -> file name, columns, and the columns that tell one row from another
+# kind -> file name, columns, and the key columns, which are unique per row
 KINDS = {
     "results": ("results.csv", RESULT_COLUMNS, "pair technique variant sparsity seed test_set".split()),
     "sentences": ("sentences.csv.gz", ["run", "test_set", "line", *STATISTICS], "run test_set line".split()),
@@ -86,7 +86,7 @@ def csv_bytes(header: Iterable[str], rows: Iterable[Iterable[str]], packed: bool
 
 
 def pack(raw: bytes) -> bytes:
-    """gzip without a date or a name: the same content gives the same bytes."""
+    """gzip without date and file name, so equal content gives equal bytes."""
     out = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", fileobj=out, mtime=0) as file:
         file.write(raw)
@@ -94,16 +94,16 @@ def pack(raw: bytes) -> bytes:
 
 
 def csv_text(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """The rows as CSV text with one line end everywhere."""
+    """The rows as CSV text."""
     return csv_bytes(header, rows).decode()
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the table: the rows of one technique, variant and sparsity on one test set, a seed each.
+    """One cell of the table: the rows of one technique, variant and sparsity on one test set, one row per seed.
 
-    `rows` are those that were scored; `failures` the reasons of those that were not; `copied` says that the rows belong
-    to another technique (dense at 0%, MP in MP-SLT).
+    `rows` are the scored ones; `failures` are the reasons of the others; `copied` means that the rows belong to another
+    technique (dense at 0%, MP in MP-SLT).
     """
 
     technique: str
@@ -115,14 +115,17 @@ class Cell:
     copied: bool = False
 
     def mean(self, column: str) -> float:
-        """Mean over the seeds that were scored; nan where there is none."""
+        """Mean over the seeds with a value; nan if there are none."""
         values = [row[column] for row in self.rows if not np.isnan(row[column])]
         return float(np.mean(values)) if values else float("nan")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Figures:
-    """A study's figures folder, read. `printed` marks the paper's own tables: rounded figures without sentences."""
+    """A study's figures folder, read. `printed` marks the paper's own tables: rounded figures without sentences.
+
+    Compared and hashed by identity, so functions of it can keep their results (`functools.lru_cache`).
+    """
 
     path: Path
     name: str
@@ -133,11 +136,10 @@ class Figures:
     steps: int
     test_sets: dict[str, tuple[str, ...]]
     results: pd.DataFrame
-    cache: dict = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def note(self) -> str:
-        """What every title must say of a study that proves nothing; else empty."""
+        """The note that every title of a rehearsal carries; else empty."""
         return "rehearsal: no evidence" if self.rehearsal else ""
 
     def test_set(self, pair: str) -> str:
@@ -145,17 +147,17 @@ class Figures:
         return self.test_sets[pair][0]
 
     def techniques(self, pair: str) -> list[str]:
-        """The pair's techniques: those that the study names, then a user's own as they come in results.csv."""
+        """The pair's techniques: those of the study, then a user's own in the order of results.csv."""
         found = [technique for place, technique, variant in self._names if place == pair and not variant]
         named = [*self.pairs[pair], *found]
         return [name for name in dict.fromkeys(named) if name != "dense"]
 
     def begun(self, pair: str) -> list[str]:
-        """Those of the pair's techniques that have been run at some level."""
+        """The pair's techniques with a scored run at some level."""
         return [name for name in self.techniques(pair) if self.own_cells(pair, name)]
 
     def failures(self, pair: str) -> dict[tuple[str, float], tuple[str, ...]]:
-        """(technique, sparsity) -> the reasons of the seeds that failed, on the primary test set; dense at 0."""
+        """(technique, sparsity) -> reasons of the failed seeds on the primary test set; dense at 0."""
         found = {}
         for technique in self.techniques(pair):
             for level in self.sparsities(pair):
@@ -165,28 +167,28 @@ class Figures:
         return found
 
     def sparsities(self, pair: str) -> list[float]:
-        """All levels of a pair in rising order, 0 (dense) first."""
+        """All levels of a pair in ascending order, starting with 0 (dense)."""
         own = {key[3] for key in self._index if key[0] == pair and not key[2]}
         return sorted({0.0, *self.levels, *own})
 
     def variants(self, pair: str, test_set: str | None = None) -> list[Cell]:
-        """The cells that are no recipe's default, in the order of results.csv."""
+        """The cells of variants, runs of a recipe with other settings, in the order of results.csv."""
         test_set = test_set or self.test_set(pair)
         keys = [key for key in self._index if key[0] == pair and key[2] and key[4] == test_set]
         return [self.cell(pair, key[1], key[3], key[2], test_set) for key in keys]
 
     def own_cells(self, pair: str, technique: str) -> list[Cell]:
-        """A technique's default cells on the primary test set that are not copies, by rising sparsity, scored ones."""
+        """A technique's scored default cells on the primary test set without copies, by ascending sparsity."""
         cells = [self.cell(pair, technique, level) for level in self.sparsities(pair)]
         return [cell for cell in cells if cell and cell.rows and not cell.copied]
 
     def cell(
         self, pair: str, technique: str, sparsity: float, variant: str = "", test_set: str | None = None
     ) -> Cell | None:
-        """The cell of a technique at a sparsity, or None where nothing was run.
+        """The cell of a technique at a sparsity; None if nothing was run.
 
-        What a technique shares with another is copied as in Table 1: the dense run at 0, and MP's cells in MP-SLT up to
-        60% where MP-SLT has no row of its own. Scores are means over the seeds that were scored.
+        Cells that a technique shares with another are copied as in Table 1: the dense run at 0, and in MP-SLT the cells
+        of MP up to 60%, unless MP-SLT has rows of its own there.
         """
         key = (pair, technique, variant, round(sparsity, 6), test_set or self.test_set(pair))
         rows, source = self._index.get(key, []), technique
@@ -216,22 +218,22 @@ class Figures:
 
     @functools.cached_property
     def sentences(self) -> pd.DataFrame | None:
-        """Sufficient statistics of BLEU and TER, one row a run, test set and line; None where the file is missing."""
+        """Sufficient statistics of BLEU and TER, one row per run, test set and line; None if the file is missing."""
         return _read_numbers(self.path / KINDS["sentences"][0], KINDS["sentences"][1], STATISTICS)
 
     @functools.cached_property
     def magnitudes(self) -> pd.DataFrame | None:
-        """Kept weights and their mean magnitude, one row a run and matrix; None where the file is missing."""
+        """Kept weights and their mean magnitude, one row per run and matrix; None if the file is missing."""
         numbers = "rows columns kept mean_abs_start mean_abs_final".split()
         return _read_numbers(self.path / KINDS["magnitudes"][0], KINDS["magnitudes"][1], numbers)
 
     def spent(self, pair: str, technique: str, sparsity: float) -> float | None:
-        """Training steps behind one cell, all trainings that it needs counted; None where the cell was not run.
+        """Training steps needed for one cell, including the trainings before it; None if the cell was not run.
 
-        Paper, sections 3 and 5, and FACTS.md section 7: MP needs its own training alone. LT, SLT, CLT and a user's own
-        chain need the dense one and every level up to this. SLT-MP needs the dense one, the SLT levels before the
-        switch and its own MP training, which takes the place of the last SLT level's. MP-SLT needs the MP training at
-        60%, the SLT training at 60%, and every level from there.
+        Paper, sections 3 and 5, and FACTS.md section 7: MP needs only its own training. LT, SLT, CLT and a user's own
+        chain need the dense training and one for every level up to this one. SLT-MP needs the dense training, the SLT
+        levels before the switch and its own MP training, which replaces that of the last SLT level. MP-SLT needs the MP
+        training at 60%, the SLT training at 60%, and one for every level above.
         """
         cell = self.cell(pair, technique, sparsity)
         if cell is None or not cell.rows:
@@ -252,9 +254,9 @@ class Figures:
 
 
 def load(folder: str | os.PathLike) -> Figures:
-    """Read `study.json` and `results.csv` of a figures folder; the large files follow when they are asked for.
+    """Read `study.json` and `results.csv` of a figures folder; the large files are read on first use.
 
-    Raises InputError, one line with file, column and remedy, where something is missing or malformed.
+    Raises InputError, one line with file, column and remedy, if something is missing or malformed.
     """
     folder = existing(folder)
     study = read_study(folder / "study.json")
@@ -335,15 +337,16 @@ def _read_numbers(path: Path, columns: list[str], numbers: list[str]) -> pd.Data
 
 
 def percent(sparsity: float) -> str:
-    """0.85 -> "85": a level as the tables and labels print it."""
+    """0.85 -> "85": a level as printed in tables and labels."""
     return f"{round(100 * sparsity, 4):g}"
 
 
 def label(technique: str) -> str:
-    """A technique's name as the paper prints it; a user's own stays as it is."""
-    return technique.upper() if technique in TECHNIQUES else technique
+    """A technique's name as the paper prints it; a user's own name is returned unchanged."""
+    return TECHNIQUES[technique].label if technique in TECHNIQUES else technique
 
 
 def variant_label(cell: Cell) -> str:
-    """The cell's recipe in words for labels, such as "CLT (signs=random)"."""
-    return f"{label(cell.technique)} ({cell.variant})" if cell.variant else label(cell.technique)
+    """The cell's recipe for labels, such as "CLT (signs=random)"."""
+    name = "dense" if cell.copied and not cell.sparsity else label(cell.technique)
+    return f"{name} ({cell.variant})" if cell.variant else name

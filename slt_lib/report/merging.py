@@ -1,7 +1,7 @@
-"""Merging a study's parts, one file a row of results, into the CSV files of its figures folder.
+"""Merging a study's parts, one file per scored run, into the CSV files of its figures folder.
 
-Only rows of one version stand together: that of study.json, which names the recipe, the scores, the settings and the
-levels. Whatever is left out is named on stderr, and nothing in `parts/` is changed.
+All merged rows have the versions of study.json: recipe, scores, settings and levels. Rows that are left out are listed
+on stderr, and nothing in `parts/` is changed.
 """
 
 import gzip
@@ -18,7 +18,7 @@ from slt_lib.report.data import KINDS, csv_bytes, existing, read_rows, read_stud
 
 PART = ".json.gz"
 VERSIONS = {"recipe": "recipe version", "score": "score version", "settings": "settings", "levels": "levels"}
-NAMED = 10  # of what is left out; the rest is counted
+NAMED = 10  # at most so many of the rows left out are listed; the rest are counted
 AGAIN = "run the study again to replace them"
 
 Row = tuple[str, ...]
@@ -28,11 +28,10 @@ Tables = dict[str, dict[Row, Row]]  # kind -> key -> row
 def merge(folder: str | os.PathLike) -> dict[str, Path]:
     """Merge `parts/<name>.json.gz` into `results.csv`, `sentences.csv.gz`, `magnitudes.csv` and `provenance.csv`.
 
-    Rows that are in these files already stay where they are of study.json's versions; a part wins over them. Runs whose
-    parent was trained again and came out different are left out. Rows are text throughout and sorted by their key, so
-    the same rows give the same bytes. Without parts the files stay as they are. Returns kind -> path of the files that
-    are there. Raises InputError where a file is missing or malformed, two parts disagree about one row, or nothing is
-    of study.json's versions.
+    Existing rows of these files are kept if they have study.json's versions; a part replaces them. Runs are left out if
+    a parent was trained again with a different result. Rows are text and sorted by their key, so equal rows give equal
+    bytes. Without parts the files are unchanged. Returns kind -> path of the existing files. Raises InputError if a
+    file is missing or malformed, if two parts disagree about a row, or if no row has study.json's versions.
     """
     folder = existing(folder)
     study = read_study(folder / "study.json")
@@ -53,12 +52,12 @@ def merge(folder: str | os.PathLike) -> dict[str, Path]:
 
 
 def versions(study: Mapping) -> dict:
-    """What all rows of a folder must have in common, from its study.json."""
+    """The versions that all rows of a folder must have, from its study.json."""
     return {**study.get("versions", {}), "levels": study["levels"]}
 
 
 def _difference(label: Mapping, wanted: Mapping) -> str:
-    """The first thing in which two versions differ, in words; empty where there is none."""
+    """The first difference between two versions in words; empty if there is none."""
     for key, name in VERSIONS.items():
         theirs, ours = label.get(key), wanted.get(key)
         if theirs != ours:
@@ -73,7 +72,7 @@ def _shown(value) -> str:
 
 
 def _tell(where: Path, what: str, names: Iterable[str], remedy: str = AGAIN) -> None:
-    """`what` begins with a noun, whose plural ends in s."""
+    """Print which rows were left out. `what` begins with a noun that takes s in the plural."""
     names = sorted(names)
     noun, _, rest = what.partition(" ")
     noun += "s" if len(names) > 1 else ""
@@ -82,7 +81,7 @@ def _tell(where: Path, what: str, names: Iterable[str], remedy: str = AGAIN) -> 
 
 
 def _mark(path: Path, wanted: dict) -> None:
-    """Note in study.json of which versions the CSV files are, unless a job with other versions has begun meanwhile."""
+    """Record the versions of the CSV files in study.json, unless a job with other versions has started meanwhile."""
     study = read_study(path)
     if "versions" in study and versions(study) == wanted != study.get("merged"):
         write_bytes(path, (json.dumps(study | {"merged": wanted}, indent=1) + "\n").encode())
@@ -92,7 +91,7 @@ def _mark(path: Path, wanted: dict) -> None:
 
 
 def _parts(folder: Path, wanted: Mapping) -> dict[Path, dict]:
-    """Path -> content of the parts that are of the versions `wanted`; the others are told."""
+    """Path -> content of the parts with the versions `wanted`; the others are listed on stderr."""
     parts, others = {}, {}
     for path in sorted((folder / "parts").glob(f"*{PART}")):
         part = _read_part(path)
@@ -123,14 +122,14 @@ def _read_part(path: Path) -> dict:
 
 
 def _collected(parts: Mapping[Path, dict]) -> Tables:
-    """The rows of all parts, equal ones once: a dense run appears in the part of every job."""
+    """The rows of all parts without duplicates: the dense run appears in the parts of every job."""
     tables = {}
     for kind in KINDS:
         rows, owner = tables.setdefault(kind, {}), {}
         for path, part in parts.items():
             for row in part[kind]:
                 key = _key(kind, row)
-                if kind == "provenance":  # of one run, read at two times: what was unreadable then is empty
+                if kind == "provenance":  # one run read at two times: fields that could not be read are empty
                     row = max(row, rows.get(key, row), key=lambda row: row[-1])
                 elif rows.get(key, row) != row:
                     raise InputError(_clash(kind, key, path, owner[key]))
@@ -159,7 +158,7 @@ def _sort_value(text: str) -> tuple[int, float, str]:
         return 1, 0.0, text
 
 
-# Rows that are there already ------------------------------------------------------------
+# Existing rows ------------------------------------------------------------
 
 
 def _stored(folder: Path) -> Tables:
@@ -174,7 +173,7 @@ def _stored(folder: Path) -> Tables:
 
 
 def _joined(folder: Path, kept: Tables, fresh: Tables, pairs: Iterable[str]) -> Tables:
-    """The rows of the folder and of its parts; those that can't stand beside the others are left out and told."""
+    """The rows of the folder and of its parts; rows that contradict others are left out and listed on stderr."""
     tables = {}
     for kind in KINDS:
         replaced = {key[0] for key in fresh[kind]} if kind != "results" else ()
@@ -209,7 +208,7 @@ def _joined(folder: Path, kept: Tables, fresh: Tables, pairs: Iterable[str]) -> 
 
 
 def _trained(run: str) -> str:
-    """The id of the training behind a row's run, which may name a checkpoint too."""
+    """The id of the training in a row's run, which may also name a checkpoint."""
     return run.partition("+")[0]
 
 
@@ -219,13 +218,13 @@ def _named(key: Row, run: str) -> str:
 
 
 def _column(provenance: Mapping[Row, Row], column: str) -> dict[str, str]:
-    """run -> its cell in a column of provenance.csv."""
+    """run -> its value in a column of provenance.csv."""
     place = KINDS["provenance"][1].index(column)
     return {row[0]: row[place] for row in provenance.values()}
 
 
 def _orphans(provenance: Mapping[Row, Row]) -> set[str]:
-    """The runs made from weights that their parent no longer has, and all that was made from them."""
+    """The runs that started from weights which their parent no longer has, and all their descendants."""
     weights = _column(provenance, "weights")
     made_from = {
         run: [text.split(":") for text in cell.split()] for run, cell in _column(provenance, "parents").items()

@@ -1,4 +1,4 @@
-"""The paper's own Tables 1 and 2, read like any study: for the claims, for overlays, and to test the tables."""
+"""The paper's own Tables 1 and 2, read like any study: for claims, overlays and tests."""
 
 import csv
 import functools
@@ -14,7 +14,7 @@ from slt_lib.report.data import HYBRID_SWITCH, RESULT_COLUMNS, Figures, csv_byte
 
 PAPER_STEPS = 500_000
 PAPER_TEST_SET = "newstest2014"
-# The one score that the paper gives in its text and not in a table (section 5, CLT; FACTS.md section 7, point 14).
+# The one score that the paper gives only in its text (section 5, CLT; FACTS.md section 7, point 14).
 PAPER_ABLATION = {"pair": "en-de", "technique": "clt", "variant": "signs=random", "sparsity": "0.5"} | {
     "trained_with": "clt",
     "bleu": "24.6",
@@ -31,9 +31,9 @@ def paper_table() -> list[dict[str, str]]:
 def paper_folder(path: str | os.PathLike) -> Path:
     """Write the paper's own Tables 1 and 2 as a figures folder and return it.
 
-    One row a cell, seed 0 standing for the mean of the paper's two runs; cells that the tables repeat are left to the
-    report's copying. The single run at 98% (Table 2) has a failed row beside it. `printed` in study.json says that the
-    figures are rounded to 0.1 and have no sentences.
+    One row per cell; seed 0 stands for the mean of the paper's two runs. Cells that the tables repeat are omitted, as
+    the report copies them. The single run at 98% (Table 2) gets a second, failed row. `printed` in study.json says that
+    the figures are rounded to 0.1 and have no sentences.
     """
     path, pairs, rows = Path(path), {}, []
     for source in paper_table():
@@ -70,6 +70,6 @@ def _paper_row(row: Mapping[str, str]) -> dict[str, str]:
 
 @functools.cache
 def paper_figures() -> Figures:
-    """The paper's own tables, read like any study; no file outlives the call."""
+    """The paper's own tables, read like any study, by way of a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         return load(paper_folder(folder))

@@ -1,4 +1,4 @@
-"""The plots of a study, as matplotlib Figures: colours of Okabe and Ito, a marker each, on an opaque light ground."""
+"""The plots of a study as matplotlib Figures on an opaque white background; looks are in `settings.TECHNIQUES`."""
 
 import io
 import itertools
@@ -12,15 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from slt_lib.base.files import write_bytes
-from slt_lib.report.data import TECHNIQUES, Figures, label, percent
+from slt_lib.base.settings import DENSE, TECHNIQUES
+from slt_lib.report.data import Figures, label, percent
 from slt_lib.report.paper import paper_figures
 from slt_lib.report.statistics import interval, mean_magnitudes, seed_spread
 
-# Okabe and Ito's palette; yellow is left out, it does not stand out from a light ground.
-COLOURS = dict(zip(TECHNIQUES, ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"], strict=True))
-MARKERS = dict(zip(TECHNIQUES, "os^DPv", strict=True))
-SIZES = {"P": 9.0, "X": 9.0, "*": 9.0}  # cross-shaped markers need more room to be seen
-SPARE = list(itertools.product(["#000000", "#7F7F7F"], "X*<>"))  # a user's own techniques, in their order
+SIZES = {"P": 9.0, "X": 9.0, "*": 9.0}  # cross-shaped markers are drawn larger, to be as visible
+SPARE = list(itertools.product(["#000000", "#7F7F7F"], "X*<>"))  # for a user's own techniques, in their order
 GROUND, INK, GRID = "#FFFFFF", "#222222", "#D9D9D9"
 STYLE = {
     "svg.hashsalt": "slt_lib",
@@ -44,18 +42,17 @@ STYLE = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
 }
-DODGE = 0.006  # of the width, between techniques: beside each other, so that their intervals do not overlap
-SAME = 0.02  # points of sparsity that the rounding to whole weights may make in a small matrix
+DODGE = 0.006  # horizontal offset between techniques, as a share of the width: their intervals do not overlap
+SAME = 0.02  # percentage points by which rounding to whole weights may change the sparsity of a small matrix
 METRICS = {"bleu": "BLEU [%]", "ter": "TER [%] (lower is better)"}
 
 
 def plot_scores(figures: Figures, pair: str, metric: str = "bleu", overlay: bool = False) -> Figure:
-    """Score against sparsity, a line a technique; metric is "bleu" or "ter".
+    """Score against sparsity, one line per technique; metric is "bleu" or "ter".
 
-    Bars are 95% intervals over sentences, and over seeds where a cell of about that
-    sparsity has two (`statistics.interval`). With
-    `overlay` the paper's own curves of this pair are drawn dotted, and both are shown as differences to their own dense
-    model in points: other data and another size of model, so that the heights themselves cannot be compared.
+    Bars are 95% intervals over sentences, and over seeds if a cell of similar sparsity has two (`statistics.interval`).
+    With `overlay` the paper's curves of this pair are added as dotted lines, and both studies are drawn as differences
+    to their dense model, in points: data and model size differ, so absolute scores cannot be compared.
     """
     with mpl.rc_context(STYLE):
         figure, axes = _canvas()
@@ -82,19 +79,19 @@ def plot_scores(figures: Figures, pair: str, metric: str = "bleu", overlay: bool
         dense = figures.cell(pair, "dense", 0)
         if dense and dense.rows:
             height = 0 if overlay else dense.mean(metric)
-            axes.axhline(height, color=INK, linewidth=1, linestyle="--", label="dense")
+            axes.axhline(height, color=DENSE.colour, linewidth=1, linestyle=DENSE.line, label=DENSE.label)
         _plot_failed(axes, figures, pair, levels)
         _level_axis(axes, levels)
-        axes.set_ylabel(f"{metric.upper()} less dense's [points]" if overlay else METRICS[metric])
+        axes.set_ylabel(f"{metric.upper()} minus dense [points]" if overlay else METRICS[metric])
         axes.set_title(_title(figures, f"{pair}, {figures.test_set(pair)}"))
         if overlay:
-            axes.set_title(_title(figures, f"{pair}, each less its own dense model"))
+            axes.set_title(_title(figures, f"{pair}, difference to the dense model"))
         known = [bool(seed_spread(figures, pair, metric, level)[1]) for level in figures.sparsities(pair)]
-        seeds = " and seeds" if all(known) else " and, where several, seeds" if any(known) else ""
+        seeds = " and seeds" if all(known) else " and, if several, seeds" if any(known) else ""
         axes.legend(
             loc="lower left" if metric == "bleu" else "upper left",
             ncols=2,
-            title=None if figures.sentences is None else f"bars: 95% over sentences{seeds}",
+            title=None if figures.sentences is None else f"bars: 95% interval over sentences{seeds}",
             title_fontsize=8,
             alignment="left",
         )
@@ -102,7 +99,7 @@ def plot_scores(figures: Figures, pair: str, metric: str = "bleu", overlay: bool
 
 
 def _score_points(figures: Figures, pair: str, name: str, metric: str, relative: bool) -> dict[float, tuple]:
-    """sparsity -> (score, interval), in points from dense where `relative`; what failed or was not run is left out."""
+    """sparsity -> (score, interval) of the scored cells; `relative`: as differences to the dense model, in points."""
     dense, points = figures.cell(pair, "dense", 0), {}
     for level in figures.sparsities(pair):
         cell = figures.cell(pair, name, level)
@@ -117,20 +114,20 @@ def _score_points(figures: Figures, pair: str, name: str, metric: str, relative:
 
 
 def _plot_failed(axes: Axes, figures: Figures, pair: str, levels: list[float]) -> None:
-    """A cross at the foot of the plot for each cell of which every seed failed: it has no score, not a score of 0."""
+    """A cross on the lower axis for each cell whose seeds all failed: it has no score, rather than a score of 0."""
     techniques = figures.techniques(pair)
     for name, level in figures.failures(pair):
         if not figures.cell(pair, name, level).rows:
-            colour = INK if name == "dense" else _look(name, techniques)["color"]
+            colour = DENSE.colour if name == "dense" else _look(name, techniques)["color"]
             said = "failed" not in axes.get_legend_handles_labels()[1]
             foot = {"transform": axes.get_xaxis_transform(), "clip_on": False, "linestyle": ""}
             axes.plot(levels.index(level), 0.0, marker="x", color=colour, label="failed" if said else None, **foot)
 
 
 def plot_cost(figures: Figures, pair: str) -> Figure:
-    """BLEU against the training steps behind a cell, all trainings that it needs counted (`Figures.spent`).
+    """BLEU against the training steps needed for a cell, including the trainings before it (`Figures.spent`).
 
-    Paper, section 5: LT at 98% costs 13 trainings, MP one. Each marker is a level; the last of a line is labelled.
+    Paper, section 5: LT at 98% costs 13 trainings, MP one. Each marker is a level; the last level is labelled.
     """
     with mpl.rc_context(STYLE):
         figure, axes = _canvas()
@@ -146,21 +143,21 @@ def plot_cost(figures: Figures, pair: str) -> Figure:
                 axes.annotate(text, labelled[-1], xytext=(7, -3), textcoords="offset points", fontsize=8)
         dense = figures.cell(pair, "dense", 0)
         if dense and dense.rows:
-            axes.plot([1], [dense.mean("bleu")], "*", color=INK, markersize=11, label="dense")
+            axes.plot([1], [dense.mean("bleu")], DENSE.marker, color=DENSE.colour, markersize=11, label=DENSE.label)
         axes.set_xlim(left=0.5)
         axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-        axes.set_xlabel(f"Training spent up to this model [trainings of {figures.steps:,} steps]")
+        axes.set_xlabel(f"Training needed for the model [trainings of {figures.steps:,} steps]")
         axes.set_ylabel(METRICS["bleu"])
-        axes.set_title(_title(figures, f"{pair}, {figures.test_set(pair)}: what a model costs"))
+        axes.set_title(_title(figures, f"{pair}, {figures.test_set(pair)}: training cost"))
         axes.legend(loc="best", ncols=2)
     return figure
 
 
 def plot_magnitudes(figures: Figures, pair: str) -> Figure:
-    """Mean magnitude of the kept weights by level, at the start of a training and at its end, mean over seeds.
+    """Mean magnitude of the kept weights by level, before and after training, mean over seeds.
 
-    Paper, section 5: under SLT both grow with every level. A part of any growth is selection, since the smallest
-    weights go first; MP at the same level shows how large that part is.
+    Paper, section 5: under SLT both grow with every level. Part of the growth is selection, because the smallest
+    weights are pruned first; MP at the same level shows how large that part is.
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 4.2), layout="constrained")
@@ -169,12 +166,17 @@ def plot_magnitudes(figures: Figures, pair: str) -> Figure:
         columns = {"mean_abs_start": "at the start of training", "mean_abs_final": "after training"}
         step = 2 * DODGE * max(len(levels) - 1, 1)
         for axes, (column, text) in zip(panels, columns.items(), strict=True):
+            means = mean_magnitudes(figures, column)
             for place, name in enumerate(names):
-                chain = mean_magnitudes(figures, pair, name, column)
-                if "-" in name:
-                    chain.pop(0.0, None)  # a hybrid's first level follows another technique, not the dense run
+                # a hybrid's first level follows another technique, not the dense run
+                cells = [] if "-" in name else filter(None, [figures.cell(pair, "dense", 0)])
+                cells = [*cells, *figures.own_cells(pair, name)]
+                chain = {
+                    cell.sparsity: [means[row["run"]] for row in cell.rows if row["run"] in means] for cell in cells
+                }
+                chain = {level: seeds for level, seeds in chain.items() if seeds}
                 x = [levels.index(level) + step * (place - (len(names) - 1) / 2) * (level > 0) for level in chain]
-                y = [np.mean(list(seeds.values())) for seeds in chain.values()]
+                y = [np.mean(seeds) for seeds in chain.values()]
                 axes.plot(x, y, label=label(name), **_look(name, names))
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7), numticks=30))
@@ -189,10 +191,10 @@ def plot_magnitudes(figures: Figures, pair: str) -> Figure:
 
 
 def plot_kept(figures: Figures, pair: str, level: float | None = None) -> Figure:
-    """Weights kept in each matrix at a level (default: the highest run), a column a technique, mean over seeds.
+    """Share of weights kept in each matrix at a level (default: the highest that was run), one column per technique.
 
-    Each matrix is pruned on its own to the same sparsity (FACTS.md section 3). Where the selection was exact a sentence
-    says so; fields are drawn where matrices differ, and what differs from the level stands out.
+    Means over seeds. Each matrix is pruned on its own to the same sparsity (FACTS.md section 3). If all matrices keep
+    the same share, the figure is a sentence that says so; otherwise it is a heat map around the level.
     """
     cells = [cell for name in figures.begun(pair) for cell in figures.own_cells(pair, name)]
     level = max((cell.sparsity for cell in cells), default=max(figures.levels)) if level is None else level
@@ -243,7 +245,7 @@ def _kept(figures: Figures, runs: list[str]) -> dict[str, float]:
 
 
 def all_plots(figures: Figures) -> Iterator[tuple[str, Figure]]:
-    """(file name without its ending, Figure) of every plot that the folder has the data for."""
+    """(file name without suffix, Figure) of every plot for which the folder has data."""
     for pair in filter(figures.begun, figures.pairs):
         for metric in METRICS:
             yield f"{metric}_{pair}", plot_scores(figures, pair, metric)
@@ -256,7 +258,7 @@ def all_plots(figures: Figures) -> Iterator[tuple[str, Figure]]:
 
 
 def save_plot(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write `<name>.svg` and `<name>.png` without dates or versions: the same figure gives the same bytes."""
+    """Write `<name>.svg` and `<name>.png` without dates and versions, so equal figures give equal bytes."""
     blank = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
     paths = []
     with mpl.rc_context(STYLE):
@@ -274,13 +276,15 @@ def _canvas() -> tuple[Figure, Axes]:
 
 
 def _look(name: str, names: list[str]) -> dict:
-    if name in COLOURS:
-        colour, marker = COLOURS[name], MARKERS[name]
+    """Keyword arguments of a technique's curve. A user's own techniques among `names` take the spare looks in order."""
+    if name in TECHNIQUES:
+        row = TECHNIQUES[name]
+        colour, marker, line = row.colour, row.marker, row.line
     else:
-        own = [other for other in names if other not in COLOURS]
-        colour, marker = SPARE[own.index(name) % len(SPARE)]
+        own = [other for other in names if other not in TECHNIQUES]
+        (colour, marker), line = SPARE[own.index(name) % len(SPARE)], "-"
     edge = {"markeredgecolor": GROUND, "markeredgewidth": 0.5}
-    return {"color": colour, "marker": marker, "markersize": SIZES.get(marker, 6.5)} | edge
+    return {"color": colour, "marker": marker, "linestyle": line, "markersize": SIZES.get(marker, 6.5)} | edge
 
 
 def _level_axis(axes: Axes, levels: list[float]) -> None:

@@ -1,4 +1,4 @@
-"""A study's results in short, for the README: the plot, Table 1's BLEU, a verdict on each claim; and what it cost."""
+"""A summary of a study for the README: the plot, BLEU of Table 1, the verdicts, and the computing time."""
 
 import io
 import os
@@ -18,9 +18,9 @@ BEGIN, END = "<!-- results of {}: made by `python -m slt_lib report {} --into {}
 
 
 def summary(figures: Figures, claims: Claims | None = None) -> str:
-    """Markdown: plot, BLEU, verdicts and variants of each pair. `claims`: those judged already, if any.
+    """Markdown with plot, BLEU, verdicts and variants of each pair. `claims`: verdicts computed earlier, if any.
 
-    Plots are linked from the folder that holds `figures/`.
+    Links to plots are relative to the folder that contains `figures/`.
     """
     verdicts = (claims or claims_table(figures)).short
     parts = []
@@ -30,20 +30,20 @@ def summary(figures: Figures, claims: Claims | None = None) -> str:
             continue
         if figures.begun(pair):
             name = f"bleu_{pair}.png"
-            parts.append(f"![{pair}: BLEU against sparsity, a line a technique](figures/{figures.name}/{name})")
+            parts.append(f"![{pair}: BLEU against sparsity, one line per technique](figures/{figures.name}/{name})")
         parts.append(_scores(figures, pair))
         parts.append(verdicts[pair])
         if figures.variants(pair):
             other = ablations(figures, pair).markdown.partition("\n\n")[2]
-            parts.append(f"What differs from a recipe's default, {pair}, in BLEU:\n\n{other}")
+            parts.append(f"Variants of the recipes, {pair}, BLEU:\n\n{other}")
     return "\n\n".join(filter(None, (part.strip() for part in parts))) + "\n"
 
 
 def into(figures: Figures, path: str | os.PathLike, allow_dirty: bool = False) -> Path:
-    """Put the summary and what it cost between the two marks in the file `path`, a README; the rest stays.
+    """Write the summary and the computing time between the two marks in the file `path`; the rest is unchanged.
 
-    Raises InputError where the file lacks the marks, or where a row comes from code that was not committed, unless
-    `allow_dirty`: then the text says so.
+    Raises InputError if the file lacks the marks, or if a row comes from uncommitted code. With `allow_dirty` the text
+    says so instead.
     """
     states = ""
     if dirty := uncommitted(figures):
@@ -60,12 +60,12 @@ def into(figures: Figures, path: str | os.PathLike, allow_dirty: bool = False) -
 
 
 def uncommitted(figures: Figures) -> dict[str, str]:
-    """run -> commit of the trainings behind the rows whose provenance is no clean commit hash."""
+    """run -> commit of the trainings whose provenance is not a clean commit hash."""
     path = figures.path / KINDS["provenance"][0]
     rows = _read(path.read_text(encoding="utf-8")) if path.is_file() else pd.DataFrame({"run": [], "commit": []})
     commits = dict(zip(rows["run"], rows["commit"], strict=True))
     found = {run: commits.get(run, "") for run in _trainings(figures)}
-    clean = "[0-9a-f]{7,64}"  # several where a training went on after a cut
+    clean = "[0-9a-f]{7,64}"  # several if a training was interrupted and resumed
     return {run: commit for run, commit in found.items() if not re.fullmatch(f"{clean}( {clean})*", commit)}
 
 
@@ -74,7 +74,7 @@ def _trainings(figures: Figures) -> list[str]:
 
 
 def between(path: str | os.PathLike, begin: str, end: str, shown: str) -> Path:
-    """Put `shown` between the lines `begin` and `end` of the file `path`. Raises InputError where it lacks them."""
+    """Write `shown` between the lines `begin` and `end` of the file `path`. Raises InputError if it lacks them."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -89,7 +89,7 @@ def between(path: str | os.PathLike, begin: str, end: str, shown: str) -> Path:
 
 
 def _scores(figures: Figures, pair: str) -> str:
-    """BLEU of Table 1, from its own cells, without the techniques and levels that were not run yet."""
+    """BLEU of Table 1, without the techniques and levels that have not been run yet."""
     rows = _read(table(figures, pair).csv)
     tried = {*figures.begun(pair), *(technique for technique, _ in figures.failures(pair))}
     names = [name for name in figures.techniques(pair) if name in tried]
@@ -117,7 +117,7 @@ def _scores(figures: Figures, pair: str) -> str:
 
 
 def cost(figures: Figures) -> str:
-    """What the runs behind the rows took on which machine, from provenance.csv; empty where it is missing."""
+    """Computing time and machine of the runs, from provenance.csv; empty if it is missing."""
     path = figures.path / KINDS["provenance"][0]
     if not path.is_file():
         return ""
@@ -131,9 +131,9 @@ def cost(figures: Figures) -> str:
         " and ".join(sorted(set(rows[column][known]) - {""})) for column in ("device", "threads", "precision", "torch")
     ]
     return (
-        f"The times of {known.sum()} trainings of {figures.steps:,} steps add up to {hours:.1f} hours, at a median of "
-        f"{np.median(numbers.tokens_per_second[known]):,.0f} target tokens/s ({how[0]}, threads a training: {how[1]}, "
-        f"{how[2]}, torch {how[3]}). Each run's time and speed: `figures/{figures.name}/provenance.csv`.\n"
+        f"The training times of {known.sum()} runs of {figures.steps:,} steps total {hours:.1f} hours, at a median of "
+        f"{np.median(numbers.tokens_per_second[known]):,.0f} target tokens/s ({how[0]}, threads per training: "
+        f"{how[1]}, {how[2]}, torch {how[3]}). Each run's time and speed: `figures/{figures.name}/provenance.csv`.\n"
     )
 
 

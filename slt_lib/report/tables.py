@@ -1,4 +1,4 @@
-"""Tables 1 and 2 in the paper's own form, and the table of everything that is no recipe's default."""
+"""Tables 1 and 2 in the paper's form, and a table of the variants: runs of a recipe with other settings."""
 
 import re
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ ABLATION_COLUMNS = (
     "pair technique variant sparsity bleu ter default_bleu difference low high detectable seeds note"
 ).split()
 MARKS = {"slt": "†", "mp": "‡"}  # the paper's, in the SLT-MP column
-STAR = r"\*"  # of a failed seed; escaped, or Markdown would take it for emphasis
+STAR = r"\*"  # marks a failed seed; escaped, since Markdown reads a plain one as emphasis
 MISSING, NONE, FAILED = "–", "n/a", "failed"
 LATEX = {"†": r"\textsuperscript{\textdagger}", "‡": r"\textsuperscript{\textdaggerdbl}", "–": "--"}
 LATEX |= {"∗": r"\textsuperscript{*}", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#"}
@@ -48,14 +48,14 @@ class _Entry:
 
 
 def table(figures: Figures, pair: str, test_set: str | None = None) -> Table:
-    """A pair's scores in the form of Table 1: a row a sparsity, BLEU and TER a technique, means over the seeds scored.
+    """A pair's scores in the form of Table 1: one row per sparsity, BLEU and TER per technique, means over seeds.
 
-    Bold is the best of a row as printed, ties and all; what is copied from another technique is not in the running, as
-    in the paper, and so nothing is at 0%. In SLT-MP a dagger marks what SLT trained, a double dagger what MP trained;
-    an asterisk a cell of which a seed failed; "failed" one of which every seed did; "n/a" a cell that does not exist,
-    "–" one that was not run. Memory is the mean over the techniques at that sparsity, in MiB, left out where no row has
-    it. The CSV is in the columns of `paper_tables.csv` with what is best and the test set added. `test_set` defaults to
-    the study's first.
+    Bold marks the best score of a row as printed, including ties. Cells copied from another technique do not compete,
+    as in the paper, so nothing is bold at 0%. In SLT-MP a dagger marks cells trained with SLT and a double dagger cells
+    trained with MP. An asterisk marks a cell with a failed seed, "failed" a cell whose seeds all failed, "n/a" a cell
+    that does not exist, and "–" one that was not run. Memory is the mean over the techniques at that sparsity in MiB;
+    the column is omitted if no row has it. The CSV has the columns of `paper_tables.csv`, plus the best scores and the
+    test set. `test_set` defaults to the study's first.
     """
     test_set = test_set or figures.test_set(pair)
     techniques, levels = figures.techniques(pair), figures.sparsities(pair)
@@ -122,7 +122,7 @@ def _memory(figures: Figures, pair: str, techniques: list[str], levels: list[flo
         values = [value for value in values if not np.isnan(value)]
         sizes.append(float(np.mean(values)) if values else None)
     largest = max((size for size in sizes if size), default=1.0)
-    # Three digits of the dense model: whole MiB at the paper's size, as printed there, and more below it.
+    # Three digits for the dense model: whole MiB at the paper's size, as printed there, and more for smaller models.
     digits = max(0, 2 - int(np.floor(np.log10(largest))))
     return ["" if size is None else f"{size:.{digits}f}" for size in sizes]
 
@@ -134,7 +134,7 @@ def _notes(techniques: list[str], rows: list[list[_Entry]]) -> list[str]:
     if STAR in marks:
         notes.append(f"{STAR} a seed failed: the mean is over the others.")
     copied = {technique for row in rows for technique, entry in zip(techniques, row, strict=True) if _copies_mp(entry)}
-    notes += ["MP-SLT repeats MP up to the switch."] if copied else []
+    notes += ["MP-SLT copies MP's cells up to the switch."] if copied else []
     notes += [f"{NONE}: the cell does not exist."] if any(entry.bleu == NONE for row in rows for entry in row) else []
     notes += (
         [f"{MISSING} not run, or not scored."] if any(entry.bleu == MISSING for row in rows for entry in row) else []
@@ -143,7 +143,7 @@ def _notes(techniques: list[str], rows: list[list[_Entry]]) -> list[str]:
 
 
 def failed(figures: Figures, pair: str) -> str:
-    """Which cells of a pair's table had a seed that failed, and why; empty where none had."""
+    """The cells of a pair's table with a failed seed and the reasons; empty if there are none."""
     told = [
         f"{label(technique)}{f' {percent(level)}%' if level else ''}: {', '.join(reasons)}"
         for (technique, level), reasons in figures.failures(pair).items()
@@ -152,7 +152,7 @@ def failed(figures: Figures, pair: str) -> str:
 
 
 def uneven(figures: Figures, pair: str) -> str:
-    """Which cells of a pair's table are over more seeds than others; empty where all are over as many."""
+    """The cells of a pair's table with another number of seeds than the rest; empty if all have the same."""
     over: dict[int, list[str]] = {}
     for technique in figures.techniques(pair):
         for level in figures.sparsities(pair):
@@ -174,10 +174,10 @@ def _copies_mp(entry: _Entry) -> bool:
 
 
 def ablations(figures: Figures, pair: str) -> Table:
-    """Every cell that is no recipe's default, beside the default recipe at the same sparsity.
+    """Every variant of a recipe, compared with the default recipe at the same sparsity.
 
-    The difference is variant less default in BLEU points, with its 95% interval and the difference that the design
-    could have detected (`statistics.contrast`); "sentences only" says that one seed leaves out the noise of training.
+    The difference is variant minus default in BLEU points, with its 95% interval and the smallest difference that the
+    design can detect (`statistics.contrast`). "sentences only": with one seed the interval omits the noise of training.
     """
     body, lines = [], []
     for cell in figures.variants(pair):
@@ -188,7 +188,7 @@ def ablations(figures: Figures, pair: str) -> Table:
         if gap and not gap.seeds_known:
             note = "; ".join(filter(None, [note, "sentences only"]))
         if same_runs(cell, default):
-            note = "; ".join(filter(None, [note, "the default's own training"]))
+            note = "; ".join(filter(None, [note, "same training as the default"]))
         bleu, ter = _score(cell, "bleu"), _score(cell, "ter")
         before = _score(default, "bleu") if default else MISSING
         mark = STAR if cell.failures and cell.rows else ""
@@ -206,7 +206,7 @@ def ablations(figures: Figures, pair: str) -> Table:
             + [signed(number) for number in numbers]
             + [str(len(cell.rows)), note]
         )
-    title = f"{pair}: what differs from the default recipe, on {figures.test_set(pair)}"
+    title = f"{pair}: variants of the recipes on {figures.test_set(pair)}"
     title += f" ({figures.note})" if figures.note else ""
     head = ["Technique", "Variant", "Sparsity", "BLEU", "TER", "Default's BLEU", "Difference [95%]"]
     head += ["Detectable", "Seeds", "Note"]
@@ -215,12 +215,12 @@ def ablations(figures: Figures, pair: str) -> Table:
 
 
 def signed(number: float) -> str:
-    """A difference at two decimals for a CSV cell; empty for nan."""
+    """A difference with two decimals for a CSV cell; empty for nan."""
     return "" if np.isnan(number) else f"{number + 0.0:.2f}"
 
 
 def markdown_rows(head: list[str], body: list[list[str]]) -> str:
-    """A pipe table; bars inside a cell are escaped."""
+    """A Markdown table; bars inside a cell are escaped."""
     lines = [head, ["---"] * len(head), *body]
     return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
 
