@@ -40,8 +40,8 @@ def test_one_parameters_cell_with_types_defaults_and_comments(notebook):
         assert isinstance(eval(default), TYPES[kind]), f"{name} is no {kind}"
         assert comment
     names = re.findall(r"^(\w+):", cell.source, re.MULTILINE)
-    assert names[:3] == ["study", "pair", "seeds"]
-    assert 'study: str = "quick"' in cell.source
+    assert names[:3] == ["study_name", "pair", "seeds"]
+    assert 'study_name: str = "quick"' in cell.source
 
 
 def test_kernel_is_python3(notebook):
@@ -93,7 +93,7 @@ def test_a_kernel_is_spoken_to_through_sockets_where_their_path_is_short_enough(
     with tempfile.TemporaryDirectory() as short:
         there = Path(short) / folder
         there.mkdir(exist_ok=True)
-        command = [sys.executable, "notebooks/start", "papermill", tmp_path / "in.ipynb", out, "-k", "python3"]
+        command = [sys.executable, "notebooks/papermill", tmp_path / "in.ipynb", out, "-k", "python3"]
         variables = os.environ | {"TMPDIR": str(there), "PYTHONDONTWRITEBYTECODE": "1"}
         subprocess.run(command, cwd=ROOT, env=variables, check=True, capture_output=True)
     [cell] = nbformat.read(out, as_version=4).cells
