@@ -26,8 +26,8 @@ BUILD = os.path.join(os.environ.get("SLT_BUILD") or "build", STUDY)
 DONE = f"{FIGURES}/markers"
 NOTEBOOKS = {name: technique.notebook for name, technique in params.TECHNIQUES.items()}
 PAPERMILL = (
-    "OMP_NUM_THREADS={threads} SLT_PROGRESS=lines python notebooks/start papermill {input.notebook} {params.out}"
-    " -k python3 --no-progress-bar --no-request-save-on-cell-execute -p study " + STUDY
+    "OMP_NUM_THREADS={threads} SLT_PROGRESS=lines python notebooks/papermill {input.notebook} {params.out}"
+    " -k python3 --no-progress-bar --no-request-save-on-cell-execute -p study_name " + STUDY
 )
 
 
@@ -211,7 +211,7 @@ rule report:
     log:
         f"{BUILD}/99_report.log",
     shell:
-        PAPERMILL + " > {log} 2>&1 && python notebooks/start nbstripout --keep-output --keep-count --extra-keys"
+        PAPERMILL + " > {log} 2>&1 && nbstripout --keep-output --keep-count --extra-keys"
         " 'metadata.papermill metadata.language_info cell.metadata.execution cell.metadata.papermill' {params.out}"
-        " >> {log} 2>&1 && cp {params.out} " + FIGURES + "/report.ipynb && python notebooks/start jupyter-nbconvert"
+        " >> {log} 2>&1 && cp {params.out} " + FIGURES + "/report.ipynb && jupyter nbconvert"
         " --to html --output-dir " + FIGURES + " --output report {params.out} >> {log} 2>&1 && touch {output}"

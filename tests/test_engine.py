@@ -89,14 +89,14 @@ def test_snakemake_papermill_and_a_person_get_the_same_rows(engine, tmp_path):
     papermill = tmp_path / "papermill"
     stores = {"SLT_RUNS": str(papermill / "runs"), "SLT_FIGURES": str(papermill / "figures")}
     out = str(tmp_path / "out.ipynb")
-    call(engine, "papermill", "notebooks/04_slt.ipynb", out, "-k", "python3", "-p", "study", "tiny", **stores)
+    call(engine, "papermill", "notebooks/04_slt.ipynb", out, "-k", "python3", "-p", "study_name", "tiny", **stores)
     assert rows(papermill / "figures") == expected
 
     hand = tmp_path / "hand"
     stores = {"SLT_RUNS": str(hand / "runs"), "SLT_FIGURES": str(hand / "figures")}
     notebook = nbformat.read(engine / "notebooks" / "04_slt.ipynb", as_version=4)
     [cell] = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    cell.source = cell.source.replace('study: str = "quick"', 'study: str = "tiny"')
+    cell.source = cell.source.replace('study_name: str = "quick"', 'study_name: str = "tiny"')
     nbformat.write(notebook, engine / "notebooks" / "edited.ipynb")
     call(
         engine,
@@ -141,7 +141,7 @@ def test_every_comparison_of_the_ablations_runs(engine, tmp_path):
     names = "signs frankle rewind source one-shot stepwise switch optimizer average controls again".split()
     stores = {"SLT_RUNS": str(tmp_path / "runs"), "SLT_FIGURES": str(tmp_path / "figures")}
     out = str(tmp_path / "out.ipynb")
-    asked = f"{{study: tiny, comparisons: [{', '.join(names)}]}}"
+    asked = f"{{study_name: tiny, comparisons: [{', '.join(names)}]}}"
     call(engine, "papermill", "notebooks/08_ablations.ipynb", out, "-k", "python3", "-y", asked, **stores)
     parts = (tmp_path / "figures/tiny/parts").glob("*.json.gz")
     found = {row[3] for path in parts for row in part(path)["results"]}

@@ -258,7 +258,7 @@ def test_random_masks_are_trained_as_often_as_slts_own(study_file):
 
 def test_the_readmes_own_technique_halves_what_is_left():
     text = (ROOT / "README.md").read_text()
-    code = text[text.index("    def halves(") : text.index("    chains = experiment.follow(")]
+    code = text[text.index("    def halves(") : text.index("    chains = study.follow(")]
     scope = {}
     exec(textwrap.dedent(code), scope)
     study = plan.Planned("quick")
