@@ -1,9 +1,9 @@
 # make study [STUDY=quick]   set up and run a study: trainings, tables, plots
-# make cluster STUDY=wmt14-en-de GPUS=8   the same in a Slurm queue, with GPUs a job (profiles/slurm/config.yaml)
+# make cluster STUDY=wmt14-en-de GPUS=8   the same as Slurm jobs with 8 GPUs each (profiles/slurm/config.yaml)
 # make test                  set up and run all tests
-# make soak [MINUTES=20]     kill a small study at random moments, at least 20 times, and compare what it ends in
-# make bench [ONLY=decoding] [RUN=ID]   measure the speed beside a plain loop and JoeyNMT: benchmarks/results.csv
-# make full-size             ten steps of the paper's 61.3M weights on CPU, cut and resumed, and what memory they take
+# make soak [MINUTES=20]     kill a small study at random moments, at least 20 times, and compare its final files
+# make bench [ONLY=decoding] [RUN=ID]   measure the speed and compare it with a plain loop and JoeyNMT: docs/speed.md
+# make full-size             ten steps of the paper's 61.3M weights on CPU, interrupted and resumed; peak memory
 # make lab                   set up and open JupyterLab on the notebooks
 STUDY ?= quick
 GPUS ?= 1
@@ -31,7 +31,7 @@ test: $(ROOT)/.venv/ready
 soak: $(ROOT)/.venv/ready
 	@cd $(ROOT) && bash tests/soak $(MINUTES)
 
-# A call that was cut goes on after the measures that it ended; BENCH_STEPS=100 BENCH_ROUNDS=1 BENCH_SECONDS=3 is a quick look.
+# An interrupted call resumes after its last finished measure. BENCH_STEPS=100 BENCH_ROUNDS=1 BENCH_SECONDS=3: a quick run.
 bench: $(ROOT)/.venv/ready
 	@cd $(ROOT) && python -m benchmarks $(ONLY) $(if $(RUN),--run $(RUN))
 
@@ -42,7 +42,7 @@ lab: $(ROOT)/.venv/ready
 	@cd $(ROOT) && jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir=$(ROOT) \
 		notebooks/00_corpus.ipynb
 
-# Re-execute the committed notebooks on the quick study and clean them of what differs from run to run.
+# Execute the committed notebooks again on the quick study and remove what differs from run to run.
 notebooks: $(ROOT)/.venv/ready
 	@cd $(ROOT) && bash notebooks/execute
 

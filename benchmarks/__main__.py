@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
                 path.unlink()
         print(table.table(table.read()))
         if table.PATH.parent.parent == ROOT:  # not a test's
-            table.into(ROOT / "README.md")
+            table.into(table.PAGE)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

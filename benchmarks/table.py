@@ -13,6 +13,7 @@ from slt_lib.report.summary import between
 from slt_lib.report.tables import markdown_rows
 
 PATH = Path(__file__).with_name("results.csv")
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "speed.md"
 COLUMNS = ("measure", "setting", "system", "value", "unit", "ratio", "low", "high", "rounds", "machine", "commit")
 OURS = "ours"
 BEGIN, END = "<!-- speed: made by `python -m benchmarks` -->", "<!-- end of speed -->"
@@ -111,7 +112,7 @@ def table(shown: Iterable[Row]) -> str:
 
 
 def markdown(shown: Iterable[Row]) -> str:
-    """The rows for the README: systems side by side where there are several, the rest in a list."""
+    """The rows as Markdown: one column per system where several are compared, all other rows as a list."""
     shown = list(shown)
     settings = [row.setting for row in shown if row.measure != "overhead"]
     common = _common(settings)
@@ -135,7 +136,7 @@ def markdown(shown: Iterable[Row]) -> str:
 
 
 def into(path: Path) -> None:
-    """Put the table of results.csv between its marks in the README. Raises InputError where it lacks them."""
+    """Write the table of results.csv between the two marker lines of a page. Raises InputError if they are missing."""
     between(path, BEGIN, END, markdown(read()))
 
 
