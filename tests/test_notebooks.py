@@ -6,9 +6,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+import torch
+
+from slt_lib.study.notebook import check_masks, list_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -98,3 +102,25 @@ def test_a_kernel_is_spoken_to_through_sockets_where_their_path_is_short_enough(
         subprocess.run(command, cwd=ROOT, env=variables, check=True, capture_output=True)
     [cell] = nbformat.read(out, as_version=4).cells
     assert cell.outputs[0].text.strip() == transport
+
+
+def run(sparsity, kept, parent=None):
+    mask = None if kept is None else {"w": torch.tensor(kept).bool()}
+    ticket = SimpleNamespace(trained_with="slt", runs={"parent": parent} if parent else {})
+    return SimpleNamespace(id="0123456789abcdef", record={"status": "ok"}, sparsity=sparsity, mask=mask, ticket=ticket)
+
+
+def test_the_shared_cells_list_runs_and_check_masks(capsys):
+    dense, half = run(0.0, None), run(0.5, [0, 0, 1, 1])
+    runs = [dense, half, run(0.75, [0, 0, 0, 1], half), run(0.75, [1, 0, 0, 0], half), run(0.75, [0, 0, 1, 1], half)]
+    chain = SimpleNamespace(seed=3, runs=runs)
+    list_runs([chain])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["seed 3  slt 0%  0123456789ab  ok", "seed 3  slt 50%  0123456789ab  ok"] and len(lines) == 5
+    check_masks([chain])
+    assert capsys.readouterr().out.splitlines() == [
+        "seed 3  50%  kept 2  exact True  nested True",
+        "seed 3  75%  kept 1  exact True  nested True",
+        "seed 3  75%  kept 1  exact True  nested False",
+        "seed 3  75%  kept 2  exact False  nested True",
+    ]
