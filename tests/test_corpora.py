@@ -1,5 +1,7 @@
 import dataclasses
 import gzip
+import hashlib
+import json
 import os
 import re
 from pathlib import Path
@@ -9,8 +11,8 @@ import pytest
 from slt_lib.base.errors import InputError
 from slt_lib.data import corpora
 from slt_lib.data import grammar as g
-from slt_lib.data.grammar import NP, Clause
-from slt_lib.study import Study
+from slt_lib.data.lexicon import NP, Clause, Sentence
+from slt_lib.data.syntax import render
 
 ME, YOU, HE, SHE, WE, THEY = (NP(word) for word in ("I", "you", "he", "she", "we", "they"))
 ANNA, PAUL = NP("Anna"), NP("Paul")
@@ -18,16 +20,20 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 YESTERDAY = ("yesterday", "gestern", "hier")
 
 
+def said(kind, *clauses, **rest):
+    return render(Sentence(kind, clauses, **rest))
+
+
 # Checked by hand, each for what stands beside it.
 SENTENCES = [
     # V2 after an adverbial, separable verb; French comma
     (
-        g.statement(Clause(NP("man"), "open", NP("door"), time=("today", "heute", "aujourd'hui"), front=True)),
+        said("statement", Clause(NP("man"), "open", NP("door"), time=("today", "heute", "aujourd'hui"), front=True)),
         ("Today the man opens the door.", "Heute macht der Mann die Tür auf.", "Aujourd'hui, l'homme ouvre la porte."),
     ),
     # Perfect with sein and with être, which agrees
     (
-        g.statement(Clause(NP("girl", plural=True), "come back", tense="past", time=YESTERDAY)),
+        said("statement", Clause(NP("girl", plural=True), "come back", tense="past", time=YESTERDAY)),
         (
             "The girls came back yesterday.",
             "Die Mädchen sind gestern zurückgekommen.",
@@ -36,17 +42,17 @@ SENTENCES = [
     ),
     # kein, pas de; do-support; mixed adjective ending
     (
-        g.statement(Clause(HE, "read", NP("letter", "a", adj="long"), neg=True)),
+        said("statement", Clause(HE, "read", NP("letter", "a", adj="long"), neg=True)),
         ("He does not read a long letter.", "Er liest keinen langen Brief.", "Il ne lit pas de longue lettre."),
     ),
     # nicht after a definite object, before the participle; the clitic asks the participle to agree
     (
-        g.statement(Clause(ME, "invite", SHE, tense="past", neg=True)),
+        said("statement", Clause(ME, "invite", SHE, tense="past", neg=True)),
         ("I did not invite her.", "Ich habe sie nicht eingeladen.", "Je ne l'ai pas invitée."),
     ),
     # Dative before accusative, weak noun, strong plural; French order, à + le
     (
-        g.statement(Clause(WE, "give", NP("apple", "two", True, "red"), NP("boy", adj="small"))),
+        said("statement", Clause(WE, "give", NP("apple", "two", True, "red"), NP("boy", adj="small"))),
         (
             "We give the small boy two red apples.",
             "Wir geben dem kleinen Jungen zwei rote Äpfel.",
@@ -55,7 +61,7 @@ SENTENCES = [
     ),
     # Mass nouns: strong singular ending, partitive with elision
     (
-        g.statement(Clause(NP("horse", plural=True), "buy", NP("water", "bare", adj="cold"), semi="want")),
+        said("statement", Clause(NP("horse", plural=True), "buy", NP("water", "bare", adj="cold"), modal="want")),
         (
             "The horses want to buy cold water.",
             "Die Pferde wollen kaltes Wasser kaufen.",
@@ -64,7 +70,7 @@ SENTENCES = [
     ),
     # Verb last, and with zu inside a separable verb; essayer de + clitic, which never contracts
     (
-        g.because(Clause(THEY, "laugh"), Clause(SHE, "call", HE, semi="try")),
+        said("because", Clause(THEY, "laugh"), Clause(SHE, "call", HE, modal="try")),
         (
             "They laugh because she tries to call him.",
             "Sie lachen, weil sie versucht, ihn anzurufen.",
@@ -73,9 +79,11 @@ SENTENCES = [
     ),
     # Commas of clauses that close together don't pile up
     (
-        g.when(
-            Clause(NP("man", rel=Clause(NP("man"), "open", NP("box", "she"), semi="try", gap="subj")), "sleep"),
+        said(
+            "when",
+            Clause(NP("man", rel=Clause(NP("man"), "open", NP("box", "she"), modal="try", gap="subj")), "sleep"),
             Clause(NP("dog", "every"), "run"),
+            word="when",
         ),
         (
             "When the man who tries to open her box sleeps, every dog runs.",
@@ -85,12 +93,13 @@ SENTENCES = [
     ),
     # Relative clause on the object: den, and French agreement with what went before
     (
-        g.statement(
+        said(
+            "statement",
             Clause(
                 NP("flower", plural=True, rel=Clause(ANNA, "buy", NP("flower", plural=True), tense="past", gap="obj")),
                 "be",
                 adj="beautiful",
-            )
+            ),
         ),
         (
             "The flowers that Anna bought are beautiful.",
@@ -100,12 +109,13 @@ SENTENCES = [
     ),
     # Dative plural of the relative pronoun and of the noun; cet before a vowel
     (
-        g.statement(
+        said(
+            "statement",
             Clause(
                 NP("child", "this"),
                 "follow",
                 NP("man", plural=True, rel=Clause(PAUL, "help", NP("man", plural=True), gap="obj")),
-            )
+            ),
         ),
         (
             "This child follows the men that Paul helps.",
@@ -115,7 +125,7 @@ SENTENCES = [
     ),
     # Genitive of a weak and of a strong noun, of a name; de + le, elision
     (
-        g.statement(Clause(NP("dog", owner=NP("neighbor")), "look for", NP("hat", adj="new", owner=ANNA))),
+        said("statement", Clause(NP("dog", owner=NP("neighbor")), "look for", NP("hat", adj="new", owner=ANNA))),
         (
             "The neighbor's dog looks for Anna's new hat.",
             "Der Hund des Nachbarn sucht Annas neuen Hut.",
@@ -124,7 +134,10 @@ SENTENCES = [
     ),
     # The person before an object with a relative clause, in French too
     (
-        g.statement(Clause(HE, "bring", NP("letter", rel=Clause(SHE, "write", NP("letter"), gap="obj")), NP("judge"))),
+        said(
+            "statement",
+            Clause(HE, "bring", NP("letter", rel=Clause(SHE, "write", NP("letter"), gap="obj")), NP("judge")),
+        ),
         (
             "He brings the judge the letter that she writes.",
             "Er bringt dem Richter den Brief, den sie schreibt.",
@@ -133,7 +146,12 @@ SENTENCES = [
     ),
     # Comparison; vieil and bel before a vowel are for the attribute only
     (
-        g.says(YOU, "know", Clause(NP("man", "this", adj="old"), "be", adj="beautiful", than=NP("uncle", "he"))),
+        said(
+            "that",
+            Clause(NP("man", "this", adj="old"), "be", adj="beautiful", than=NP("uncle", "he")),
+            word="know",
+            speaker=YOU,
+        ),
         (
             "You know that this old man is more beautiful than his uncle.",
             "Du weißt, dass dieser alte Mann schöner als sein Onkel ist.",
@@ -142,7 +160,7 @@ SENTENCES = [
     ),
     # Contractions of place; progressive in a question; an
     (
-        g.question(Clause(NP("actress", "a", adj="old"), "wait for", THEY, tense="prog", place=NP("station"))),
+        said("question", Clause(NP("actress", "a", adj="old"), "wait for", THEY, tense="prog", place=NP("station"))),
         (
             "Is an old actress waiting for them at the station?",
             "Wartet eine alte Schauspielerin gerade auf sie am Bahnhof?",
@@ -151,8 +169,11 @@ SENTENCES = [
     ),
     # Future, if, inversion; s'il
     (
-        g.when(
-            Clause(HE, "be", adj="tired"), Clause(NP("child", "two", True), "go to", NP("market"), tense="fut"), "if"
+        said(
+            "when",
+            Clause(HE, "be", adj="tired"),
+            Clause(NP("child", "two", True), "go to", NP("market"), tense="fut"),
+            word="if",
         ),
         (
             "If he is tired, two children will go to the market.",
@@ -162,7 +183,11 @@ SENTENCES = [
     ),
     # Fronted question word; an adverb between the parts of the verb
     (
-        g.question(Clause(YOU, "lose", NP("key", "you"), tense="past", often=("often", "oft", "souvent")), g.ASK[0]),
+        said(
+            "question",
+            Clause(YOU, "lose", NP("key", "you"), tense="past", often=("often", "oft", "souvent")),
+            word="where",
+        ),
         (
             "Where did you often lose your key?",
             "Wo hast du oft deinen Schlüssel verloren?",
@@ -171,7 +196,11 @@ SENTENCES = [
     ),
     # never; mon before a feminine vowel
     (
-        g.but(Clause(THEY, "answer", ME, often=("never", "nie", "jamais")), Clause(NP("nurse", "he"), "answer", THEY)),
+        said(
+            "but",
+            Clause(THEY, "answer", ME, often=("never", "nie", "jamais")),
+            Clause(NP("nurse", "he"), "answer", THEY),
+        ),
         (
             "They never answer me, but his nurse answers them.",
             "Sie antworten mir nie, aber seine Krankenschwester antwortet ihnen.",
@@ -244,23 +273,6 @@ def test_grammar_counts(counts, line):
         g.generate(counts, 1)
 
 
-def test_sentences_that_were_kept_are_those_that_are_made(tmp_path, monkeypatch, capsys):
-    def corpus():
-        return Study("quick").corpus
-
-    monkeypatch.setenv("SLT_RUNS", str(tmp_path))
-    made = corpus()
-    assert not (tmp_path / "sentences").exists()  # a look leaves nothing
-    Study("quick").vocabulary  # noqa: B018
-    [file] = (tmp_path / "sentences").iterdir()
-    calls = []
-    monkeypatch.setattr(corpora, "generate", lambda *given: calls.append(given) or g.generate(*given))
-    assert corpus() == made and not calls
-    file.write_text(file.read_text().replace("the", "teh", 1))
-    assert corpus() == made and len(calls) == 1
-    assert "was altered" in capsys.readouterr().err
-
-
 def test_grammar_corpus():
     there, back = corpora.grammar("en-de", 50, 10, 20, seed=3), corpora.grammar("de-en", 50, 10, 20, seed=3)
     assert (len(there.train), len(there.dev), len(there.tests["test"])) == (50, 10, 20)
@@ -274,6 +286,94 @@ def test_grammar_is_the_same_on_every_machine():
     # Runs are known by the bytes of their corpus: change this line only with the grammar.
     right = "8f8b24ece3abb78920d77e0d4f8e1595b4cd1f3896507b1e43c0b2febe278cab"
     assert corpora.grammar("en-de", 50, 10, 20, seed=3).digest == right
+
+
+@pytest.mark.parametrize(
+    ("counts", "seed", "right"),
+    [
+        ({"test": 20, "dev": 10, "train": 50}, 3, "cdba44c77d5ae6ff97beba5e43a11498ce5dc92a93964bbacb3fdcfb9815cc8d"),
+        (
+            {"test": 300, "dev": 300, "train": 4000},
+            7,
+            "8797480adb5833d27d577493bbaee03b48d5883d8795e7301a59a12ec0407db2",
+        ),
+        ({"train": 3000}, 0, "55788b72e6d6b050804aa5893af3aa295ca09178be5af9e5679ea742e2b753f4"),
+        ({"b": 1000, "a": 1500}, 123456789, "b22e3bc78f5c84d6fbe413bfca80e2d9a96827889b88aaa371955ee95597d577"),
+    ],
+)
+def test_grammar_makes_the_sentences_that_it_has_always_made(counts, seed, right):
+    text = json.dumps(g.generate(counts, seed), ensure_ascii=False)
+    assert hashlib.sha256(text.encode()).hexdigest() == right
+
+
+@pytest.fixture(scope="module")
+def structured():
+    return g.generate({"train": 4000}, seed=7, structure=True)["train"]
+
+
+def test_structure_leaves_the_sentences_as_they_are(structured):
+    assert [triple for triple, _ in structured] == g.generate({"train": 4000}, seed=7)["train"]
+    assert all(render(structure.sentence) == triple for triple, structure in structured)
+
+
+def test_structure_of_each_kind_of_sentence(structured):
+    types = {
+        "statement": ["main"],
+        "copula": ["main"],
+        "question": ["main"],
+        "because": ["main", "because"],
+        "that": ["main", "that"],
+        "when": [],
+        "but": ["main", "main"],
+    }
+    assert {structure.kind for _, structure in structured} == set(types)
+    for (en, de, _), structure in structured:
+        found = [clause.type for clause in structure.clauses if clause.type != "relative"]
+        assert found == (types[structure.kind] or [en.split()[0].lower(), "main"])
+        assert de.count(", weil ") == found.count("because") and de.count(", dass ") == found.count("that")
+        relative = [clause for clause in structure.clauses if clause.type == "relative"]
+        assert len(relative) == len(re.findall(r"\b(?:who|that)\b", en)) - found.count("that")
+        assert all(
+            clause.depth == (clause.type in ("because", "that", "when", "if"))
+            for clause in structure.clauses
+            if clause.type != "relative"
+        )
+        assert all(clause.depth >= 1 for clause in relative)
+        assert structure.depth >= max(clause.depth for clause in structure.clauses)
+
+
+def test_structure_tells_number_and_gender(structured):
+    """The finite verb and the article of the text, which other code writes, agree with the structure."""
+    verbs, articles = set(), set()
+    for (en, de, _), structure in structured:
+        clause = structure.clauses[0]
+        if structure.kind != "statement" or len(structure.clauses) > 1:
+            continue
+        noun = clause.subject
+        if clause.tense == "prog" and clause.subject.kind != "pronoun":
+            verb = re.search(r"\b(is|are)\b", en)[1]
+            assert (verb == "are") == clause.plural == clause.agrees_with.plural
+            verbs.add(verb)
+        if noun.kind == "noun" and (start := re.match(r"(Der|Die|Das) ", de)):
+            right = "Die" if noun.plural else {"m": "Der", "f": "Die", "n": "Das"}[noun.german]
+            assert start[1] == right, de
+            articles.add(right + noun.german)
+    assert verbs == {"is", "are"} and len(articles) >= 5
+
+
+def test_structure_of_relative_clauses():
+    owned = NP("dog", plural=True, owner=NP("neighbor"))
+    actor = NP("man", plural=True, rel=Clause(NP("man", plural=True), "read", NP("letter", "a"), gap="subj"))
+    flower = NP("flower", rel=Clause(ANNA, "buy", NP("flower"), tense="past", gap="obj"))
+    found = g.Structure.of(Sentence("because", (Clause(owned, "sleep", neg=True), Clause(actor, "give", flower, PAUL))))
+    main, reason, subj, obj = found.clauses
+    assert [(c.type, c.depth) for c in found.clauses] == [("main", 0), ("because", 1), ("relative", 2), ("relative", 2)]
+    assert (main.subject.head, main.plural, main.negated, main.object, found.depth) == ("dog", True, True, None, 2)
+    assert (reason.object.head, reason.recipient, reason.tense) == ("flower", g.Phrase.of(PAUL), "pres")
+    assert subj.subject is None and subj.agrees_with.head == "man" and subj.plural and subj.object.head == "letter"
+    assert obj.subject.head == "Anna" == obj.agrees_with.head and obj.object is None and obj.tense == "past"
+    assert g.Phrase.of(NP("girl")) == g.Phrase("girl", "noun", False, "n", "f")
+    assert g.Phrase.of(THEY) == g.Phrase("they", "pronoun", True, "", "m")
 
 
 def test_digest_sees_every_byte_and_every_boundary():
