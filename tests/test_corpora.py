@@ -1,12 +1,16 @@
 import dataclasses
+import functools
 import gzip
 import hashlib
+import http.server
 import json
 import os
 import re
+import threading
 from pathlib import Path
 
 import pytest
+import requests
 
 from slt_lib.base.errors import InputError
 from slt_lib.data import corpora
@@ -436,18 +440,43 @@ def test_multi30k(data, pair):
     )
 
 
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        if not self.path.endswith("cut.gz"):
+            return super().do_GET()
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b"x" * 500)  # and the connection ends
+
+
 @pytest.fixture
-def server(tmp_path, monkeypatch):
-    """A stand-in for the public address: a folder of small files whose sums are pinned instead."""
+def public(tmp_path, monkeypatch):
+    """The folder behind a public address, `corpora.MULTI30K_URL`."""
     folder = tmp_path / "server"
     folder.mkdir()
+    handler = functools.partial(Handler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setattr(corpora, "MULTI30K_URL", f"http://127.0.0.1:{running.server_port}")
+        yield folder
+        running.shutdown()
+
+
+@pytest.fixture
+def server(public, tmp_path, monkeypatch):
+    """A folder of small files behind the public address; their sums are pinned instead of the real ones."""
+    folder = public
     sums = {}
     for name in corpora.MULTI30K_SHA256:
         split, language, _ = name.split(".")
         (folder / name).write_bytes(gzip.compress("".join(f"{split} {language} {n}\n" for n in range(3)).encode()))
         sums[name] = corpora.file_sha256(folder / name)
     monkeypatch.setattr(corpora, "MULTI30K_SHA256", sums)
-    monkeypatch.setattr(corpora, "MULTI30K_URL", folder.as_uri())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("SLT_DATA", raising=False)
     return folder
@@ -483,7 +512,7 @@ def test_wrong_file_of_the_user_is_named_and_kept(server, tmp_path, monkeypatch)
     monkeypatch.setenv("SLT_DATA", str(tmp_path / "mine"))
     with pytest.raises(InputError) as caught:
         corpora.multi30k("de-en")
-    url, right = f"{server.as_uri()}/train.de.gz", corpora.MULTI30K_SHA256["train.de.gz"]
+    url, right = f"{corpora.MULTI30K_URL}/train.de.gz", corpora.MULTI30K_SHA256["train.de.gz"]
     assert (
         str(caught.value)
         == f"{mine}: sha256 is {corpora.file_sha256(mine)}, not {right}; delete it, or put {url} there"
@@ -495,7 +524,7 @@ def test_file_that_cannot_be_had(server, tmp_path):
     (server / "train.en.gz").unlink()
     with pytest.raises(InputError) as caught:
         corpora.multi30k("en-de")
-    line, url = str(caught.value), f"{server.as_uri()}/train.en.gz"
+    line, url = str(caught.value), f"{corpora.MULTI30K_URL}/train.en.gz"
     path = tmp_path / "cache" / "slt_lib" / "multi30k" / "train.en.gz"
     assert line.startswith("train.en.gz: can't be downloaded (") and "\n" not in line
     assert line.endswith(f"); download {url} by hand to {path}")
@@ -506,7 +535,7 @@ def test_corrupted_download_leaves_nothing(server, tmp_path):
     (server / "train.en.gz").write_bytes(b"a login page of the hotel")
     with pytest.raises(InputError) as caught:
         corpora.multi30k("en-de")
-    line, url = str(caught.value), f"{server.as_uri()}/train.en.gz"
+    line, url = str(caught.value), f"{corpora.MULTI30K_URL}/train.en.gz"
     path = tmp_path / "cache" / "slt_lib" / "multi30k" / "train.en.gz"
     found = corpora.file_sha256(server / "train.en.gz")
     assert line == (
@@ -516,41 +545,28 @@ def test_corrupted_download_leaves_nothing(server, tmp_path):
     assert "train.en.gz" not in " ".join(everything(tmp_path / "cache"))
 
 
-class Cut:
-    """A connection that ends after half of the file: in silence, or with an error."""
-
-    def __init__(self, data, error=None):
-        self.blocks, self.error = [data[: len(data) // 2]], error
-        self.headers = {"Content-Length": str(len(data))}
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return False
-
-    def read(self, _):
-        if self.blocks:
-            return self.blocks.pop()
-        if self.error:
-            raise self.error
-        return b""
-
-
 @pytest.mark.parametrize(
     ("error", "raised", "told"),
     [
-        (None, InputError, "is cut short at 500 of 1000 bytes; try again, or download"),
+        (None, InputError, "can't be downloaded (('Connection broken: IncompleteRead(500 bytes read, 500 more"),
         (ConnectionResetError("reset by peer"), InputError, "can't be downloaded (reset by peer); download"),
         (TimeoutError("timed out"), InputError, "can't be downloaded (timed out); download"),
         (OSError(28, "No space left on device"), InputError, "No space left on device"),
         (KeyboardInterrupt(), KeyboardInterrupt, ""),
     ],
 )
-def test_interrupted_download_leaves_nothing(tmp_path, error, raised, told):
+def test_interrupted_download_leaves_nothing(public, tmp_path, monkeypatch, error, raised, told):
+    """The connection ends after half of the file: in silence, or with an error."""
+
+    def half(*_, **__):
+        yield b"x" * 500
+        raise error
+
+    if error:
+        monkeypatch.setattr(requests.Response, "iter_content", half)
     path = tmp_path / "folder" / "file.gz"
     with pytest.raises(raised) as caught:
-        corpora.fetch("https://x/file.gz", path, "0" * 64, "file", lambda url, timeout: Cut(b"x" * 1000, error))
+        corpora.fetch(f"{corpora.MULTI30K_URL}/cut.gz", path, "0" * 64)
     assert told in str(caught.value) and "\n" not in str(caught.value)
     assert everything(tmp_path) == []
 

@@ -313,7 +313,7 @@ def test_archives_are_downloaded_where_they_are_not_there(public, home, monkeypa
     monkeypatch.setenv("SLT_DATA", str(home / "empty"))
     asked = []
 
-    def fetch(url, path, sha256, label):
+    def fetch(url, path, sha256):
         asked.append(url)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes((public.folder / path.name).read_bytes())

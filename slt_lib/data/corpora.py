@@ -5,18 +5,13 @@
 
 import gzip
 import hashlib
-import http.client
 import os
-import secrets
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from urllib.request import urlopen
-
-from tqdm.auto import tqdm
 
 from slt_lib.base.errors import InputError
 from slt_lib.data.grammar import LANGUAGES, generate
@@ -161,40 +156,26 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slt_lib"
 
 
-def fetch(url: str, path: Path, sha256: str, label: str, opener: Callable = urlopen) -> Path:
-    """Download url to path with a progress bar, unless path holds the file already. Never leaves a part of it at path.
+def fetch(url: str, path: Path, sha256: str) -> Path:
+    """Download `url` to `path` with a progress bar, unless `path` holds the file already; a failure leaves no file.
 
-    Raises InputError where the file can't be had, is not the pinned one, or can't be stored.
+    Raises InputError if the file can't be downloaded or stored, or if its SHA-256 is not `sha256`.
     """
+    import pooch  # here, because it takes a quarter of a second and most runs download nothing
+
     by_hand = f"download {url} by hand to {path}"
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    pooch.get_logger().setLevel("WARNING")
+    # Without a timeout a server that stops responding would block the study.
+    download = pooch.HTTPDownloader(progressbar=True, chunk_size=1 << 16, timeout=60)
     try:
-        if path.exists():
-            if file_sha256(path) == sha256:
-                return path
-            path.unlink()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Without a time limit a server that falls silent would hold the study for ever.
-        with opener(url, timeout=60) as source, part.open("xb") as sink:
-            size = int(source.headers.get("Content-Length") or 0)
-            with tqdm(total=size or None, desc=label, unit="B", unit_scale=True, leave=False) as bar:
-                while block := source.read(1 << 16):
-                    sink.write(block)
-                    bar.update(len(block))
-            sink.flush()
-            os.fsync(sink.fileno())
-        if (found := file_sha256(part)) != sha256:
-            got = part.stat().st_size
-            what = f"cut short at {got} of {size} bytes" if got < size else f"not the expected file (sha256 {found})"
-            raise InputError(f"{path.name}: what came from {url} is {what}; try again, or {by_hand}")
-        os.replace(part, path)
-    except (OSError, http.client.HTTPException) as error:
-        reason = " ".join(str(getattr(error, "reason", None) or error).split())
+        pooch.retrieve(url, f"sha256:{sha256}", path.name, path.parent, downloader=download)
+    except OSError as error:  # the disk's errors and those of requests
+        reason = " ".join(str(error).split())
         raise InputError(f"{path.name}: can't be downloaded ({reason}); {by_hand}") from error
-    finally:
-        # An interrupt comes through here as well.
-        if part.exists():
-            part.unlink()
+    except ValueError as error:
+        found = str(error).partition(" but got ")[2].partition(".")[0]
+        what = f"not the expected file (sha256 {found})"
+        raise InputError(f"{path.name}: what came from {url} is {what}; try again, or {by_hand}") from error
     return path
 
 
@@ -238,7 +219,7 @@ def _multi30k_file(name: str) -> Path:
     if (data := data_folder()) and (path := data / "multi30k" / name).exists():
         check(path, url, sha256)
         return path
-    return fetch(url, cache_folder() / "multi30k" / name, sha256, name)
+    return fetch(url, cache_folder() / "multi30k" / name, sha256)
 
 
 def _plain_or_gz(path: Path) -> Path:

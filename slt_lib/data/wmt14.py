@@ -170,7 +170,7 @@ def locate(archive: Archive, store: Store) -> Path:
     if own:
         corpora.check(path, archive.url, archive.sha256, archive.size)
     else:
-        corpora.fetch(archive.url, path, archive.sha256, archive.name)
+        corpora.fetch(archive.url, path, archive.sha256)
     write_json(memory, sealed(verified | {str(path): [*_stamp(path), archive.sha256]}))
     return path
 
