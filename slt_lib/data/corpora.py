@@ -179,15 +179,12 @@ def fetch(url: str, path: Path, sha256: str) -> Path:
     return path
 
 
-def check(path: Path, url: str, sha256: str, size: int = 0) -> None:
-    """Raises InputError unless path holds the pinned file; size: its bytes, where known."""
+def check(path: Path, url: str, sha256: str) -> None:
+    """Raises InputError unless `path` holds the pinned file."""
     try:
-        got = path.stat().st_size
-        found = file_sha256(path) if got >= size else ""
+        found = file_sha256(path)
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror}); mend it, or put {url} there") from error
-    if not found:
-        raise InputError(f"{path}: cut short at {got} of {size} bytes; put {url} there again")
     if found != sha256:
         raise InputError(f"{path}: sha256 is {found}, not {sha256}; delete it, or put {url} there")
 
