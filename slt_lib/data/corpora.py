@@ -1,6 +1,6 @@
-"""Parallel text: the made `grammar`, the downloaded `multi30k` and the user's own `files`, read and checked alike.
+"""Parallel corpora: the generated `grammar`, the downloaded `multi30k` and the user's own `files`.
 
-`wmt14`, too large to be held in memory, has a module of its own.
+`wmt14`, which is too large to hold in memory, has its own module.
 """
 
 import gzip
@@ -53,7 +53,7 @@ class Split:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the exact text of both sides, each sentence led by its length."""
+        """SHA-256 of the exact text of both sides, with the length before each sentence."""
         whole = hashlib.sha256()
         for side in (self.source, self.target):
             whole.update(b"%d;" % len(side))
@@ -64,11 +64,11 @@ class Split:
 
     @property
     def sample(self) -> int | None:
-        """Bytes of each file that a vocabulary is built from; None: all."""
+        """Bytes of each side that a vocabulary is built from; None: all."""
         return None
 
     def sentences(self) -> Iterable[str]:
-        """What a vocabulary is built from."""
+        """The sentences that a vocabulary is built from."""
         return chain(self.source, self.target)
 
     def encoded(self, vocabulary):
@@ -78,7 +78,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a study trains, chooses and is tested on; pair: source and target language, "en-de"."""
+    """The training, dev and test sets of a study. `pair`: source and target language, "en-de"."""
 
     name: str
     pair: str
@@ -93,7 +93,7 @@ class Corpus:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of train and dev, which reach the weights; each test set has its own."""
+        """SHA-256 of train and dev, which affect the weights. Each test set has its own digest."""
         return hashlib.sha256(f"{self.train.digest}{self.dev.digest}".encode()).hexdigest()
 
 
@@ -112,7 +112,7 @@ def grammar(pair: str, train: int, dev: int, test: int, seed: int) -> Corpus:
 
 
 def multi30k(pair: str) -> Corpus:
-    """Multi30k from $SLT_DATA/multi30k, the cache or its public address. Raises InputError where it can't be had."""
+    """Multi30k from $SLT_DATA/multi30k, the cache or its public address. Raises InputError if it is not available."""
     languages = languages_of(pair, "multi30k")
 
     def split(name: str, file: str, training: bool = False) -> Split:
@@ -123,7 +123,7 @@ def multi30k(pair: str) -> Corpus:
 
 
 def multi30k_at_hand(pair: str) -> bool:
-    """Whether all files of `multi30k(pair)` are in $SLT_DATA/multi30k or the cache, so that none is downloaded."""
+    """Whether all files of `multi30k(pair)` are in $SLT_DATA/multi30k or the cache, so that nothing is downloaded."""
     splits = ("train", "val", *MULTI30K_TESTS)
     names = [f"{split}.{language}.gz" for split in splits for language in languages_of(pair, "multi30k")]
     folders = [folder / "multi30k" for folder in (data_folder(), cache_folder()) if folder]
@@ -133,8 +133,9 @@ def multi30k_at_hand(pair: str) -> bool:
 def files(folder: str | Path, pair: str, tests: Sequence[str] = ("test",)) -> Corpus:
     """The user's own text: train.<language>, dev.<language> and <test>.<language> in a folder, plain or .gz.
 
-    UTF-8, a sentence a line. A relative folder is looked for in $SLT_DATA, then from the current directory. Raises
-    InputError where a file is missing, empty, not UTF-8, damaged, or not as long as its translation.
+    The files are UTF-8 with one sentence per line. A relative folder is searched in $SLT_DATA, then in the current
+    directory. Raises InputError if a file is missing, empty, damaged or not UTF-8, or if its translation has another
+    number of lines.
     """
     languages = languages_of(pair, "files")
     folder = Path(folder).expanduser()
@@ -152,7 +153,7 @@ def files(folder: str | Path, pair: str, tests: Sequence[str] = ("test",)) -> Co
 
 
 def cache_folder() -> Path:
-    """Where downloads go: $XDG_CACHE_HOME/slt_lib, ~/.cache/slt_lib without it."""
+    """The folder of downloads: $XDG_CACHE_HOME/slt_lib, or ~/.cache/slt_lib if it is not set."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slt_lib"
 
 
@@ -196,12 +197,12 @@ def file_sha256(path: Path) -> str:
 
 
 def data_folder() -> Path | None:
-    """$SLT_DATA, where corpora are looked for first."""
+    """$SLT_DATA, the first folder that is searched for corpora; None if it is not set."""
     return Path(text).expanduser() if (text := os.environ.get("SLT_DATA")) else None
 
 
 def languages_of(pair: str, corpus: str) -> tuple[str, str]:
-    """Source and target: two of those that the named corpus holds, or, of `files`, any two. Raises InputError."""
+    """Source and target language. `files` allows any two; another corpus only those it holds. Raises InputError."""
     source, _, target = pair.partition("-")
     if corpus != "files" and (source == target or not {source, target} <= set(LANGUAGES)):
         known = ", ".join(f"{a}-{b}" for a in LANGUAGES for b in LANGUAGES if a != b)
