@@ -84,7 +84,7 @@ def test_words_that_look_special_are_text(vocabulary, text):
 def test_same_text_same_vocabulary_in_fresh_processes(vocabulary):
     # Hash maps have another order in each process; it must not reach the pieces.
     program = (
-        "from slt_lib import corpora; from slt_lib.data.vocabulary import Vocabulary;"
+        "from slt_lib.data import corpora; from slt_lib.data.vocabulary import Vocabulary;"
         "made = corpora.grammar('en-de', 300, 40, 20, 1);"
         "print(Vocabulary.build([*made.train.source, *made.train.target], 300).digest)"
     )

@@ -1,30 +1,23 @@
-"""WMT14 from its public archives, streamed: en-fr has 40.8M pairs, so no step holds more than a chunk of them.
+"""WMT14 from the parquet files on the Hugging Face Hub, streamed: en-fr has 40.8M pairs, so memory stays bounded.
 
-Archives, sums and counts: FACTS.md section 6. Members as in tensor2tensor's translate_ende.py and translate_enfr.py, in
-their order, and in TensorFlow Datasets' wmt_utils.py. As tensor2tensor does, lines are stripped and pairs with an empty
-side are left out: 4,508,785 pairs are expected of en-de with news-commentary v9, 4,592,289 with v13, 40,836,715 of
-en-fr.
+The data sets are those of FACTS.md section 6, at pinned revisions: `wmt/wmt14` (news-commentary v9) and `wmt/wmt_t2t`
+(v13, the mix that tensor2tensor trains en-de on). As in tensor2tensor, lines are stripped and pairs with an empty side
+are left out.
 
-What is made stays in the store: the cleaned text in chunks (`wmt14/<key>`, about 0.6 and 5 GB) and its word pieces as
-flat arrays that are mapped, not read (`encoded/<key>`, about 0.6 and 6 GB). A preparation that was killed goes on with
-the next chunk. The archives are read as streams; nothing but the members named here is looked at, and none is unpacked.
+The results stay in the store, and each folder appears whole or not at all: the cleaned text as one Arrow file
+(`wmt14/<key>`) and its word pieces as flat arrays (`encoded/<key>`). Both are memory-mapped. A preparation that was
+killed starts again with the stage, text or word pieces, that it had not finished.
 """
 
 import contextlib
-import gzip
-import hashlib
 import importlib.metadata
-import io
 import itertools
 import logging
 import os
 import shutil
 import socket
-import tarfile
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +25,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from slt_lib.base.errors import InputError
-from slt_lib.base.files import sweep, write_bytes
+from slt_lib.base.files import remedy
 from slt_lib.base.processes import cores, in_order
 from slt_lib.base.settings import Wmt14
 from slt_lib.base.store import Damaged, Store, digest, sealed, unseal, write_json
@@ -40,70 +33,28 @@ from slt_lib.data import corpora
 from slt_lib.data.corpora import Corpus, Split
 from slt_lib.data.vocabulary import Encoded, Vocabulary
 
-TEXT_VERSION = 1  # raise when a change of code changes the cleaned text
+TEXT_VERSION = 2  # raise when a change of code changes the cleaned text
 ENCODING_VERSION = 1  # the same for the arrays
-CHUNK = 100_000  # lines of an archive that are read, and later encoded, at once
-ENCODE = 5_000  # sentences handed to the tokenizer at once: it takes several KB a sentence
-SMALL = 1 << 24  # bytes that are done before other processes have begun
+CHUNK = 50_000  # pairs that are read, and later encoded, at once
+ENCODE = 5_000  # sentences handed to the tokenizer at once: it takes several KB per sentence
+SMALL = 200_000  # pairs that one process encodes before others would have started
 SIDES = ("source", "target")
+KINDS = ("flat", "offsets")
 
 
 @dataclass(frozen=True)
-class Archive:
-    """A pinned download; `member` names a side inside it, one sentence a line, itself packed where it ends in .gz."""
+class Source:
+    """A data set on the Hub; `rows` counts its training pairs by the language beside English."""
 
-    url: str
-    size: int
-    sha256: str
-    member: str
-
-    @property
-    def name(self) -> str:
-        return self.url.rpartition("/")[2]
+    repo: str
+    revision: str
+    rows: dict[str, int]
 
 
-ARCHIVES = {
-    "europarl-v7": Archive(
-        "https://www.statmt.org/wmt13/training-parallel-europarl-v7.tgz",
-        657_632_379,
-        "0224c7c710c8a063dfd893b0cc0830202d61f4c75c17eb8e31836103d27d96e7",
-        "training/europarl-v7.{pair}.{language}",
-    ),
-    "commoncrawl": Archive(
-        "https://www.statmt.org/wmt13/training-parallel-commoncrawl.tgz",
-        918_311_367,
-        "c7a74e2ea01ac6c920123108627e35278d4ccb5701e15428ffa34de86fa3a9e5",
-        "commoncrawl.{pair}.{language}",
-    ),
-    "news-commentary-v9": Archive(
-        "https://www.statmt.org/wmt14/training-parallel-nc-v9.tgz",
-        80_418_416,
-        "cb8953f292298e6877ae433c98912b927cb0766b303f4540512ddd286c748485",
-        "training/news-commentary-v9.{pair}.{language}",
-    ),
-    "news-commentary-v13": Archive(
-        "https://data.statmt.org/wmt18/translation-task/training-parallel-nc-v13.tgz",
-        113_157_482,
-        "17992b7e919cfb754c60f4e754148bc23b80706ad0ed7b34150831a554b40c91",
-        "training-parallel-nc-v13/news-commentary-v13.{pair}.{language}",
-    ),
-    "un": Archive(
-        "https://www.statmt.org/wmt13/training-parallel-un.tgz",
-        2_365_634_246,
-        "29141b5c1eba149a94f7a59d3b1a834b2e47fe0f8758d68dcd77a3d3f497ee47",
-        "un/undoc.2000.{pair}.{language}",
-    ),
-    "giga-fren": Archive(
-        "https://www.statmt.org/wmt10/training-giga-fren.tar",
-        2_595_102_720,
-        "3ff8319f6919393520559bfbc7ad6a747ec81b3abc7be9993b338d4b017b4d9a",
-        "giga-fren.release2.fixed.{language}.gz",
-    ),
-}
-# The language beside English -> archives in tensor2tensor's order; which news-commentary is a parameter.
-PARTS = {
-    "de": ("news-commentary", "commoncrawl", "europarl-v7"),
-    "fr": ("commoncrawl", "europarl-v7", "news-commentary", "giga-fren", "un"),
+# By corpus.news_commentary. Both revisions are the commits "Convert dataset to Parquet" of the main branch.
+SOURCES = {
+    "v9": Source("wmt/wmt14", "b199e406369ec1b7634206d3ded5ba45de2fe696", {"de": 4_508_785, "fr": 40_836_715}),
+    "v13": Source("wmt/wmt_t2t", "4c6696c8a5ea80b1993611b14e7b42bcd7fb2fb2", {"de": 4_592_289}),
 }
 
 # Split -> name in sacrebleu and sentences by language; of the filtered en-fr set no source gives the count.
@@ -115,29 +66,36 @@ TEST_SETS = {
 
 
 def corpus(pair: str, settings: Wmt14, store: Store) -> Corpus:
-    """WMT14 for en-de, en-fr or their reverse; prepared once in `store`, then known by its manifest.
+    """WMT14 for en-de, en-fr or their reverse, prepared once in `store`.
 
-    A core takes some two minutes a million pairs, most of them for word pieces. Up to four processes clean and encode,
-    the tokenizer's threads take the other cores; all of them together hold 1.2 GiB. Dev is newstest2013; newstest2014
-    comes whole and, beside it, filtered (the official set). Raises InputError where an archive or test set can't be had
-    or is not the pinned one, or the disk is full.
+    Dev is newstest2013. The test sets are newstest2014, whole and filtered (the official set). Raises InputError if a
+    file can't be had or is not the expected one, or if the disk is full.
     """
-    parts = _parts(pair, settings)
+    source = _source(pair, settings)
     tests = _tests(pair, store)
     dev = tests.pop("dev")
-    return Corpus("wmt14", pair, _train(pair, parts, settings, store), dev, tests)
+    return Corpus("wmt14", pair, _train(pair, source, settings, store), dev, tests)
 
 
-def _parts(pair: str, settings: Wmt14) -> dict[str, Archive]:
-    """Name -> archive, in the order in which the pair's text is joined."""
-    known = ", ".join(f"{a}-{b}" for other in PARTS for a, b in (("en", other), (other, "en")))
-    if pair not in known.split(", "):
-        raise InputError(f"corpus wmt14: no language pair {pair!r}; take one of {known}")
-    if _other(pair) == "fr" and settings.news_commentary == "v13":
+def at_hand(pair: str, settings: Wmt14, store: Store) -> bool:
+    """Whether `store` holds all of `corpus` already, so that it downloads, prepares and waits for nothing."""
+    try:
+        for name in TEST_SETS:
+            unseal(store.path / "wmt14" / f"{name}.{pair}.json")
+    except Damaged:
+        return False
+    return _whole(store.path / "wmt14" / _key(pair, _source(pair, settings), settings)) is not None
+
+
+def _source(pair: str, settings: Wmt14) -> Source:
+    other = _other(pair)
+    known = SOURCES["v9"].rows
+    if other not in known or pair not in (f"en-{other}", f"{other}-en"):
+        pairs = ", ".join(f"{a}-{b}" for other in known for a, b in (("en", other), (other, "en")))
+        raise InputError(f"corpus wmt14: no language pair {pair!r}; take one of {pairs}")
+    if other not in SOURCES[settings.news_commentary].rows:
         raise InputError("corpus.news_commentary: v13 has no French; write v9 for en-fr, as tensor2tensor does")
-    newest = {"news-commentary": f"news-commentary-{settings.news_commentary}"}
-    names = [newest.get(name, name) for name in PARTS[_other(pair)]]
-    return {name: ARCHIVES[name] for name in names}
+    return SOURCES[settings.news_commentary]
 
 
 def _other(pair: str) -> str:
@@ -145,34 +103,51 @@ def _other(pair: str) -> str:
     return pair.replace("en", "").strip("-")
 
 
-# Archives ------------------------------------------------------------
+# Files of the store ------------------------------------------------------------
 
 
-def locate(archive: Archive, store: Store) -> Path:
-    """Where an archive lies: $SLT_DATA/wmt14, the cache, or freshly downloaded to it; its sha256 is checked.
+def _made(folder: Path, store: Store, make: Callable[[Path], dict]) -> dict:
+    """The record of a folder that appears whole or not at all. `make` fills a temporary folder and returns the record.
 
-    The check of 2.6 GB takes a while, so the store remembers it for as long as size and time of the file stay.
+    A folder with a file that is missing or altered is made again. Raises InputError if the disk is full.
     """
-    memory = store.path / "wmt14" / "verified.json"
+    part = folder.with_name(f".{folder.name}.part")
+    with store.lock(f"{folder.parent.name}-{folder.name}"):
+        shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
+        if (record := _whole(folder)) is not None:
+            return record
+        try:
+            part.mkdir(parents=True)
+            record = make(part)
+            files = {}
+            for path in sorted(part.iterdir()):
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                files[path.name] = [*_stamp(path), corpora.file_sha256(path)]
+            write_json(part / "manifest.json", sealed(record | {"files": files}))
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(part, folder)
+        except OSError as error:
+            raise InputError(f"{folder}: {remedy(error)}") from error
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return record
+
+
+def _whole(folder: Path) -> dict | None:
+    """What `_made` recorded, if each file is unaltered: by its size and time or, where these differ, by its SHA-256."""
     try:
-        verified = unseal(memory)
-    except Damaged:
-        verified = {}
-
-    def whole(path: Path) -> bool:
-        return verified.get(str(path)) == [*_stamp(path), archive.sha256]
-
-    data = corpora.data_folder()
-    own = data is not None and (data / "wmt14" / archive.name).exists()
-    path = (data if own else corpora.cache_folder()) / "wmt14" / archive.name
-    if path.exists() and whole(path):
-        return path
-    if own:
-        corpora.check(path, archive.url, archive.sha256, archive.size)
-    else:
-        corpora.fetch(archive.url, path, archive.sha256, archive.name)
-    write_json(memory, sealed(verified | {str(path): [*_stamp(path), archive.sha256]}))
-    return path
+        record = unseal(folder / "manifest.json")
+        stamps = {name: _stamp(folder / name) for name in record["files"]}
+        changed = {name: stamp for name, stamp in stamps.items() if stamp != record["files"][name][:2]}
+        if any(corpora.file_sha256(folder / name) != record["files"][name][2] for name in changed):
+            return None
+        if changed:  # a copy, say: the next look is quick again
+            record["files"] |= {name: [*stamp, record["files"][name][2]] for name, stamp in changed.items()}
+            write_json(folder / "manifest.json", sealed(record))
+    except (Damaged, OSError):
+        return None
+    return record
 
 
 def _stamp(path: Path) -> list[int]:
@@ -180,359 +155,230 @@ def _stamp(path: Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns]
 
 
-def blocks(path: Path, member: str, url: str) -> Iterator[list[bytes]]:
-    """CHUNK raw lines of a member at a time, read as a stream. Raises InputError for a damaged archive or no member."""
-    try:
-        with tarfile.open(path, "r|*", bufsize=1 << 20) as tar:
-            for entry in tar:
-                if entry.isfile() and entry.name.removeprefix("./") == member:
-                    lines = tar.extractfile(entry)
-                    if member.endswith(".gz"):
-                        lines = io.BufferedReader(gzip.GzipFile(fileobj=lines), 1 << 20)
-                    while block := list(itertools.islice(lines, CHUNK)):
-                        yield block
-                    return
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: {member} can't be read to its end ({reason}); put {url} there") from error
-    raise InputError(f"{path}: there is no {member} inside; put {url} there")
-
-
 # Cleaned text ------------------------------------------------------------
 
 
 class Lines(Sequence):
-    """One side of the cleaned text, read a chunk at a time. `label`: a progress bar while all of it is read."""
+    """One side of the cleaned text: a column of a memory-mapped Arrow file."""
 
-    def __init__(self, folder: Path, chunks: list[dict], side: str, label: str = ""):
-        self.folder, self.chunks, self.side, self.label = folder, chunks, side, label
-        self.starts = [0, *itertools.accumulate(chunk["pairs"] for chunk in chunks)]
-        self.held = (-1, [])
+    def __init__(self, column):
+        self.column = column
 
     def __len__(self) -> int:
-        return self.starts[-1]
+        return len(self.column)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        at = range(len(self))[index]  # from the end, and IndexError, as a list has them
-        number = int(np.searchsorted(self.starts, at, side="right")) - 1
-        if self.held[0] != number:
-            self.held = (number, self.chunk(number))
-        return self.held[1][at - self.starts[number]]
+        return self.column[index].as_py()
 
     def __iter__(self) -> Iterator[str]:
-        for number in tqdm(range(len(self.chunks)), self.label, unit="chunk", leave=False, disable=not self.label):
-            yield from self.chunk(number)
-
-    def chunk(self, number: int) -> list[str]:
-        """The lines of one chunk. Raises InputError where its file is missing or altered."""
-        chunk = self.chunks[number]
-        path = self.folder / _file(chunk, self.side)
-        try:
-            packed = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: can't be read ({error.strerror}); run it again to make it anew") from error
-        if hashlib.sha256(packed).hexdigest() != chunk[self.side]["sha256"]:
-            raise InputError(f"{path}: not what was written; delete it and run it again to make it anew")
-        return gzip.decompress(packed).decode().split("\n") if chunk["pairs"] else []
-
-
-def at_hand(pair: str, settings: Wmt14, store: Store) -> bool:
-    """Whether `corpus` finds all it gives prepared in `store`, so that it downloads, reads and waits for nothing."""
-    folder = _folder(pair, _parts(pair, settings), settings, store)
-    try:
-        manifest = unseal(folder / "manifest.json")
-        for name in TEST_SETS:
-            unseal(store.path / "wmt14" / f"{name}.{pair}.json")
-    except Damaged:
-        return False
-    chunks = [chunk for state in manifest["parts"].values() for chunk in state["chunks"]]
-    return "digest" in manifest and all(_there(folder, chunk) for chunk in chunks)
-
-
-def _file(chunk: dict, side: str) -> str:
-    return f"{chunk['part']}.{chunk['number']:05d}.{side}.gz"
+        for chunk in self.column.chunks:
+            yield from chunk.to_pylist()
 
 
 @dataclass(frozen=True)
 class Streamed(Split):
-    """Training text too large to hold; `known` is its digest, `sample` bytes of each file build the vocabulary."""
+    """Training text that is too large to hold in memory.
+
+    Attributes:
+        known: its digest.
+        counts: rows read, pairs kept, rows left out by reason ("empty", "length"), and the bytes of each side.
+        sample: bytes of each side that a vocabulary is built from; None: all.
+    """
 
     store: Store = field(repr=False, compare=False)
-    chunks: list[dict] = field(repr=False, compare=False)
     known: str
+    counts: dict[str, int]
     sample: int | None = None
 
     @property
     def digest(self) -> str:
         return self.known
 
-    @property
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Archive -> lines read, pairs kept, and what was left out for which reason."""
-        found: dict[str, Counter] = {}
-        for chunk in self.chunks:
-            found.setdefault(chunk["part"], Counter()).update({"pairs": chunk["pairs"], **chunk["read"]})
-        return {part: dict(counter) for part, counter in found.items()}
-
     def sentences(self) -> Iterator[str]:
-        """Both sides, or, as tensor2tensor samples them, every n-th line of each file, `sample` bytes in all."""
-        for side in (self.source, self.target):
-            lines = Lines(side.folder, side.chunks, side.side, f"vocabulary, {side.side}")
-            if self.sample is None:
-                yield from lines
-                continue
-            sizes = Counter()
-            for chunk in self.chunks:
-                sizes[chunk["part"]] += chunk[side.side]["text"]
-            seen = Counter()
-            for number, chunk in enumerate(self.chunks):
-                stride = max(1, -(-sizes[chunk["part"]] // self.sample))
-                first = -seen[chunk["part"]] % stride
-                seen[chunk["part"]] += chunk["pairs"]
-                if first < chunk["pairs"]:
-                    yield from lines.chunk(number)[first::stride]
+        """Both sides, or every n-th line of each, so that `sample` bytes remain."""
+        for name, side in zip(SIDES, (self.source, self.target), strict=True):
+            stride = max(1, -(-self.counts[f"{name} bytes"] // self.sample)) if self.sample else 1
+            label = f"vocabulary, {name}"
+            lines = itertools.islice(side, 0, None, stride)
+            yield from tqdm(lines, label, -(-len(side) // stride), unit="line", unit_scale=True, leave=False)
 
     def encoded(self, vocabulary: Vocabulary) -> tuple[Encoded, Encoded]:
-        return _encoded(self, vocabulary)
+        """Both sides as arrays mapped from the store, uint16 if the vocabulary fits, else int32; encoded once."""
+        dtype = np.dtype(np.uint16 if len(vocabulary) <= 1 << 16 else np.int32)
+        of = {"text": self.digest, "vocabulary": vocabulary.digest, "version": ENCODING_VERSION}
+        key = digest(of | {"tokenizers": importlib.metadata.version("tokenizers")})[:32]
+        folder = self.store.path / "encoded" / key
+        _made(folder, self.store, lambda part: _encode(self, vocabulary, dtype, part))
+        flat, offsets = (
+            [_mapped(folder / f"{side}.{kind}", t) for side in SIDES]
+            for kind, t in zip(KINDS, (dtype, np.int64), strict=True)
+        )
+        return Encoded(flat[0], offsets[0]), Encoded(flat[1], offsets[1])
 
 
-def _folder(pair: str, parts: dict[str, Archive], settings: Wmt14, store: Store) -> Path:
-    """Where the cleaned text of these archives is kept."""
+def _key(pair: str, source: Source, settings: Wmt14) -> str:
     limits = settings.max_words, settings.max_ratio
-    sums = [[name, archive.sha256, archive.member] for name, archive in parts.items()]
-    key = digest({"pair": pair, "archives": sums, "limits": limits, "chunk": CHUNK, "version": TEXT_VERSION})[:32]
-    return store.path / "wmt14" / key
+    of = {"pair": pair, "repo": source.repo, "revision": source.revision, "limits": limits, "version": TEXT_VERSION}
+    return digest(of)[:32]
 
 
-def _train(pair: str, parts: dict[str, Archive], settings: Wmt14, store: Store) -> Streamed:
-    """The cleaned text of all archives, from the store as far as it is there. Archives are opened for what is not."""
-    limits = settings.max_words, settings.max_ratio
-    folder = _folder(pair, parts, settings, store)
-    record = folder / "manifest.json"
-    with store.lock(f"wmt14-{folder.name}"):
-        sweep(folder)
-        try:
-            manifest = unseal(record)
-        except Damaged:
-            manifest = {"parts": {name: {"chunks": [], "whole": False} for name in parts}}
-        for state in manifest["parts"].values():
-            there = list(itertools.takewhile(lambda chunk: _there(folder, chunk), state["chunks"]))
-            if len(there) < len(state["chunks"]):
-                state |= {"chunks": there, "whole": False}
-                manifest.pop("digest", None)
-        # every archive is checked before hours go into the first
-        paths = {name: locate(parts[name], store) for name, state in manifest["parts"].items() if not state["whole"]}
-        for name, path in paths.items():
-            state = manifest["parts"][name]
-            for chunk in _read(pair, name, parts[name], path, state["chunks"], limits, folder):
-                state["chunks"].append(chunk)
-                write_json(record, sealed(manifest))
-            state["whole"] = True
-            write_json(record, sealed(manifest))
-        chunks = [chunk for name in parts for chunk in manifest["parts"][name]["chunks"]]
-        if not sum(chunk["pairs"] for chunk in chunks):
-            raise InputError(f"corpus wmt14: no pair of {pair} is left; raise corpus.max_words and corpus.max_ratio")
-        if "digest" not in manifest:
-            sides = [Lines(folder, chunks, side, f"checksum, {side}") for side in SIDES]
-            manifest["digest"] = Split("train", *sides).digest
-            write_json(record, sealed(manifest))
-    sides = [Lines(folder, chunks, side) for side in SIDES]
-    return Streamed("train", *sides, store, chunks, manifest["digest"], settings.sample)
+def _train(pair: str, source: Source, settings: Wmt14, store: Store) -> Streamed:
+    import pyarrow as pa
+
+    folder = store.path / "wmt14" / _key(pair, source, settings)
+    record = _made(folder, store, lambda part: _clean_all(pair, source, settings, part / "text.arrow"))
+    table = pa.ipc.open_file(pa.memory_map(str(folder / "text.arrow"))).read_all()
+    sides = [Lines(table[side]) for side in SIDES]
+    return Streamed("train", *sides, store, record["digest"], record["counts"], settings.sample)
 
 
-def _there(folder: Path, chunk: dict) -> bool:
+def _clean_all(pair: str, source: Source, settings: Wmt14, path: Path) -> dict:
+    """Write the cleaned pairs to `path`, and return their digest and counts."""
+    import pyarrow as pa
+
+    counts, limits = Counter(), (settings.max_words, settings.max_ratio)
+    rows = source.rows[_other(pair)]
+    schema = pa.schema([(side, pa.large_string()) for side in SIDES])
+    with (
+        pa.OSFile(str(path), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as writer,
+        tqdm(total=rows, desc=f"{pair} text", unit="pair", unit_scale=True, leave=False) as bar,
+    ):
+        for sides in _read(pair, source):
+            kept = _clean(*sides, limits, counts)
+            columns = [pa.array(side, pa.large_string()) for side in kept]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+            for name, column in zip(SIDES, kept, strict=True):
+                counts[f"{name} bytes"] += sum(len(line.encode()) + 1 for line in column)
+            bar.update(len(sides[0]))
+    if counts["rows"] != rows:
+        folder = _places(pair, source)[-1]
+        raise InputError(
+            f"corpus wmt14: the files of {pair} hold {counts['rows']:,} pairs, not {rows:,}; put those of "
+            f"{_address(pair, source)} into {folder}"
+        )
+    if not counts["pairs"]:
+        raise InputError(f"corpus wmt14: no pair of {pair} is left; raise corpus.max_words and corpus.max_ratio")
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    return {"digest": Split("train", *(Lines(table[side]) for side in SIDES)).digest, "counts": dict(counts)}
+
+
+def _places(pair: str, source: Source) -> list[Path]:
+    """Folders that may hold the parquet files of a pair, in the order in which they are searched."""
+    folders = [folder for folder in (corpora.data_folder(), corpora.cache_folder()) if folder]
+    return [folder / "wmt14" / source.repo.rpartition("/")[2] / f"{_other(pair)}-en" for folder in folders]
+
+
+def _address(pair: str, source: Source) -> str:
+    return f"https://huggingface.co/datasets/{source.repo}/tree/{source.revision}/{_other(pair)}-en"
+
+
+def _files(pair: str, source: Source) -> list[Path]:
+    """The parquet files, from $SLT_DATA/wmt14, the cache, or downloaded to it. Raises InputError."""
+    for folder in _places(pair, source):
+        if paths := _complete(folder):
+            return paths
+    from huggingface_hub import snapshot_download
+
     try:
-        return all((folder / _file(chunk, side)).stat().st_size == chunk[side]["packed"] for side in SIDES)
-    except OSError:
-        return False
+        patterns = f"{folder.name}/train-*.parquet"
+        snapshot_download(
+            source.repo,
+            repo_type="dataset",
+            revision=source.revision,
+            allow_patterns=patterns,
+            local_dir=folder.parent,
+        )
+        if paths := _complete(folder):
+            return paths
+        reason = "some are missing"
+    except Exception as error:  # errors of the network, of the Hub and of the disk share no other class
+        reason = " ".join(str(error).split())
+    raise InputError(
+        f"corpus wmt14: {patterns} of {source.repo} can't be downloaded ({reason}); download the files of "
+        f"{_address(pair, source)} by hand to {folder}"
+    )
 
 
-def _read(
-    pair: str, name: str, archive: Archive, path: Path, done: list[dict], limits: tuple, folder: Path
-) -> Iterator[dict]:
-    """Write the chunks of one archive that come after `done`, and yield the record of each."""
-    joined = f"{_other(pair)}-en"
-    members = [archive.member.format(pair=joined, language=language) for language in pair.split("-")]
-    streams = [blocks(path, member, archive.url) for member in members]
-    jobs = _jobs(path.stat().st_size)
-
-    def unread() -> Iterator[tuple]:
-        ahead = [readers.submit(next, stream, []) for stream in streams]
-        for number in itertools.count():
-            sides = [future.result() for future in ahead]
-            if len(sides[0]) != len(sides[1]):
-                differ = f"{members[0]} and {members[1]} differ in their count of lines"
-                raise InputError(f"{path}: {differ}; put {archive.url} there")
-            if not sides[0]:
-                return
-            ahead = [readers.submit(next, stream, []) for stream in streams]
-            if number >= len(done):
-                yield number, sides, limits
-            else:
-                bar.update(len(sides[0]))
-
-    # a thread a side unpacks the archive, processes clean what it holds
-    label = f"{pair} {name}"
-    with ThreadPoolExecutor(2) as readers, tqdm(desc=label, unit="pair", unit_scale=True, leave=False) as bar:
-        for number, read, pairs, texts in in_order(_cleaned, unread(), jobs):
-            chunk = {"part": name, "number": number, "pairs": pairs, "read": read}
-            for side, (size, content) in zip(SIDES, texts, strict=True):
-                sha256 = write_bytes(folder / _file(chunk, side), content)
-                chunk[side] = {"text": size, "packed": len(content), "sha256": sha256}
-            yield chunk
-            bar.update(read["lines"])
+def _complete(folder: Path) -> list[Path]:
+    """The training files, named train-00000-of-00003.parquet and so on, if none is missing."""
+    paths = sorted(folder.glob("train-*-of-*.parquet"))
+    wanted = int(paths[0].stem.rpartition("-")[2]) if paths else 0
+    return paths if len(paths) == wanted else []
 
 
-def _jobs(size: int) -> int:
-    """Processes for `size` bytes of text: one a core, up to what the memory promised has room for."""
-    return min(cores(), 4) if size >= SMALL else 1
+def _read(pair: str, source: Source) -> Iterator[tuple[list[str], list[str]]]:
+    """Both sides of CHUNK rows at a time, in the order of the files. Raises InputError for a damaged file."""
+    from datasets import load_dataset
 
-
-def _cleaned(number: int, sides: list[list[bytes]], limits: tuple) -> tuple[int, dict, int, list[tuple[int, bytes]]]:
-    """In a process: a chunk's number, what was read, its pairs, and of each side its size and its packed bytes."""
-    kept, read = _clean(*sides, limits)
-    texts = ["\n".join(lines).encode() for lines in kept]
-    return number, read, len(kept[0]), [(len(text), gzip.compress(text, 1, mtime=0)) for text in texts]
+    for path in _files(pair, source):
+        try:
+            rows = load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+            for table in rows.with_format("arrow").iter(CHUNK):
+                column = table["translation"].combine_chunks()
+                yield tuple(column.field(language).to_pylist() for language in pair.split("-"))
+        except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are among them
+            reason = " ".join(str(error).split())
+            url = f"{_address(pair, source)}/{path.name}"
+            raise InputError(f"{path}: can't be read ({reason}); delete it, or put {url} there") from error
 
 
 def _clean(
-    sources: Iterable[bytes], targets: Iterable[bytes], limits: tuple[int | None, float | None]
-) -> tuple[tuple[list[str], list[str]], dict[str, int]]:
-    """Pairs that stay, and why others don't. Words are counted between spaces, as Moses' clean-corpus-n counts them."""
+    sources: list[str], targets: list[str], limits: tuple[int | None, float | None], counts: Counter
+) -> tuple[list[str], list[str]]:
+    """The pairs that stay. Words are separated by spaces, as in Moses' clean-corpus-n."""
     most, ratio = limits[0] or float("inf"), limits[1] or float("inf")
-    measured = limits != (None, None)
-    kept, read = ([], []), Counter()
-    for pair in zip(sources, targets, strict=True):
-        read["lines"] += 1
-        try:
-            source, target = (line.decode().strip() for line in pair)
-        except UnicodeDecodeError:
-            read["not UTF-8"] += 1
-            continue
+    kept = [], []
+    for source, target in zip(sources, targets, strict=True):
+        counts["rows"] += 1
+        source, target = (source or "").strip(), (target or "").strip()
         if not source or not target:
-            read["empty"] += 1
+            counts["empty"] += 1
             continue
-        if measured:
+        if limits != (None, None):
             few, many = sorted((len(source.split()), len(target.split())))
             if many > most or many > ratio * few:
-                read["length"] += 1
+                counts["length"] += 1
                 continue
         kept[0].append(source)
         kept[1].append(target)
-    return kept, dict(read)
+    counts["pairs"] += len(kept[0])
+    return kept
 
 
 # Word pieces ------------------------------------------------------------
 
 
-def _encoded(train: Streamed, vocabulary: Vocabulary) -> tuple[Encoded, Encoded]:
-    """Both sides as arrays mapped from the store, uint16 where the vocabulary fits, int32 else; encoded once."""
-    dtype = np.dtype(np.uint16 if len(vocabulary) <= 1 << 16 else np.int32)
-    key = digest(
-        {
-            "text": train.digest,
-            "vocabulary": vocabulary.digest,
-            "tokenizers": importlib.metadata.version("tokenizers"),
-            "version": ENCODING_VERSION,
-        }
-    )[:32]
-    folder = train.store.path / "encoded" / key
-    record = folder / "encoded.json"
-    paths = [folder / f"{side}.{kind}" for side in SIDES for kind in ("flat", "offsets")]
-    with train.store.lock(f"encoded-{key}"):
-        sweep(folder)
-        try:
-            state = unseal(record)
-        except Damaged:
-            state = _nothing()
-        if not ("sums" in state and _unaltered(paths, state, record)):
-            _encode(train, vocabulary, dtype, paths, state, record)
-    flat, offsets = ([_mapped(path, kind) for path in paths[i::2]] for i, kind in enumerate((dtype, np.int64)))
-    return Encoded(flat[0], offsets[0]), Encoded(flat[1], offsets[1])
-
-
-def _nothing() -> dict:
-    """The state of an encoding that has not begun: pairs done, and the sizes of the files that hold them."""
-    return {"pairs": 0, "sizes": [0, 0, 0, 0]}
-
-
 def _mapped(path: Path, dtype) -> np.ndarray:
-    # a plain view: each slice of a memmap would be a memmap again, which takes ten times as long
+    # A plain view: each slice of a memmap would be a memmap again, which takes ten times as long.
     return np.memmap(path, dtype, "r").view(np.ndarray)
 
 
-def _unaltered(paths: list[Path], state: dict, record: Path) -> bool:
-    """True where each file is what was written: by its size and time, or, where these changed, by its sum."""
-    try:
-        stamps = [_stamp(path) for path in paths]
-        if stamps == state["stamps"]:
-            return True
-        if [corpora.file_sha256(path) for path in paths] == state["sums"]:
-            write_json(record, sealed(state | {"stamps": stamps}))
-            return True
-    except OSError:
-        pass
-    return False
+def _encode(train: Streamed, vocabulary: Vocabulary, dtype: np.dtype, part: Path) -> dict:
+    """Write the ids of both sides and where each sentence starts in them, chunk by chunk."""
+    chunks = zip(train.source.column.chunks, train.target.column.chunks, strict=True)
+    calls = (([side.to_pylist() for side in sides], vocabulary, dtype) for sides in chunks)
+    jobs = min(cores(), 4) if len(train) > SMALL else 1
+    with contextlib.ExitStack() as stack:
+        files = [[stack.enter_context((part / f"{side}.{kind}").open("wb")) for kind in KINDS] for side in SIDES]
+        bar = tqdm(total=len(train), desc="word pieces", unit="pair", unit_scale=True, leave=False)
+        stack.enter_context(bar)
+        for _, offsets in files:
+            offsets.write(np.zeros(1, np.int64).tobytes())
+        for encoded in in_order(_pieces, calls, jobs, max(1, cores() // jobs)):
+            for (ids, ends), (flat, offsets) in zip(encoded, files, strict=True):
+                offsets.write((ends + flat.tell() // dtype.itemsize).tobytes())
+                flat.write(ids)
+            bar.update(len(encoded[0][1]))
+    return {"pairs": len(train)}
 
 
-def _encode(
-    train: Streamed, vocabulary: Vocabulary, dtype: np.dtype, paths: list[Path], state: dict, record: Path
-) -> None:
-    """Append chunk after chunk to the four files. `state` counts what is safe on the disk; a cut leaves no more.
-
-    A finished `state` is one whose files were altered: all is made anew.
-    """
-    starts, sides = train.source.starts, (train.source, train.target)
-    sizes = [path.stat().st_size if path.exists() else 0 for path in paths]
-    short = any(size < safe for size, safe in zip(sizes, state["sizes"], strict=True))
-    if short or "sums" in state or state["pairs"] not in starts:
-        state = _nothing()
-    try:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            opened = [stack.enter_context(path.open("ab")) for path in paths]
-            bar = stack.enter_context(tqdm(total=len(train), desc="word pieces", unit="pair", leave=False))
-            bar.update(state["pairs"])
-            for file, safe in zip(opened, state["sizes"], strict=True):
-                file.seek(file.truncate(safe))
-            first = starts.index(state["pairs"])
-            jobs = _jobs(sum(chunk["source"]["text"] for chunk in train.chunks[first:]))
-            calls = (
-                ([Lines(lines.folder, [chunk], lines.side) for lines in sides], vocabulary, dtype)
-                for chunk in train.chunks[first:]
-            )
-            done = in_order(_pieces, calls, jobs, max(1, cores() // jobs))
-            for number, encoded in enumerate(done, first):
-                for (ids, ends), flat, offsets in zip(encoded, opened[::2], opened[1::2], strict=True):
-                    if not offsets.tell():
-                        offsets.write(np.zeros(1, np.int64).tobytes())
-                    offsets.write((ends + flat.tell() // dtype.itemsize).tobytes())
-                    flat.write(ids)
-                for file in opened:
-                    file.flush()
-                    os.fsync(file.fileno())
-                bar.update(starts[number + 1] - state["pairs"])
-                state = {"pairs": starts[number + 1], "sizes": [file.tell() for file in opened]}
-                write_json(record, sealed(state))
-        sums = {"sums": [corpora.file_sha256(path) for path in paths], "stamps": [_stamp(path) for path in paths]}
-        write_json(record, sealed(state | sums))
-    except BaseException as error:
-        for path, safe in zip(paths, state["sizes"], strict=True):
-            with contextlib.suppress(OSError):
-                os.truncate(path, safe)
-        if not isinstance(error, OSError):
-            raise
-        raise InputError(
-            f"{record.parent}: word pieces can't be written ({error.strerror}); make room there, then run it again"
-        ) from error
-
-
-def _pieces(sides: list[Lines], vocabulary: Vocabulary, dtype: np.dtype) -> list[tuple[bytes, np.ndarray]]:
+def _pieces(sides: list[list[str]], vocabulary: Vocabulary, dtype: np.dtype) -> list[tuple[bytes, np.ndarray]]:
     """In a process: of each side of a chunk its ids as bytes, and where each sentence ends in them."""
     found = []
-    for lines in (side.chunk(0) for side in sides):
+    for lines in sides:
         parts = [vocabulary.encode(lines[i : i + ENCODE]) for i in range(0, len(lines), ENCODE)]
         lengths = [np.diff(part.offsets) for part in parts]
         ids = b"".join(part.flat.astype(dtype).tobytes() for part in parts)

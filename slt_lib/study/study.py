@@ -7,7 +7,6 @@ generators of tickets in waves.
 
 import contextlib
 import functools
-import hashlib
 import importlib.metadata
 import inspect
 import os
@@ -117,19 +116,13 @@ class Study:
     def corpus(self) -> corpora.Corpus:
         match self.params.corpus:
             case params.Grammar() as made:
-                kept = recall(self._sentences_file(made), "train", "dev", "test")
-                return corpora.grammar(self.pair, made.train, made.dev, made.test, made.seed, kept)
+                return corpora.grammar(self.pair, made.train, made.dev, made.test, made.seed)
             case params.Multi30k():
                 return corpora.multi30k(self.pair)
             case params.Files() as own:
                 return corpora.files(own.folder, self.pair, own.tests)
             case params.Wmt14() as public:
                 return wmt14.corpus(self.pair, public, self.store)
-
-    def _sentences_file(self, made: params.Grammar) -> Path:
-        """Where made sentences are kept once a vocabulary is built of them: every notebook of a study asks for them."""
-        code = hashlib.sha256(corpora.GRAMMAR_CODE.read_bytes()).hexdigest()
-        return self.store.path / "sentences" / f"{digest([made.model_dump(), code])[:32]}.json"
 
     def corpus_at_hand(self) -> bool:
         """Whether opening the corpus neither downloads nor prepares anything, nor waits for one who does."""
@@ -165,9 +158,6 @@ class Study:
             except InputError as error:
                 raise InputError(f"{self.file()}: {error}") from None
             remember(path, {"tokenizer": built.text})
-            if isinstance(made := self.params.corpus, params.Grammar):
-                sentences = corpora.grammar_sentences(made.train, made.dev, made.test, made.seed)
-                remember(self._sentences_file(made), sentences)
             return built
 
     @functools.cached_property
