@@ -13,6 +13,7 @@ from slt_lib.base import settings as params
 from slt_lib.base import store
 from slt_lib.base.errors import InputError
 from slt_lib.base.settings import Training
+from slt_lib.base.store import digest
 from slt_lib.plan import Planned
 from slt_lib.study import Run, Study, results
 from slt_lib.study.study import _rewound
@@ -22,6 +23,8 @@ from slt_lib.techniques import (
     ablations,
     clt,
     clt_control,
+    compared,
+    comparisons,
     dense,
     lt,
     mp,
@@ -390,6 +393,45 @@ def test_numbers_are_spelled_one_way_in_a_ticket(study, all_runs):
     a, b = (run.rewind(at).prune(by=run, sparsity=s) for at, s in ((1, 0.8), (1.0, 8e-1)))
     assert a.train_id == b.train_id and a == b
     assert study.ticket(1).gradual(final=0.5, initial=0).train_id == study.ticket(1).gradual(0.5, 0.0).train_id
+
+
+# Recipe or comparison -> digest of the ids of all its tickets on the tiny study, with empty digests of corpus and
+# vocabulary. Stored runs are found by these ids: they change with RECIPE_VERSION alone.
+IDS = {
+    "dense": "b5420d3def159acc",
+    "mp": "372de5fbb73c4a69",
+    "lt": "2f3347e1a9874c34",
+    "slt": "3a909109a6df4276",
+    "clt": "84fe6f8a6264e535",
+    "slt-mp": "802c2c006268f097",
+    "mp-slt": "f9be28c7872b4009",
+    "signs": "b56f1a0e530afcac",
+    "frankle": "8239ae6af4b4030a",
+    "rewind": "3a7dafd522bfa0fc",
+    "source": "d2053bf6649f111f",
+    "one-shot": "7e754b221c84d867",
+    "stepwise": "d313db89209d060d",
+    "switch": "1f2c61253001e825",
+    "optimizer": "741768daeb58d401",
+    "average": "6016f195061f6cdd",
+    "final": "336a0cedf8ecd554",
+    "controls": "c4a7d031f96e7458",
+    "again": "0e9a38834462ba51",
+    "stability": "552fc7167eaf0f50",
+}
+
+
+def test_ids_of_stored_runs_stay(study_file):
+    planned = Planned(study_file())
+
+    def ids(chains):
+        planned.tickets = {}
+        planned.follow(chains)
+        return digest(sorted(planned.tickets))[:16]
+
+    found = {name: ids([planned.chain(recipe, 1)]) for name, recipe in RECIPES.items()}
+    found |= {name: ids(chains) for name, chains in compared(planned, list(comparisons(LEVELS))).items()}
+    assert found == IDS
 
 
 OTHER = {
