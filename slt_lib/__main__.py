@@ -59,7 +59,7 @@ def run(options) -> None:
 
             study.follow(chains, jobs=options.jobs or default_jobs(settings.threads), done=write)
         if options.report:
-            made = distributed.told(lambda: report.render(figures(study.name)))
+            made = distributed.broadcast(lambda: report.render(figures(study.name)))
             if distributed.first():
                 for path in made.values():
                     print(os.path.relpath(path))

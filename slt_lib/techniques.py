@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from slt_lib.base.errors import InputError
 from slt_lib.base.settings import REWIND, REWIND_POINTS, TECHNIQUES
 from slt_lib.study import Chain, Recipe, Study
-from slt_lib.study.tickets import among
+from slt_lib.study.tickets import check_choice
 
 
 def dense(study: Study, seed: int, levels: list[float] = (), optimizer: str = "") -> Recipe:
@@ -276,7 +276,7 @@ def compared(study: Study, names: Sequence[str], **options) -> dict[str, list[Ch
     """
     catalogue = comparisons(study.levels, techniques=study.params.pairs[study.pair], **options)
     for name in names:
-        among("comparisons", name, tuple(catalogue))
+        check_choice("comparisons", name, tuple(catalogue))
     return {
         name: [
             study.chain(line.recipe, seed, line.levels, line.label, line.scored, **line.knobs)

@@ -14,7 +14,7 @@ from slt_lib.base.devices import device, threads
 from slt_lib.base.errors import InputError
 from slt_lib.base.store import Damaged, RunFolder, digest, recall, remember, unseal
 from slt_lib.evaluation import decoding, scoring
-from slt_lib.study.tickets import Ticket, among, number
+from slt_lib.study.tickets import Ticket, check_choice, number
 from slt_lib.train import loop as training
 from slt_lib.transformer import prunable
 
@@ -158,7 +158,7 @@ class Run:
         `source`: "last", this run (the paper), or "dense", the run its chain began with (Frankle et al.). 0 gives the
         start, which for a chain from theta_0 is theta_0 itself; 1 the end. Source: FACTS.md section 7, ambiguity 3.
         """
-        among("source", source, ("last", "dense"))
+        check_choice("source", source, ("last", "dense"))
         if not 0 <= number("rewind", at) <= 1:
             raise InputError(f"rewind {at} is not a fraction of the training from 0 to 1")
         self._must_stand()

@@ -31,7 +31,7 @@ from slt_lib.data.vocabulary import Vocabulary
 from slt_lib.study import workers
 from slt_lib.study.progress import Progress
 from slt_lib.study.runs import Failed, Run, StandIn
-from slt_lib.study.tickets import Ticket, among, number, whole
+from slt_lib.study.tickets import Ticket, check_choice, check_seed, number
 from slt_lib.train import lockstep
 from slt_lib.train import loop as training
 from slt_lib.transformer import Transformer
@@ -90,7 +90,7 @@ class Study:
                 corpora.languages_of(self.pair, self.params.corpus.name)
             except InputError as error:
                 raise InputError(f"{self.file()}: pairs: {error}") from None
-        self.seeds = [whole("seeds", seed) for seed in _listed("seeds", seeds)] or list(self.params.seeds)
+        self.seeds = [check_seed("seeds", seed) for seed in _listed("seeds", seeds)] or list(self.params.seeds)
         self.levels = [number("levels", level) for level in _listed("levels", levels)] or list(self.params.levels)
         try:
             params.check_seeds(self.seeds)
@@ -194,8 +194,8 @@ class Study:
     def ticket(self, seed: int, optimizer: str = "") -> Ticket:
         """The dense ticket: theta_0 of `seed`, no mask. `optimizer`: "adafactor", "adam" or the study's own."""
         optimizer = optimizer or self.params.training.optimizer
-        among("optimizer", optimizer, ("adafactor", "adam"))
-        return Ticket(self, whole("seeds", seed), ({"do": "theta_0"},), optimizer)
+        check_choice("optimizer", optimizer, ("adafactor", "adam"))
+        return Ticket(self, check_seed("seeds", seed), ({"do": "theta_0"},), optimizer)
 
     def train(
         self,
@@ -253,7 +253,7 @@ class Study:
         """train_id -> run, of those that are whole in the store; of several processes the first alone looks."""
         tickets = {ticket.train_id: ticket for ticket in tickets}
         runs = lambda: [run for ticket in tickets.values() if (run := self.find(ticket, tell))]  # noqa: E731
-        records = distributed.told(lambda: {run.id: run.record for run in runs()})
+        records = distributed.broadcast(lambda: {run.id: run.record for run in runs()})
         return {train_id: Run(tickets[train_id], record) for train_id, record in records.items()}
 
     def _train(self, tickets: list[Ticket], progress: Progress, together: bool, keep) -> list[Run]:
@@ -361,7 +361,7 @@ class Study:
             for run, ticket in zip(answer, asked, strict=True):
                 if ticket.listed:
                     chains[i].runs.append(run)
-                    distributed.told(lambda: done(chains[i], run))  # noqa: B023 (called at once)
+                    distributed.broadcast(lambda: done(chains[i], run))  # noqa: B023 (called at once)
             if shape[i] and answer[0].record["status"] == "failed":
                 chains[i].reason = f"run {answer[0].id[:12]} failed: {answer[0].record['reason']}"
                 chains[i].generator.close()

@@ -50,7 +50,7 @@ class Ticket:
         `checkpoint`: "final" (theta_T, the paper's text) or "best" on dev. Raises InputError for a sparsity outside
         0..1 or below that of the mask. Source: paper section 3; FACTS.md section 7, ambiguity 6.
         """
-        among("checkpoint", checkpoint, ("final", "best"))
+        check_choice("checkpoint", checkpoint, ("final", "best"))
         self._check_sparsity(sparsity, max(self.sparsity, by.sparsity))
         last = self.operations[-1]
         known = self.operations[:-1] if last == {"do": "mask", "run": by.id} else self.operations
@@ -81,8 +81,8 @@ class Ticket:
         `signs`: "kept" or "random". `magnitudes`: "constant", or as controls "redrawn" (from theta_0's distribution) or
         "shuffled" within the kept weights of a matrix. Source: paper section 3.4; FACTS.md section 7, 10 and 11.
         """
-        among("signs", signs, CONSTANT_SIGNS)
-        among("magnitudes", magnitudes, CONSTANT_MAGNITUDES)
+        check_choice("signs", signs, CONSTANT_SIGNS)
+        check_choice("magnitudes", magnitudes, CONSTANT_MAGNITUDES)
         return self._with((*self.operations, {"do": "constant", "signs": signs, "magnitudes": magnitudes}))
 
     def reinitialised(self) -> "Ticket":
@@ -94,7 +94,7 @@ class Ticket:
 
         Tickets rewound from its run keep the copy's number. Source: Frankle et al. (2020), linear mode connectivity.
         """
-        return replace(self, noise=whole("noise", copy))
+        return replace(self, noise=check_seed("noise", copy))
 
     def unlisted(self) -> "Ticket":
         """The same ticket, trained because its chain needs it, with no row in the results."""
@@ -227,7 +227,7 @@ def _both(one, other):
 # What a person may give ------------------------------------------------------------
 
 
-def among(key: str, value: str, known: tuple[str, ...]) -> None:
+def check_choice(key: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise InputError(f"{key} {value!r} is none of {', '.join(known)}")
 
@@ -238,7 +238,7 @@ def number(key: str, value) -> float:
     return float(value)
 
 
-def whole(key: str, value) -> int:
+def check_seed(key: str, value) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise InputError(f"{key}: {value!r} is not a whole number from 0")
     return value
