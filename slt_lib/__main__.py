@@ -18,6 +18,7 @@ def data(options) -> None:
 
     for pair in params.load(options.study).pairs:
         study = Study(options.study, pair)
+        study.prepare()
         corpus = study.corpus
         counts = ", ".join(f"{name} {len(split):,}" for name, split in corpus.tests.items())
         print(f"{pair}: {corpus.name}, train {len(corpus.train):,}, dev {len(corpus.dev):,}, {counts} pairs")
@@ -83,7 +84,7 @@ def runs(options) -> None:
                 continue
             share = 1 - record["kept"] / record["prunable"]
             best = f"dev BLEU {record['best']['dev_bleu']:.1f}" if record["best"] else record["reason"]
-            kind = f"seed {ticket['seed']}  {trained_with(ticket['operations']):5}"
+            kind = f"seed {ticket['seed']}  {trained_with(operation['do'] for operation in ticket['operations']):5}"
             print(
                 f"{train_id}  {record['status']}  {kind}  sparsity {100 * share:.1f}%  {record['steps']} steps  {best}"
             )
@@ -106,7 +107,7 @@ def runs(options) -> None:
 
 def translate(options) -> None:
     """Translate standard input, a sentence a line, with a run of the store: a technique, sparsity and seed."""
-    from slt_lib.study import Study
+    from slt_lib.study import Study, scores
     from slt_lib.techniques import RECIPES
 
     study = Study(options.study, options.pair)
@@ -125,7 +126,7 @@ def translate(options) -> None:
         raise InputError(f"standard input is not UTF-8 (byte {error.start}); save the text as UTF-8") from None
     if not lines[-1]:  # what follows the last line's end is no line
         lines.pop()
-    for line in runs[-1].translate([line.removesuffix("\r") for line in lines]):
+    for line in scores.translate(runs[-1], [line.removesuffix("\r") for line in lines]):
         print(line)
 
 

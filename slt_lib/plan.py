@@ -9,7 +9,6 @@ import functools
 import statistics
 import time
 from collections.abc import Iterable
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from slt_lib.base.store import Damaged, unseal
 from slt_lib.data import wmt14
 from slt_lib.data.vocabulary import Encoded
 from slt_lib.study import Chain, Study, Ticket
+from slt_lib.study.operations import Context
 from slt_lib.study.runs import Run, StandIn
 from slt_lib.techniques import RECIPES, ablations
 from slt_lib.train import loop as training
@@ -47,8 +47,14 @@ class Planned(Study):
         self.searched = prepared and self.vocabulary_file().exists()  # without its vocabulary no run was ever trained
         if prepared:
             self.counts = len(self.corpus.dev), list(map(len, self.corpus.tests.values()))
-        if not self.searched:
-            self.corpus = self.vocabulary = SimpleNamespace(digest="")
+
+    @property
+    def context(self) -> Context:
+        """What the tickets need from the study; without digests if there is no vocabulary yet."""
+        return super().context if self.searched else Context(self.params.training, "", "", self.params.vocabulary)
+
+    def prepare(self) -> None:
+        """Do nothing: a plan builds no data."""
 
     def train(self, tickets: Iterable[Ticket], progress=None, stored: bool = False, keep=()) -> list[Run]:
         """A run for each of `tickets`, which are remembered, and with them what `keep` names."""
@@ -61,7 +67,7 @@ class Planned(Study):
             self.tickets[ticket.train_id] = ticket
             if self.searched and (found := self.find(ticket, tell=False)):
                 self.done[found.id] = found
-        return (self.done or {}).get(ticket.train_id) or StandIn(ticket)
+        return (self.done or {}).get(ticket.train_id) or StandIn(ticket, self)
 
     @functools.cached_property
     def outline(self) -> torch.nn.Module:

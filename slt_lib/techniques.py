@@ -188,8 +188,12 @@ def stability(
     yield [ticket.with_noise(copy) for copy in range(copies + 1)]
 
 
-clt_control.technique = "clt"  # their rows stand beside the recipe that they vary
+clt_control.technique = "clt"  # their rows are variants of this technique
 slt_control.technique = "slt"
+# The levels that a training depends on, where these are not all levels up to its own; see `Study.chain`.
+mp.path = slt_mp.path = lambda levels, knobs: []
+slt.path = lambda levels, knobs: levels if knobs["iterative"] else []
+mp_slt.path = lambda levels, knobs: [level for level in levels if level > knobs["switch"]]
 # Where a stability run starts -> technique and variant of its rows.
 STABILITY = {"theta_0": ("dense", ""), "theta_t": ("slt", "control=none"), "lt": ("lt", ""), "slt": ("slt", "")}
 

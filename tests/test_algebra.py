@@ -15,8 +15,9 @@ from slt_lib.base.errors import InputError
 from slt_lib.base.settings import Training
 from slt_lib.base.store import digest
 from slt_lib.plan import Planned
-from slt_lib.study import Run, Study, results
-from slt_lib.study.study import _rewound
+from slt_lib.study import Run, Study, results, scores
+from slt_lib.study.chains import rewound_steps
+from slt_lib.study.scores import score_id
 from slt_lib.techniques import (
     RECIPES,
     STABILITY,
@@ -262,7 +263,7 @@ def test_a_mask_by_another_run_nests_in_both(all_runs):
 
 def test_masks_may_come_from_the_best_checkpoint(study):
     [first] = study.train([study.ticket(1)])
-    run = Run(first.ticket, first.record | {"best": {"step": 3, "dev_bleu": 1.0}})
+    run = Run(first.ticket, first.record | {"best": {"step": 3, "dev_bleu": 1.0}}, study)
     start = run.rewind(at=REWIND).prune(by=run, sparsity=0.5, checkpoint="best").start()
     assert same(start.mask, masks.magnitude_mask(prunable(first.theta(3)), 0.5))
     assert not same(start.mask, masks.magnitude_mask(prunable(first.weights()), 0.5))
@@ -522,30 +523,33 @@ def test_a_byte_of_the_corpus_and_the_vocabulary_reach_the_identity(own):
             assert own((split, language)).ticket(1).train_id != plain, (split, language)
     assert own(vocabulary=31).ticket(1).train_id != plain
     assert own(("test", "en")).ticket(1).train_id == plain  # a test set reaches scores alone
-    scores = [Run(own(changed).ticket(1), {}).score_id("test") for changed in (None, ("test", "en"), ("test", "de"))]
-    assert len(set(scores)) == 3
+    ids = []
+    for changed in (None, ("test", "en"), ("test", "de")):
+        study = own(changed)
+        ids.append(score_id(Run(study.ticket(1), {}, study), "test"))
+    assert len(set(ids)) == 3
 
 
 def test_decoding_reaches_scores_alone(make_study, monkeypatch):
     first = make_study()
     [run] = first.train([first.ticket(1)])
-    scores = run.scores()
+    first_scores = scores.scores(run)
     monkeypatch.setattr(training, "train", refuse)
-    seen = {run.score_id("test")}
+    seen = {score_id(run, "test")}
     for decoding in ({"beam": 1}, {"alpha": 0.0}, {"extra": 3}):
         study = make_study({"decoding": decoding})
         [other] = study.train([study.ticket(1)])
-        assert other.id == run.id and other.score_id("test") not in seen
-        seen.add(other.score_id("test"))
-        assert other.scores()["test"]["hypotheses"]
+        assert other.id == run.id and score_id(other, "test") not in seen
+        seen.add(score_id(other, "test"))
+        assert scores.scores(other)["test"]["hypotheses"]
     assert len(list((run.folder.path / "scores").iterdir())) == 4
     # and what is scored is not scored again, but where it is damaged
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "translate", refuse)
-        assert run.scores() == scores
-    path = run.folder.path / "scores" / f"{run.score_id('test')}.json"
+        patch.setattr(scores, "translate", refuse)
+        assert scores.scores(run) == first_scores
+    path = run.folder.path / "scores" / f"{score_id(run, 'test')}.json"
     path.write_text(path.read_text()[:-20])
-    assert run.scores() == scores
+    assert scores.scores(run) == first_scores
 
 
 # Mistakes ------------------------------------------------------------
@@ -675,7 +679,7 @@ def test_a_study_file_keeps_what_its_comparisons_rewind_to(name):
     """So that a dense run trained for one notebook serves the comparisons of another."""
     study = Planned(name)
     chains = ablations(study) + [study.chain(RECIPES[technique], 1) for technique in study.params.pairs[study.pair]]
-    for steps in _rewound(chains).values():
+    for steps in rewound_steps(study, chains).values():
         assert steps <= study.params.kept_steps() | {0, study.params.training.steps}
 
 
@@ -710,7 +714,7 @@ def test_checkpoints_may_be_averaged(all_runs):
         for name in found:
             torch.testing.assert_close(found[name], (nine[name] + twelve[name]) / 2)
         assert all(not found[matrix][~kept].any() for matrix, kept in run.mask.items())
-        assert run.score_id("test", "average 2") != run.score_id("test") == run.score_id("test", "best")
+        assert score_id(run, "test", "average 2") != score_id(run, "test") == score_id(run, "test", "best")
 
 
 def test_rewinding_to_the_start_of_a_constant_ticket(all_runs):
@@ -799,7 +803,7 @@ def test_a_recipe_of_one_s_own(make_study, home, monkeypatch):
     assert "en-de.random-tickets.default.0.8.1.json.gz" in before
     # Again, by another process as it were: nothing is trained or decoded, the rows are the same.
     monkeypatch.setattr(training, "train", refuse)
-    monkeypatch.setattr(Run, "translate", refuse)
+    monkeypatch.setattr(scores, "translate", refuse)
     assert followed()[1].equals(rows)
     assert {path.name: path.read_bytes() for path in parts.iterdir()} == before
 
@@ -929,4 +933,4 @@ def test_only_checkpoints_at_the_final_sparsity_are_averaged(make_study, monkeyp
         assert torch.equal(average, mean[name]) and not average[~kept].any()
     every = torch.stack([plain.theta(step)["decoder.0.self_attention.query"] for step in (3, 6, 9, 12)]).mean(0)
     assert torch.equal(plain.weights("average 4")["decoder.0.self_attention.query"], every)
-    assert len({gradual.score_id("test", f"average {count}") for count in (1, 2, 3, 4)}) == 4
+    assert len({score_id(gradual, "test", f"average {count}") for count in (1, 2, 3, 4)}) == 4

@@ -251,7 +251,7 @@ def test_sentences_that_were_kept_are_those_that_are_made(tmp_path, monkeypatch,
     monkeypatch.setenv("SLT_RUNS", str(tmp_path))
     made = corpus()
     assert not (tmp_path / "sentences").exists()  # a look leaves nothing
-    Study("quick").vocabulary  # noqa: B018
+    Study("quick").prepare()
     [file] = (tmp_path / "sentences").iterdir()
     calls = []
     monkeypatch.setattr(corpora, "generate", lambda *given: calls.append(given) or g.generate(*given))

@@ -20,8 +20,11 @@ from slt_lib.base.settings import RECIPE_VERSION, home
 from slt_lib.base.store import Damaged, canonical, digest, unseal
 from slt_lib.report.data import KINDS, RESULT_COLUMNS, pack
 from slt_lib.report.merging import PART
-from slt_lib.study.runs import SCORE_VERSION, Run
-from slt_lib.study.study import Chain, Study
+from slt_lib.study.chains import Chain
+from slt_lib.study.opening import Opened
+from slt_lib.study.operations import Theta0
+from slt_lib.study.runs import Run
+from slt_lib.study.scores import SCORE_VERSION, magnitudes, memory_mib, scores
 
 _described: dict[Path, dict] = {}  # what this process has written into each study.json
 
@@ -38,7 +41,7 @@ def must_be_writable(folder: Path) -> None:
         raise InputError(f"{folder}: can't be written; set SLT_FIGURES to a folder that can")
 
 
-def record(study: Study, chains: Iterable[Chain]) -> pd.DataFrame:
+def record(study: Opened, chains: Iterable[Chain]) -> pd.DataFrame:
     """Score the runs of `chains` where they are not yet, write their parts, and return their rows.
 
     One row per run, test set and checkpoint that the chain asks for (`Chain.scored`), in the columns of results.csv; a
@@ -57,7 +60,7 @@ def record(study: Study, chains: Iterable[Chain]) -> pd.DataFrame:
     return frame
 
 
-def record_run(study: Study, chain: Chain, run: Run, checkpoint: str = "best") -> list[dict]:
+def record_run(study: Opened, chain: Chain, run: Run, checkpoint: str = "best") -> list[dict]:
     """Score one run of a chain where it is not yet, write its part, and return its rows, one a test set."""
     folder = figures(study.name)
     describe(study, folder)
@@ -79,11 +82,11 @@ def _text(value) -> str:
     return "" if value is None else str(value)
 
 
-def part_name(study: Study, run: Run, technique: str, variant: str) -> str:
+def part_name(study: Opened, run: Run, technique: str, variant: str) -> str:
     return f"{study.pair}.{technique}.{variant or 'default'}.{run.sparsity:g}.{run.ticket.seed}"
 
 
-def settings(study: Study) -> dict:
+def settings(study: Opened) -> dict:
     """What rows that are compared have in common."""
     params = study.params
     return {
@@ -94,12 +97,12 @@ def settings(study: Study) -> dict:
     }
 
 
-def versions(study: Study) -> dict:
+def versions(study: Opened) -> dict:
     """What code and settings the rows of a study come from."""
     return {"recipe": RECIPE_VERSION, "score": SCORE_VERSION, "settings": digest(settings(study))[:16]}
 
 
-def describe(study: Study, folder: Path) -> None:
+def describe(study: Opened, folder: Path) -> None:
     """Write study.json, once a process; what a merge noted there of the CSV files' versions stays."""
     params, path = study.params, folder / "study.json"
     tests = list(study.corpus.tests)
@@ -128,7 +131,7 @@ def describe(study: Study, folder: Path) -> None:
     _described[folder] = about
 
 
-def row_labels(study: Study, chain: Chain, run: Run, checkpoint: str) -> tuple[str, str]:
+def row_labels(study: Opened, chain: Chain, run: Run, checkpoint: str) -> tuple[str, str]:
     """Technique and variant of a row; a recipe may stay at a level, and its later runs there are rows of their own."""
     technique, variant = labels(study, chain, run)
     beside = {other.id: other for other in chain.runs if other.sparsity == run.sparsity}
@@ -140,21 +143,22 @@ def row_labels(study: Study, chain: Chain, run: Run, checkpoint: str) -> tuple[s
     return technique, ",".join(filter(None, [variant, *more]))
 
 
-def labels(study: Study, chain: Chain, run: Run) -> tuple[str, str]:
+def labels(study: Opened, chain: Chain, run: Run) -> tuple[str, str]:
     """Technique and variant of a row: the dense run, which all chains share, has a name of its own."""
-    if [operation["do"] for operation in run.ticket.operations] == ["theta_0"]:
+    if run.ticket.operations == (Theta0(),):
         own = run.ticket.optimizer == study.params.training.optimizer
         noise = f"noise={run.ticket.noise}" if run.ticket.noise else ""
         return "dense", ",".join(filter(None, ["" if own else f"optimizer={run.ticket.optimizer}", noise]))
     return chain.technique, chain.variant_of(run)
 
 
-def result_rows(study: Study, technique: str, variant: str, run: Run, checkpoint: str) -> list[dict]:
+def result_rows(study: Opened, technique: str, variant: str, run: Run, checkpoint: str) -> list[dict]:
     record = run.record
     stands = record["status"] == "ok"
-    scores = run.scores(checkpoint) if stands else {name: None for name in study.corpus.tests}
+    found = scores(run, checkpoint) if stands else dict.fromkeys(study.corpus.tests)
+    memory = f"{memory_mib(run):.3f}" if stands else ""
     rows = []
-    for test_set, score in scores.items():
+    for test_set, score in found.items():
         rows.append(
             {
                 "study": study.name,
@@ -174,7 +178,7 @@ def result_rows(study: Study, technique: str, variant: str, run: Run, checkpoint
                 "checkpoint": checkpoint,
                 "best_step": record["best"]["step"] if record["best"] else "",
                 "steps": record["steps"],
-                "memory_mib": f"{run.memory_mib:.3f}" if stands else "",
+                "memory_mib": memory,
                 "kept": record["kept"],
                 "prunable": record["prunable"],
                 "bleu_signature": score["signatures"]["bleu"] if score else "",
@@ -196,7 +200,7 @@ def sentence_rows(run: Run, checkpoint: str) -> list[dict]:
     return [
         {"run": scored(run, checkpoint), "test_set": test_set, "line": line}
         | dict(zip(score["statistics"], values, strict=True))
-        for test_set, score in run.scores(checkpoint).items()
+        for test_set, score in scores(run, checkpoint).items()
         for line, values in enumerate(zip(*score["statistics"].values(), strict=True), start=1)
     ]
 
@@ -206,7 +210,7 @@ def magnitude_rows(run: Run) -> list[dict]:
     means = ("mean_abs_start", "mean_abs_final")
     return [
         {"run": run.id, "matrix": name} | values | {key: f"{values[key]:.6g}" for key in means}
-        for name, values in run.magnitudes().items()
+        for name, values in magnitudes(run).items()
     ]
 
 
