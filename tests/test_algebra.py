@@ -17,6 +17,7 @@ from slt_lib.base.store import digest
 from slt_lib.plan import Planned
 from slt_lib.study import Run, Study, results, scores
 from slt_lib.study.chains import rewound_steps
+from slt_lib.study.runs import StandIn
 from slt_lib.study.scores import score_id
 from slt_lib.techniques import (
     RECIPES,
@@ -433,6 +434,24 @@ def test_ids_of_stored_runs_stay(study_file):
     found = {name: ids([planned.chain(recipe, 1)]) for name, recipe in RECIPES.items()}
     found |= {name: ids(chains) for name, chains in compared(planned, list(comparisons(LEVELS))).items()}
     assert found == IDS
+
+
+def test_tickets_are_hashable_values(make_study):
+    one, other = (make_study().ticket(1) for _ in range(2))
+    assert one == other and len({one, other, one.gradual(0.5), other.gradual(0.5)}) == 2
+    runs = [StandIn(ticket, make_study()) for ticket in (one, other)]
+    pruned = [run.rewind(0.25).prune(by=run, sparsity=0.5).constant() for run in runs]
+    assert pruned[0] == pruned[1] and len(set(pruned)) == 1 and pruned[0].runs == {one.train_id: runs[1]}
+
+
+def test_asking_for_an_id_writes_nothing(make_study, home):
+    study = make_study()
+    study_files = sorted(home.rglob("*"))
+    assert study.vocabulary.digest == study.context.vocabulary and study.shapes and study.model()
+    assert len(study.ticket(1).gradual(0.5).train_id) == 32 and study.find(study.ticket(1)) is None
+    assert sorted(home.rglob("*")) == study_files
+    study.prepare()
+    assert study.vocabulary_file().exists()
 
 
 OTHER = {

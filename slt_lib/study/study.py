@@ -16,13 +16,14 @@ from slt_lib.base import distributed
 from slt_lib.base.errors import InputError
 from slt_lib.base.files import sweep
 from slt_lib.base.store import RECORD, RESUME, TICKET, Damaged, write_json
-from slt_lib.study import scores, workers
 from slt_lib.study.chains import Chain, Recipe, Waves, rewound_steps
 from slt_lib.study.opening import Opened
 from slt_lib.study.operations import Theta0
 from slt_lib.study.progress import Progress
 from slt_lib.study.runs import Run
+from slt_lib.study.scores import magnitudes, scored
 from slt_lib.study.tickets import Ticket, check_choice, check_seed
+from slt_lib.study.workers import Workers
 from slt_lib.train import lockstep
 from slt_lib.train import loop as training
 
@@ -138,7 +139,7 @@ class Study(Opened):
             for ticket, start, record in zip(tickets, starts, records, strict=True):
                 runs[ticket.train_id] = run = Run(ticket, record, self)
                 if first:
-                    scores.magnitudes(run, start)  # while the start is in memory
+                    magnitudes(run, start)  # while the start is in memory
             return list(runs.values())
 
     def chain(
@@ -190,18 +191,16 @@ class Study(Opened):
         chains = [chain if isinstance(chain, Chain) else Chain.of(chain) for chain in chains]
         if not stored:
             self.prepare()
-        keep, scored = (
-            rewound_steps(self, chains),
-            tuple(dict.fromkeys(kind for chain in chains for kind in chain.scored)),
-        )
+        keep = rewound_steps(self, chains)
+        checkpoints = tuple(dict.fromkeys(kind for chain in chains for kind in chain.scored))
         waves, side_by_side = Waves(chains, done), jobs > 1 and not stored
         with contextlib.ExitStack() as stack:
-            pool = stack.enter_context(workers.Workers(self, jobs)) if side_by_side else None
+            pool = stack.enter_context(Workers(self, jobs)) if side_by_side else None
             bar = stack.enter_context((progress or Progress()).trainings(side_by_side))
             while waves.waiting:
                 tickets = waves.tickets()
-                if pool and (missing := [ticket for ticket in tickets if self._unscored(ticket, scored)]):
-                    ended = pool.first_done(missing, keep, scored)
+                if pool and (missing := [ticket for ticket in tickets if self._unscored(ticket, checkpoints)]):
+                    ended = pool.first_done(missing, keep, checkpoints)
                     bar.update(len(ended))
                     tickets = [ticket for ticket in tickets if ticket.train_id in ended or ticket not in missing]
                 waves.answer(self.train(tickets, progress, stored, keep))
@@ -212,9 +211,7 @@ class Study(Opened):
         run = self.find(ticket, tell=False)
         if run is None:
             return True
-        return (
-            ticket.listed and run.record["status"] == "ok" and not all(scores.scored(run, kind) for kind in checkpoints)
-        )
+        return ticket.listed and run.record["status"] == "ok" and not all(scored(run, kind) for kind in checkpoints)
 
 
 def _groups(tickets: Iterable[Ticket], most: int) -> Iterator[list[Ticket]]:

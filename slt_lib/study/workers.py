@@ -7,8 +7,8 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from slt_lib.base.devices import device
 from slt_lib.base.errors import InputError
 from slt_lib.base.processes import cores, pool
-from slt_lib.study import scores
 from slt_lib.study.progress import Progress, label
+from slt_lib.study.scores import scores
 from slt_lib.study.tickets import Ticket
 
 
@@ -81,4 +81,4 @@ def _train(study, ticket: Ticket, keep: Collection[int] = (), scored: tuple[str,
     [run] = study.train([ticket], Progress(lines=True), keep={ticket.train_id: keep})
     if ticket.listed and run.record["status"] == "ok":
         for checkpoint in scored:
-            scores.scores(run, checkpoint)
+            scores(run, checkpoint)
