@@ -8,7 +8,7 @@ import time
 
 from slt_lib.base.errors import InputError
 
-AFTER_THE_FIRST = 3.0  # seconds
+AFTER_THE_FIRST = 3.0  # seconds that other ranks wait before they print an error
 
 
 def data(options) -> None:
@@ -26,7 +26,7 @@ def data(options) -> None:
 
 
 def plan(options) -> None:
-    """A study in numbers before it is run: trainings, waves, tokens, FLOPs, disk, hours, and what is left of it."""
+    """Print the cost of a study before it is run: trainings, waves, tokens, FLOPs, disk, hours, what is left."""
     from slt_lib import plan as room
 
     print(room.text(options.study, options.rate, options.gpus, options.measure))
@@ -35,7 +35,7 @@ def plan(options) -> None:
 def run(options) -> None:
     """Advance all chains of a study, one training per core, score each run as it ends, and write the report.
 
-    Under torchrun all its processes train as one.
+    Under torchrun all processes train each ticket together.
     """
     from slt_lib import report
     from slt_lib.base import distributed
@@ -67,7 +67,7 @@ def run(options) -> None:
 
 
 def runs(options) -> None:
-    """List the runs of the store; show or remove the one that an id, or its beginning, names."""
+    """List the runs of the store; show or remove one, given by its id or the beginning of its id."""
     from slt_lib.base.store import Damaged, Store
     from slt_lib.study.tickets import trained_with
 
@@ -106,7 +106,7 @@ def runs(options) -> None:
 
 
 def translate(options) -> None:
-    """Translate standard input, a sentence a line, with a run of the store: a technique, sparsity and seed."""
+    """Translate standard input, one sentence per line, with a stored run of a technique, sparsity and seed."""
     from slt_lib.study import Study, scores
     from slt_lib.techniques import RECIPES
 
@@ -124,14 +124,14 @@ def translate(options) -> None:
         lines = sys.stdin.buffer.read().decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not UTF-8 (byte {error.start}); save the text as UTF-8") from None
-    if not lines[-1]:  # what follows the last line's end is no line
+    if not lines[-1]:  # the text ends with a line break
         lines.pop()
     for line in scores.translate(runs[-1], [line.removesuffix("\r") for line in lines]):
         print(line)
 
 
 def report(options) -> None:
-    """Tables, plots and claims of a study, from its figures folder alone."""
+    """Write tables, plots and claims of a study, from its figures folder alone."""
     from slt_lib import report as room
     from slt_lib.study.results import figures
 
@@ -197,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.function(options)
     except InputError as error:
         rank = os.environ.get("RANK", "0")  # that of torchrun
-        if rank != "0":  # what the first process says too, it alone says: meanwhile torchrun ends this one
+        if rank != "0":  # rank 0 prints an error of all ranks; torchrun ends this process meanwhile
             time.sleep(AFTER_THE_FIRST)
             error = f"process {rank}: {error}"
         print(error, file=sys.stderr)
