@@ -22,7 +22,7 @@ from slt_lib.base.settings import Training
 from slt_lib.base.store import RunFolder, Store
 from slt_lib.data.batches import Batches
 from slt_lib.evaluation import decoding, scoring
-from slt_lib.study import Study
+from slt_lib.study import Study, scores
 from slt_lib.train import loop as training
 from slt_lib.transformer import prunable
 
@@ -194,7 +194,7 @@ def scored(setting: Setting, precision: str, seconds: float) -> dict:
     dev = time.perf_counter() - began
     began = time.perf_counter()
     for split in study.corpus.tests.values():
-        scoring.sentence_statistics(run.translate(list(split.source), "final"), list(split.target))
+        scoring.sentence_statistics(scores.translate(run, list(split.source), "final"), list(split.target))
     tests = time.perf_counter() - began
     clock = watched(settings, study.data, run.ticket.start(), seconds)
     return {"dev": dev, "tests": tests, "step": statistics.median(clock.steps)}

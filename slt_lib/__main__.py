@@ -9,7 +9,7 @@ import time
 from slt_lib.base.errors import InputError
 from slt_lib.base.settings import TECHNIQUES
 
-AFTER_THE_FIRST = 3.0  # seconds
+AFTER_THE_FIRST = 3.0  # seconds that other ranks wait before they print an error
 
 
 def data(options) -> None:
@@ -19,6 +19,7 @@ def data(options) -> None:
 
     for pair in params.load(options.study).pairs:
         study = Study(options.study, pair)
+        study.prepare()
         corpus = study.corpus
         counts = ", ".join(f"{name} {len(split):,}" for name, split in corpus.tests.items())
         print(f"{pair}: {corpus.name}, train {len(corpus.train):,}, dev {len(corpus.dev):,}, {counts} pairs")
@@ -26,7 +27,7 @@ def data(options) -> None:
 
 
 def plan(options) -> None:
-    """A study in numbers before it is run: trainings, waves, tokens, FLOPs, disk, hours, and what is left of it."""
+    """Print the cost of a study before it is run: trainings, waves, tokens, FLOPs, disk, hours, what is left."""
     from slt_lib import plan as room
 
     print(room.text(options.study, options.rate, options.gpus, options.measure))
@@ -35,7 +36,7 @@ def plan(options) -> None:
 def run(options) -> None:
     """Advance all chains of a study, one training per core, score each run as it ends, and write the report.
 
-    Under torchrun all its processes train as one.
+    Under torchrun all processes train each ticket together.
     """
     from slt_lib import report
     from slt_lib.base import distributed
@@ -64,14 +65,14 @@ def run(options) -> None:
             if "stability" in groups:
                 distributed.told(lambda: record_stability(study, groups["stability"]))  # noqa: B023
         if options.report:
-            made = distributed.told(lambda: report.render(figures(study.name)))
+            made = distributed.broadcast(lambda: report.render(figures(study.name)))
             if distributed.first():
                 for path in made.values():
                     print(os.path.relpath(path))
 
 
 def runs(options) -> None:
-    """List the runs of the store; show or remove the one that an id, or its beginning, names."""
+    """List the runs of the store; show or remove one, given by its id or the beginning of its id."""
     from slt_lib.base.store import Damaged, Store
     from slt_lib.study.tickets import trained_with
 
@@ -88,7 +89,7 @@ def runs(options) -> None:
                 continue
             share = 1 - record["kept"] / record["prunable"]
             best = f"dev BLEU {record['best']['dev_bleu']:.1f}" if record["best"] else record["reason"]
-            kind = f"seed {ticket['seed']}  {trained_with(ticket['operations']):5}"
+            kind = f"seed {ticket['seed']}  {trained_with(operation['do'] for operation in ticket['operations']):5}"
             print(
                 f"{train_id}  {record['status']}  {kind}  sparsity {100 * share:.1f}%  {record['steps']} steps  {best}"
             )
@@ -110,8 +111,8 @@ def runs(options) -> None:
 
 
 def translate(options) -> None:
-    """Translate standard input, a sentence a line, with a run of the store: a technique, sparsity and seed."""
-    from slt_lib.study import Study
+    """Translate standard input, one sentence per line, with a stored run of a technique, sparsity and seed."""
+    from slt_lib.study import Study, scores
     from slt_lib.techniques import RECIPES
 
     study = Study(options.study, options.pair)
@@ -128,14 +129,14 @@ def translate(options) -> None:
         lines = sys.stdin.buffer.read().decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not UTF-8 (byte {error.start}); save the text as UTF-8") from None
-    if not lines[-1]:  # what follows the last line's end is no line
+    if not lines[-1]:  # the text ends with a line break
         lines.pop()
-    for line in runs[-1].translate([line.removesuffix("\r") for line in lines]):
+    for line in scores.translate(runs[-1], [line.removesuffix("\r") for line in lines]):
         print(line)
 
 
 def report(options) -> None:
-    """Tables, plots and claims of a study, from its figures folder alone."""
+    """Write tables, plots and claims of a study, from its figures folder alone."""
     from slt_lib import report as room
     from slt_lib.study.results import figures
 
@@ -201,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.function(options)
     except InputError as error:
         rank = os.environ.get("RANK", "0")  # that of torchrun
-        if rank != "0":  # what the first process says too, it alone says: meanwhile torchrun ends this one
+        if rank != "0":  # rank 0 prints an error of all ranks; torchrun ends this process meanwhile
             time.sleep(AFTER_THE_FIRST)
             error = f"process {rank}: {error}"
         print(error, file=sys.stderr)

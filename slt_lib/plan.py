@@ -1,7 +1,7 @@
-"""A study in numbers before anyone pays: what it trains, in which order, and what that takes.
+"""The cost of a study before it is run: its trainings, their order, time and disk space.
 
-The recipes themselves are followed with runs that stand in for the trained ones, so that sharing and dependence are
-those of a real run. Nothing is trained, downloaded or prepared, and no lock of a training is waited for.
+The recipes are followed with placeholders for the trained runs, so that shared trainings and dependences are those of a
+real study. Nothing is trained, downloaded or prepared, and no lock of a training is waited for.
 """
 
 import dataclasses
@@ -9,7 +9,6 @@ import functools
 import statistics
 import time
 from collections.abc import Iterable
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -22,20 +21,21 @@ from slt_lib.base.store import Damaged, unseal
 from slt_lib.data import wmt14
 from slt_lib.data.vocabulary import Encoded
 from slt_lib.study import Chain, Study, Ticket
+from slt_lib.study.operations import Context
 from slt_lib.study.runs import Run, StandIn
 from slt_lib.techniques import RECIPES, ablations
 from slt_lib.train import loop as training
 from slt_lib.transformer import prunable, theta_0
 
 FLOAT, BOOL = 4, 1  # bytes
-SECONDS = 40.0  # what `measure` aims at
+SECONDS = 40.0  # target duration of `measure`
 GIB = 2**30
 
 
 class Planned(Study):
-    """A study that trains nothing: a run stands in for each training, the real one where the store has it whole.
+    """A study that trains nothing: each training is represented by its stored run, or else by a placeholder.
 
-    `done` is None where that can't be known, as the corpus is not at hand. Looking for a run reads all of its files.
+    `done`: the stored runs by id, or None if the corpus is not available. Finding a run reads all of its files.
     """
 
     def __init__(self, study: str = "quick", pair: str = ""):
@@ -44,14 +44,20 @@ class Planned(Study):
         self.keep: dict[str, set[int]] = {}
         prepared = self.corpus_at_hand()
         self.done: dict[str, Run] | None = {} if prepared else None
-        self.searched = prepared and self.vocabulary_file().exists()  # without its vocabulary no run was ever trained
+        self.searched = prepared and self.vocabulary_file().exists()  # without a vocabulary there are no runs
         if prepared:
             self.counts = len(self.corpus.dev), list(map(len, self.corpus.tests.values()))
-        if not self.searched:
-            self.corpus = self.vocabulary = SimpleNamespace(digest="")
+
+    @property
+    def context(self) -> Context:
+        """What the tickets need from the study; without digests if there is no vocabulary yet."""
+        return super().context if self.searched else Context(self.params.training, "", "", self.params.vocabulary)
+
+    def prepare(self) -> None:
+        """Do nothing: a plan builds no data."""
 
     def train(self, tickets: Iterable[Ticket], progress=None, stored: bool = False, keep=()) -> list[Run]:
-        """A run for each of `tickets`, which are remembered, and with them what `keep` names."""
+        """A run for each of `tickets`; the tickets and the steps in `keep` are recorded."""
         for train_id, steps in dict(keep).items():
             self.keep.setdefault(train_id, set()).update(steps)
         return [self._run(ticket) for ticket in tickets]
@@ -61,18 +67,18 @@ class Planned(Study):
             self.tickets[ticket.train_id] = ticket
             if self.searched and (found := self.find(ticket, tell=False)):
                 self.done[found.id] = found
-        return (self.done or {}).get(ticket.train_id) or StandIn(ticket)
+        return (self.done or {}).get(ticket.train_id) or StandIn(ticket, self)
 
     @functools.cached_property
     def outline(self) -> torch.nn.Module:
-        """The model without its values, for which no vocabulary is needed."""
+        """The model on the meta device; it needs no vocabulary."""
         with torch.device("meta"):
             return training.new_model(self.params.training, self.params.vocabulary)
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one technique adds to the rows above it: `tickets` are new, `shared` trainings a row above counts."""
+    """One technique: its new `tickets`, and the number of `shared` trainings that a row above counts."""
 
     technique: str
     tickets: dict[str, Ticket]
@@ -97,7 +103,7 @@ def rows(study: Planned) -> list[Row]:
 
 
 def _followed(study: Planned, chains: Iterable[Chain]) -> dict[str, Ticket]:
-    """All tickets that `chains` ask for, those without a row in the results too."""
+    """All tickets that `chains` yield, including those without rows in the results."""
     known, study.tickets = study.tickets, {}
     study.follow(chains)
     mine = study.tickets
@@ -134,7 +140,7 @@ def kept_bytes(study: Planned, ticket: Ticket) -> int:
 
 
 def working_bytes(study: Planned, ticket: Ticket) -> int:
-    """Bytes that a training may need beyond these while it runs: the state to resume from, and the next one."""
+    """Additional bytes that a running training may need: the resume file and its successor."""
     optimizer = 0
     for weight in study.outline.parameters():
         if ticket.optimizer == "adam":
@@ -156,7 +162,7 @@ def _mask_bytes(study: Planned, ticket: Ticket) -> int:
 
 
 def sentences(study: Planned) -> tuple[int, int] | None:
-    """Sentences decoded for a training (dev, at each checkpoint) and for a run (all test sets); None: not known yet."""
+    """Sentences decoded during a training (dev, at each checkpoint) and afterwards (test sets); None if unknown."""
     if study.done is not None:
         dev, tests = study.counts
     elif isinstance(study.params.corpus, Wmt14):
@@ -192,7 +198,7 @@ def makespan(tickets: dict[str, Ticket], devices: int) -> int:
 
 
 def stored_rate(study: Planned) -> tuple[float, str] | None:
-    """The median of target tokens a second over the study's finished runs, dev scoring included."""
+    """Median of target tokens per second over the study's finished runs, dev scoring included."""
     found = []
     for run in (study.done or {}).values():
         try:
@@ -205,10 +211,10 @@ def stored_rate(study: Planned) -> tuple[float, str] | None:
 
 
 def measure(study: Planned, seconds: float = SECONDS) -> tuple[float, str]:
-    """Target slots a second on this machine's device: a few dense steps of the study's own shapes, ids made up.
+    """Target slots per second on this machine, from a few dense steps with the study's shapes and random ids.
 
-    Where whole batches would take longer than `seconds`, it is measured with fewer rows, which the text says; nothing
-    is scored on dev. Rows are full, so that a slot is a token.
+    If whole batches would take longer than `seconds`, fewer rows are used, and the text says so. Dev is not scored.
+    Rows are full, so a slot is a token.
     """
     batch = study.params.training.batch
     first = _step_seconds(study, 1, 2)
@@ -220,7 +226,7 @@ def measure(study: Planned, seconds: float = SECONDS) -> tuple[float, str]:
 
 
 def _step_seconds(study: Planned, count: int, steps: int) -> float:
-    """Median seconds of a step with `count` rows, the first one left out."""
+    """Median seconds per step with `count` rows, without the first step."""
     settings, size = study.params.training, study.params.vocabulary
     length = settings.batch.length
     settings = settings.model_copy(update={"batch": settings.batch.model_copy(update={"rows": count})})
@@ -240,9 +246,10 @@ HEAD = "technique trainings shared waves steps tokens FLOPs disk dev test done l
 
 
 def text(study: str, rate: float | None = None, devices: int = 1, measured: bool = False) -> str:
-    """The plan of all pairs of a study. `rate`: target tokens a second of one training; `devices`: one training each.
+    """The plan of all pairs of a study as text.
 
-    Without a rate that of the finished runs is taken, with `measured` that of this machine. Raises InputError.
+    `rate`: target tokens per second of one training, by default that of the finished runs, with `measured` that of this
+    machine. `devices`: number of devices, one training each. Raises InputError for an invalid rate or number.
     """
     if rate is not None and not 0 < rate < float("inf"):
         raise InputError(f"--rate {rate:g}: target tokens a second must be a number above 0")
@@ -329,7 +336,7 @@ def _cells(study: Planned, row: Row, left: dict[str, Ticket], hours: float | Non
 
 
 def _short(value: float) -> str:
-    """Three digits and a prefix: 12M, 197G."""
+    """Three digits and a unit prefix: 12M, 197G."""
     for prefix in ("", "k", "M", "G"):
         if value < 999.5:
             return f"{value:.3g}{prefix}"

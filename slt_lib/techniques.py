@@ -1,25 +1,25 @@
-"""The paper's six techniques, each a generator of tickets: its section 3 in a few lines (FACTS.md section 7).
+"""The paper's six techniques, each a generator of tickets: section 3 of the paper in a few lines (FACTS.md section 7).
 
-A chain yields a ticket, or a list of independent ones, and is sent the trained run, or the list. `levels` are the
-sparsities wanted, rising. Every knob's default is the paper's setting; the ablations are the same recipes with others.
+A recipe yields a ticket, or a list of independent tickets, and receives the trained run, or the list of runs. `levels`
+are the target sparsities, in increasing order. The default of each knob is the paper's setting; the ablations are the
+same recipes with other values.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from slt_lib.base.errors import InputError
 from slt_lib.base.settings import REWIND, REWIND_POINTS, TECHNIQUES
 from slt_lib.study import Chain, Recipe, Study
-from slt_lib.study.tickets import among
+from slt_lib.study.tickets import check_choice
 
 
 def dense(study: Study, seed: int, levels: list[float] = (), optimizer: str = "") -> Recipe:
-    """The dense Transformer from theta_0: every chain's first run."""
+    """The dense Transformer, trained from theta_0: the first run of most chains."""
     yield study.ticket(seed, optimizer)
 
 
 def mp(study: Study, seed: int, levels: list[float], optimizer: str = "") -> Recipe:
-    """Magnitude pruning (section 3.1): one training a level, from theta_0, pruned gradually while it trains."""
+    """Magnitude pruning (section 3.1): one training per level from theta_0, pruned gradually during the training."""
     yield [study.ticket(seed, optimizer).gradual(final=sparsity) for sparsity in levels]
 
 
@@ -42,7 +42,7 @@ def slt(
 ) -> Recipe:
     """Stabilized lottery ticket (section 3.3): prune by theta_T, restart from theta_t of the last run.
 
-    Without `iterative` each level is pruned at once from the dense run.
+    Without `iterative` each level is pruned directly from the dense run.
     """
     run = yield study.ticket(seed, optimizer)
     if not iterative:
@@ -53,7 +53,7 @@ def slt(
 
 
 def clt(study: Study, seed: int, levels: list[float], rewind: float = REWIND, source: str = "last") -> Recipe:
-    """Constant lottery ticket (section 3.4): as SLT, but all that is left of theta_t is its signs, times alpha."""
+    """Constant lottery ticket (section 3.4): as SLT, but theta_t is replaced by alpha times its signs."""
     run = yield study.ticket(seed)
     for sparsity in levels:
         run = yield run.rewind(at=rewind, source=source).prune(by=run, sparsity=sparsity).constant()
@@ -70,13 +70,13 @@ def slt_mp(
     start: str = "first",
     stepwise: bool = False,
 ) -> Recipe:
-    """SLT to 60%, then MP (section 3.5): the ticket at `switch` is pruned on gradually, its mask kept from step 0.
+    """SLT to 60%, then MP (section 3.5): the ticket at `switch` is pruned further during its training.
 
-    SLT goes straight to `first`, or there in ten-point steps where `stepwise`. `start`: MP replaces the training of the
-    ticket at `switch` ("first"), or follows it ("second"): FACTS.md section 7, SLT-MP 4.
+    SLT goes directly to `first`, with `stepwise` in steps of ten points. `start`: MP replaces the training of the
+    ticket at `switch` ("first"), or follows it ("second"). Raises InputError for another `start`. Source: FACTS.md
+    section 7, SLT-MP 4.
     """
-    if start not in ("first", "second"):
-        raise InputError(f"start {start!r} is none of first, second")
+    check_choice("start", start, ("first", "second"))
     run = yield study.ticket(seed)
     path = [round(0.1 * i, 1) for i in range(1, 10) if 0.1 * i < first - 1e-9] if stepwise else []
     for sparsity in path:
@@ -100,10 +100,10 @@ def mp_slt(
 ) -> Recipe:
     """MP to 60%, then SLT (section 3.6): the first ticket is theta_t of the MP run under its final mask.
 
-    With `retrain` that ticket is trained at `switch` before the next level is pruned; without, the next level's mask
-    comes from the MP run itself: FACTS.md section 7, MP-SLT 3.
+    With `retrain` that ticket is trained at `switch` before the next level is pruned; otherwise the mask of the next
+    level comes from the MP run itself. Source: FACTS.md section 7, MP-SLT 3.
     """
-    run = yield study.ticket(seed).gradual(final=switch).unlisted()  # MP has this row where the study has its level
+    run = yield study.ticket(seed).gradual(final=switch).unlisted()  # a row of MP, if the study has the level
     if retrain:
         run = (
             yield run.rewind(at=rewind).prune(by=run, sparsity=switch).unlisted()
@@ -124,9 +124,9 @@ def clt_control(
     magnitudes: str = "constant",
     rewind: float = REWIND,
 ) -> Recipe:
-    """One ticket of the CLT chain, at the level `at`, with other signs or magnitudes under the same mask.
+    """The ticket of the CLT chain at the level `at`, with other signs or magnitudes under the same mask.
 
-    The paper's ablation is `signs="random"`; Frankle et al. (2020) keep signs with other magnitudes.
+    The paper's ablation is `signs="random"`; Frankle et al. (2020) keep the signs and change the magnitudes.
     """
     run = yield study.ticket(seed)
     for sparsity in [level for level in levels if level <= at]:
@@ -142,12 +142,11 @@ def slt_control(
 ) -> Recipe:
     """SLT at the level `at` with random masks ("mask"), or with fresh weights under its own mask ("weights").
 
-    Random masks are drawn at every level on the way, so that the ticket has been trained as often as SLT's. "none"
-    prunes nothing: the dense run is rewound to theta_t and trained again, once for each of `levels`. That is what the
-    depth of a chain does by itself.
+    Random masks are drawn at every level, so that the ticket is trained as often as that of SLT. "none" prunes nothing:
+    the dense run is rewound to theta_t and trained again, once for each of `levels`, which shows the effect of the
+    depth alone. Raises InputError for another `control`.
     """
-    if control not in ("mask", "weights", "none"):
-        raise InputError(f"control {control!r} is none of mask, weights, none")
+    check_choice("control", control, ("mask", "weights", "none"))
     run = yield study.ticket(seed)
     for sparsity in levels if control == "none" else [level for level in levels if level <= at]:
         ticket = run.rewind(at=rewind)
@@ -170,13 +169,13 @@ def stability(
     at: float = 0.9,
     rewind: float = REWIND,
 ) -> Recipe:
-    """One ticket trained with its own noise and with that of `copies` others: what SGD's noise does from this start.
+    """Train one ticket with its own order of sentences and dropout, and with those of `copies` others.
 
-    `start`: the dense model's "theta_0" or "theta_t", or the ticket of "lt" or "slt" at the level `at`. Source: Frankle
-    et al. (2020), "Linear mode connectivity and the lottery ticket hypothesis", section 2.
+    `start`: "theta_0" or "theta_t" of the dense model, or the ticket of "lt" or "slt" at the level `at`. Raises
+    InputError for another `start`. Source: Frankle et al. (2020), "Linear mode connectivity and the lottery ticket
+    hypothesis", section 2.
     """
-    if start not in STABILITY:
-        raise InputError(f"start {start!r} is none of {', '.join(STABILITY)}")
+    check_choice("start", start, tuple(STABILITY))
     ticket = study.ticket(seed)
     if start != "theta_0":
         run = yield ticket
@@ -188,23 +187,27 @@ def stability(
     yield [ticket.with_noise(copy) for copy in range(copies + 1)]
 
 
-clt_control.technique = "clt"  # their rows stand beside the recipe that they vary
+clt_control.technique = "clt"  # their rows are variants of this technique
 slt_control.technique = "slt"
-# Where a stability run starts -> technique and variant of its rows.
+# The levels that a training depends on, where these are not all levels up to its own; see `Study.chain`.
+mp.path = slt_mp.path = lambda levels, knobs: []
+slt.path = lambda levels, knobs: levels if knobs["iterative"] else []
+mp_slt.path = lambda levels, knobs: [level for level in levels if level > knobs["switch"]]
+# `start` of a stability run -> technique and variant of its rows.
 STABILITY = {"theta_0": ("dense", ""), "theta_t": ("slt", "control=none"), "lt": ("lt", ""), "slt": ("slt", "")}
 
 RECIPES = {recipe.__name__.replace("_", "-"): recipe for recipe in (dense, mp, lt, slt, clt, slt_mp, mp_slt)}
 
-ABLATION_LEVEL = 0.5  # where they are compared: the paper's random signs are at 50%
-ABLATIONS = ("signs", "rewind", "optimizer")  # the paper's own; what notebook 08 and the plan take by default
+ABLATION_LEVEL = 0.5  # level of the comparisons: the paper's random signs are at 50%
+ABLATIONS = ("signs", "rewind", "optimizer")  # those of the paper, the default of notebook 08 and the plan
 
 
 @dataclass(frozen=True)
 class Line:
-    """One chain of a comparison: a recipe, its knobs, the levels that it goes to.
+    """One chain of a comparison: a recipe, its levels and its knobs.
 
-    `label`: technique and variant of its rows, where they are not the recipe's. `scored`: the checkpoints that get a
-    row each (`Run.weights`).
+    `label`: technique and variant of its rows, if not the recipe's. `scored`: the checkpoints that get a row each
+    (`Run.weights`).
     """
 
     recipe: Callable[..., Recipe]
@@ -222,11 +225,12 @@ def comparisons(
     high: float = 0.9,
     techniques: Sequence[str] = tuple(TECHNIQUES),
 ) -> dict[str, list[Line]]:
-    """Name of a comparison -> its lines, the default recipe first; notebook 08 says what each one asks.
+    """Name of a comparison -> its lines, the default recipe first; notebook 08 explains each one.
 
-    `levels` and `techniques` are the study's. `high`: a second level for `controls`, and that of the tickets of
-    `stability`; where the study does not have it, its next lower level. What a chain is rewound to or pruned from shows
-    from its second level on, and SLT-MP's knobs above its switch, so these are compared there where `at` lies below.
+    `levels` and `techniques` are the study's. `high`: a second level for `controls`, and the level of the tickets of
+    `stability`; if the study does not have it, the next lower level. The source of a rewind and one-shot pruning differ
+    only from the second level on, and the knobs of SLT-MP only above its switch. If `at` is lower, they are compared
+    at these levels.
     """
     upto = [level for level in levels if level <= at]
     upto_high = [level for level in levels if level <= high] or list(levels[:1])
@@ -263,20 +267,20 @@ def comparisons(
 
 
 def ablations(study: Study) -> list[Chain]:
-    """The chains of the comparisons that the study file names: for `true` those of the paper."""
+    """The chains of the comparisons that the study file names; `true` means those of the paper."""
     asked = study.params.ablations
     names = asked if isinstance(asked, list) else ABLATIONS if asked else ()
     return [chain for group in compared(study, names).values() for chain in group]
 
 
 def compared(study: Study, names: Sequence[str], **options) -> dict[str, list[Chain]]:
-    """Name of a comparison -> its chains, for all seeds of the study; `options` as for `comparisons`.
+    """Name of a comparison -> its chains, for all seeds of the study. `options`: see `comparisons`.
 
-    Raises InputError for a name that is no comparison.
+    Raises InputError for an unknown name.
     """
     catalogue = comparisons(study.levels, techniques=study.params.pairs[study.pair], **options)
     for name in names:
-        among("comparisons", name, tuple(catalogue))
+        check_choice("comparisons", name, tuple(catalogue))
     return {
         name: [
             study.chain(line.recipe, seed, line.levels, line.label, line.scored, **line.knobs)

@@ -13,15 +13,20 @@ from slt_lib.base import settings as params
 from slt_lib.base import store
 from slt_lib.base.errors import InputError
 from slt_lib.base.settings import Training
+from slt_lib.base.store import digest
 from slt_lib.plan import Planned
-from slt_lib.study import Run, Study, results
-from slt_lib.study.study import _rewound
+from slt_lib.study import Run, Study, results, scores
+from slt_lib.study.chains import rewound_steps
+from slt_lib.study.runs import StandIn
+from slt_lib.study.scores import score_id
 from slt_lib.techniques import (
     RECIPES,
     STABILITY,
     ablations,
     clt,
     clt_control,
+    compared,
+    comparisons,
     dense,
     lt,
     mp,
@@ -259,7 +264,7 @@ def test_a_mask_by_another_run_nests_in_both(all_runs):
 
 def test_masks_may_come_from_the_best_checkpoint(study):
     [first] = study.train([study.ticket(1)])
-    run = Run(first.ticket, first.record | {"best": {"step": 3, "dev_bleu": 1.0}})
+    run = Run(first.ticket, first.record | {"best": {"step": 3, "dev_bleu": 1.0}}, study)
     start = run.rewind(at=REWIND).prune(by=run, sparsity=0.5, checkpoint="best").start()
     assert same(start.mask, masks.magnitude_mask(prunable(first.theta(3)), 0.5))
     assert not same(start.mask, masks.magnitude_mask(prunable(first.weights()), 0.5))
@@ -392,6 +397,63 @@ def test_numbers_are_spelled_one_way_in_a_ticket(study, all_runs):
     assert study.ticket(1).gradual(final=0.5, initial=0).train_id == study.ticket(1).gradual(0.5, 0.0).train_id
 
 
+# Recipe or comparison -> digest of the ids of all its tickets on the tiny study, with empty digests of corpus and
+# vocabulary. Stored runs are found by these ids: they change with RECIPE_VERSION alone.
+IDS = {
+    "dense": "b5420d3def159acc",
+    "mp": "372de5fbb73c4a69",
+    "lt": "2f3347e1a9874c34",
+    "slt": "3a909109a6df4276",
+    "clt": "84fe6f8a6264e535",
+    "slt-mp": "802c2c006268f097",
+    "mp-slt": "f9be28c7872b4009",
+    "signs": "b56f1a0e530afcac",
+    "frankle": "8239ae6af4b4030a",
+    "rewind": "3a7dafd522bfa0fc",
+    "source": "d2053bf6649f111f",
+    "one-shot": "7e754b221c84d867",
+    "stepwise": "d313db89209d060d",
+    "switch": "1f2c61253001e825",
+    "optimizer": "741768daeb58d401",
+    "average": "6016f195061f6cdd",
+    "final": "336a0cedf8ecd554",
+    "controls": "c4a7d031f96e7458",
+    "again": "0e9a38834462ba51",
+    "stability": "552fc7167eaf0f50",
+}
+
+
+def test_ids_of_stored_runs_stay(study_file):
+    planned = Planned(study_file())
+
+    def ids(chains):
+        planned.tickets = {}
+        planned.follow(chains)
+        return digest(sorted(planned.tickets))[:16]
+
+    found = {name: ids([planned.chain(recipe, 1)]) for name, recipe in RECIPES.items()}
+    found |= {name: ids(chains) for name, chains in compared(planned, list(comparisons(LEVELS))).items()}
+    assert found == IDS
+
+
+def test_tickets_are_hashable_values(make_study):
+    one, other = (make_study().ticket(1) for _ in range(2))
+    assert one == other and len({one, other, one.gradual(0.5), other.gradual(0.5)}) == 2
+    runs = [StandIn(ticket, make_study()) for ticket in (one, other)]
+    pruned = [run.rewind(0.25).prune(by=run, sparsity=0.5).constant() for run in runs]
+    assert pruned[0] == pruned[1] and len(set(pruned)) == 1 and pruned[0].runs == {one.train_id: runs[1]}
+
+
+def test_asking_for_an_id_writes_nothing(make_study, home):
+    study = make_study()
+    study_files = sorted(home.rglob("*"))
+    assert study.vocabulary.digest == study.context.vocabulary and study.shapes and study.model()
+    assert len(study.ticket(1).gradual(0.5).train_id) == 32 and study.find(study.ticket(1)) is None
+    assert sorted(home.rglob("*")) == study_files
+    study.prepare()
+    assert study.vocabulary_file().exists()
+
+
 OTHER = {
     "model": {
         "layers": 2, "hidden": 32, "filter": 40, "heads": 4,
@@ -480,30 +542,33 @@ def test_a_byte_of_the_corpus_and_the_vocabulary_reach_the_identity(own):
             assert own((split, language)).ticket(1).train_id != plain, (split, language)
     assert own(vocabulary=31).ticket(1).train_id != plain
     assert own(("test", "en")).ticket(1).train_id == plain  # a test set reaches scores alone
-    scores = [Run(own(changed).ticket(1), {}).score_id("test") for changed in (None, ("test", "en"), ("test", "de"))]
-    assert len(set(scores)) == 3
+    ids = []
+    for changed in (None, ("test", "en"), ("test", "de")):
+        study = own(changed)
+        ids.append(score_id(Run(study.ticket(1), {}, study), "test"))
+    assert len(set(ids)) == 3
 
 
 def test_decoding_reaches_scores_alone(make_study, monkeypatch):
     first = make_study()
     [run] = first.train([first.ticket(1)])
-    scores = run.scores()
+    first_scores = scores.scores(run)
     monkeypatch.setattr(training, "train", refuse)
-    seen = {run.score_id("test")}
+    seen = {score_id(run, "test")}
     for decoding in ({"beam": 1}, {"alpha": 0.0}, {"extra": 3}):
         study = make_study({"decoding": decoding})
         [other] = study.train([study.ticket(1)])
-        assert other.id == run.id and other.score_id("test") not in seen
-        seen.add(other.score_id("test"))
-        assert other.scores()["test"]["hypotheses"]
+        assert other.id == run.id and score_id(other, "test") not in seen
+        seen.add(score_id(other, "test"))
+        assert scores.scores(other)["test"]["hypotheses"]
     assert len(list((run.folder.path / "scores").iterdir())) == 4
     # and what is scored is not scored again, but where it is damaged
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "translate", refuse)
-        assert run.scores() == scores
-    path = run.folder.path / "scores" / f"{run.score_id('test')}.json"
+        patch.setattr(scores, "translate", refuse)
+        assert scores.scores(run) == first_scores
+    path = run.folder.path / "scores" / f"{score_id(run, 'test')}.json"
     path.write_text(path.read_text()[:-20])
-    assert run.scores() == scores
+    assert scores.scores(run) == first_scores
 
 
 # Mistakes ------------------------------------------------------------
@@ -633,7 +698,7 @@ def test_a_study_file_keeps_what_its_comparisons_rewind_to(name):
     """So that a dense run trained for one notebook serves the comparisons of another."""
     study = Planned(name)
     chains = ablations(study) + [study.chain(RECIPES[technique], 1) for technique in study.params.pairs[study.pair]]
-    for steps in _rewound(chains).values():
+    for steps in rewound_steps(study, chains).values():
         assert steps <= study.params.kept_steps() | {0, study.params.training.steps}
 
 
@@ -668,7 +733,7 @@ def test_checkpoints_may_be_averaged(all_runs):
         for name in found:
             torch.testing.assert_close(found[name], (nine[name] + twelve[name]) / 2)
         assert all(not found[matrix][~kept].any() for matrix, kept in run.mask.items())
-        assert run.score_id("test", "average 2") != run.score_id("test") == run.score_id("test", "best")
+        assert score_id(run, "test", "average 2") != score_id(run, "test") == score_id(run, "test", "best")
 
 
 def test_rewinding_to_the_start_of_a_constant_ticket(all_runs):
@@ -757,7 +822,7 @@ def test_a_recipe_of_one_s_own(make_study, home, monkeypatch):
     assert "en-de.random-tickets.default.0.8.1.json.gz" in before
     # Again, by another process as it were: nothing is trained or decoded, the rows are the same.
     monkeypatch.setattr(training, "train", refuse)
-    monkeypatch.setattr(Run, "translate", refuse)
+    monkeypatch.setattr(scores, "translate", refuse)
     assert followed()[1].equals(rows)
     assert {path.name: path.read_bytes() for path in parts.iterdir()} == before
 
@@ -900,4 +965,4 @@ def test_only_checkpoints_at_the_final_sparsity_are_averaged(make_study, monkeyp
         assert torch.equal(average, mean[name]) and not average[~kept].any()
     every = torch.stack([plain.theta(step)["decoder.0.self_attention.query"] for step in (3, 6, 9, 12)]).mean(0)
     assert torch.equal(plain.weights("average 4")["decoder.0.self_attention.query"], every)
-    assert len({gradual.score_id("test", f"average {count}") for count in (1, 2, 3, 4)}) == 4
+    assert len({score_id(gradual, "test", f"average {count}") for count in (1, 2, 3, 4)}) == 4

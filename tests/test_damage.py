@@ -30,6 +30,7 @@ from slt_lib.base.errors import InputError
 from slt_lib.base.store import Damaged, RunFolder, Store, digest, sealed, unseal, write_json
 from slt_lib.data import corpora
 from slt_lib.study import Study, results
+from slt_lib.study.scores import magnitudes, scores
 from slt_lib.techniques import RECIPES
 from slt_lib.train import loop as training
 
@@ -50,7 +51,7 @@ def original(tmp_path_factory, tiny):
         patch.setenv("SLT_RUNS", str(folder / "runs"))
         study = Study(str(path))
         dense, sparse = chain(study).runs
-        sparse.scores()
+        scores(sparse)
         shutil.copytree(folder / "runs", folder / "cut")
         study.store.path = folder / "cut"
         study.store.remove(sparse.id)
@@ -137,7 +138,7 @@ def test_a_file_of_a_run(name, damage, laid, original, capsys, figure):
     study, folder = laid()
     path = harm(folder, name, damage)
     run = chain(study).runs[-1]
-    run.scores(), run.magnitudes(), results.provenance_row(run)
+    scores(run), magnitudes(run), results.provenance_row(run)
     told = [line for line in capsys.readouterr().err.splitlines() if ": step " not in line]
     unmade = name == "run.json" or FILES[name] == COMPUTED  # what is not there was not made yet: nothing to complain of
     if damage == "missing" and unmade:
@@ -148,7 +149,7 @@ def test_a_file_of_a_run(name, damage, laid, original, capsys, figure):
     assert contents(study.store.path) == contents(original[0] / "runs")
     if name != "provenance.json":  # which can't be made again
         run = chain(study).runs[-1]
-        run.scores(), run.magnitudes(), results.provenance_row(run)
+        scores(run), magnitudes(run), results.provenance_row(run)
         assert capsys.readouterr().err == ""
 
 
@@ -159,7 +160,7 @@ def test_a_file_of_a_training_under_way(name, damage, laid, original, capsys, fi
     study, folder = laid("cut")
     assert {path.name for path in folder.path.iterdir()} >= {"resume.safetensors", name}
     path = harm(folder, name, damage)
-    chain(study).runs[-1].scores()
+    scores(chain(study).runs[-1])
     told = [line for line in capsys.readouterr().err.splitlines() if ": step " not in line]
     if name == "ticket.json" or (name, damage) == ("resume.safetensors", "missing"):  # written again, never read
         assert told == []
@@ -179,7 +180,7 @@ def test_what_belongs_to_another_run_is_not_used(laid, original, capsys):
     assert "ticket.json is not what was written: it belongs to another run, or was altered; training it" in (
         capsys.readouterr().err
     )
-    run.scores()
+    scores(run)
     assert contents(study.store.path) == contents(original[0] / "runs")
 
 
@@ -201,7 +202,7 @@ def test_a_resume_file_of_another_run_is_not_used(laid, original, capsys):
     study, folder = laid("cut")
     tensors, state = folder.load("resume.safetensors")
     folder.save("resume.safetensors", tensors, state | {"of": "0" * 64})
-    chain(study).runs[-1].scores()
+    scores(chain(study).runs[-1])
     assert f"resume.safetensors belongs to another training; {RESTARTED}" in capsys.readouterr().err
     assert contents(study.store.path) == contents(original[0] / "runs")
 
@@ -348,7 +349,7 @@ def test_a_disk_that_fills(disk, line, original, tmp_path, monkeypatch):
             assert not list((tmp_path / "disk").rglob("*.part"))
             assert all(study.store.folder(train_id).record() for train_id in study.store.ids())
         free()
-        chain(study).runs[-1].scores()
+        scores(chain(study).runs[-1])
         assert contents(tmp_path / "disk") == contents(original[0] / "runs")
 
 
@@ -449,6 +450,7 @@ def test_a_vocabulary_that_is_none(tokenizer, laid, original, capsys):
         tokenizer = type(study.vocabulary).build([*split.source, *split.target], 119).text
         study = Study(str(folder.path.parent.parent / "tiny.yaml"))
     write_json(path, sealed({"tokenizer": tokenizer}))
+    study.prepare()
     assert len(study.vocabulary) == 120
     assert capsys.readouterr().err == f"{path} is no vocabulary of 120 word pieces; building it again\n"
     assert contents(study.store.path) == contents(original[0] / "runs")
@@ -466,7 +468,7 @@ def test_a_link_is_not_followed(name, laid, original, tmp_path, capsys):
     line = f"{folder / name} is a link: what it points at is no part of the run; training it again"
     assert line in capsys.readouterr().err
     assert outside.read_bytes() == before and not (folder / name).is_symlink()
-    chain(study).runs[-1].scores()
+    scores(chain(study).runs[-1])
     assert contents(study.store.path) == contents(original[0] / "runs")
 
 
@@ -475,7 +477,7 @@ def test_a_linked_folder_of_scores_is_refused(laid, tmp_path):
     shutil.move(folder / "scores", tmp_path / "outside")
     (folder / "scores").symlink_to(tmp_path / "outside")
     with pytest.raises(InputError, match="scores is a link: what it points at is no part of the run"):
-        chain(study).runs[-1].scores()
+        scores(chain(study).runs[-1])
 
 
 def test_what_is_written_over_a_link_stays_inside(laid, tmp_path, capsys):
@@ -485,7 +487,7 @@ def test_what_is_written_over_a_link_stays_inside(laid, tmp_path, capsys):
     outside.write_text("mine")
     score.unlink()
     score.symlink_to(outside)
-    chain(study).runs[-1].scores()
+    scores(chain(study).runs[-1])
     assert f"{score} is a link: what it points at is no part of the run; {COMPUTED}" in capsys.readouterr().err
     assert outside.read_text() == "mine" and not score.is_symlink()
 
@@ -523,7 +525,7 @@ def test_what_a_kill_left_half_written_goes(laid, original):
     study, folder = laid("cut")
     for name in (".mask.safetensors.x.part", ".ticket.json.x.part"):
         (folder.path / name).write_bytes(b"half")
-    chain(study).runs[-1].scores()
+    scores(chain(study).runs[-1])
     assert contents(study.store.path) == contents(original[0] / "runs")
 
 

@@ -137,7 +137,7 @@ def work(folder: Path) -> None:
             found["flipped"] = str(error)
         training.new_model = made
 
-        found["told"] = distributed.told(lambda: [me, distributed.size()])
+        found["told"] = distributed.broadcast(lambda: [me, distributed.size()])
         found["agree"] = [distributed.agree(lambda: 7), distributed.agree(lambda: me)]
         found["spread"] = distributed.spread(list(range(5)), lambda share: [10 * item + me for item in share])
         found["spread few"] = distributed.spread([4], lambda share: [(item, me) for item in share])

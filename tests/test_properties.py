@@ -18,6 +18,7 @@ from slt_lib.base.store import digest
 from slt_lib.evaluation import scoring
 from slt_lib.evaluation.decoding import translate
 from slt_lib.study import Study
+from slt_lib.study.scores import score_id
 from slt_lib.techniques import RECIPES
 from slt_lib.transformer import EOS
 
@@ -51,13 +52,13 @@ def test_order_of_keys_and_spelling_of_numbers_change_nothing(draw, fraction):
 @given(st.integers(1, 9), st.floats(0, 3), st.integers(0, 200))
 def test_decoding_changes_the_score_alone(session_study, beam, alpha, extra):
     [run] = session_study.train([session_study.ticket(1)])
-    before, first = session_study.params, (run.ticket.train_id, run.score_id("test"))
+    before, first = session_study.params, (run.ticket.train_id, score_id(run, "test"))
     other = params.Decoding(beam=beam, alpha=alpha, extra=extra)
     try:
         session_study.params = before.model_copy(update={"decoding": other})
         [again] = session_study.train([session_study.ticket(1)])
         assert again.ticket.train_id == first[0]
-        assert (again.score_id("test") == first[1]) == (other == before.decoding)
+        assert (score_id(again, "test") == first[1]) == (other == before.decoding)
     finally:
         session_study.params = before
 

@@ -10,7 +10,8 @@ import pytest
 
 from slt_lib.base.errors import InputError
 from slt_lib.study import workers
-from slt_lib.study.study import _by_urgency
+from slt_lib.study.chains import by_urgency
+from slt_lib.study.scores import scored
 from slt_lib.techniques import clt, mp, slt
 
 
@@ -39,9 +40,9 @@ def test_what_is_in_the_store_starts_no_process(make_study, monkeypatch):
     study = make_study({"levels": [0.5]})
     [chain] = study.follow([study.chain(slt, 1)])
     for run in chain.runs:
-        assert not run.scored()
-        workers._train(run.ticket)  # what a process does with a ticket: train unless stored, and score
-        assert run.scored()
+        assert not scored(run)
+        workers._train(study, run.ticket)  # what a process does with a ticket: train unless stored, and score
+        assert scored(run)
     monkeypatch.setattr(workers, "_train", None)
     monkeypatch.setattr(workers.Workers, "first_done", None)
     [again] = study.follow([study.chain(slt, 1)], jobs=2)
@@ -58,8 +59,8 @@ def test_what_is_ended_before_its_first_checkpoint_leaves_nothing(make_study):
     study = make_study({"training": {"steps": 100_000, "checkpoint": 1.0}})
     ticket = study.ticket(1)
     folder = study.store.folder(ticket.train_id)
-    with pytest.raises(InputError, match="of another"), workers.Workers(1, 1) as pool:
-        pool.pool.submit(workers._train, ticket)
+    with pytest.raises(InputError, match="of another"), workers.Workers(study, 1) as pool:
+        pool.pool.submit(workers._train, study, ticket)
         while not (folder / "ticket.json").exists():
             time.sleep(0.05)
         raise InputError("of another")
@@ -70,8 +71,7 @@ def test_what_many_chains_wait_for_comes_first(make_study):
     study = make_study()
     chains = [study.chain(mp, 1), study.chain(slt, 2), study.chain(slt, 1), study.chain(clt, 1)]
     asked = [next(chain.generator) for chain in chains]
-    waiting = {i: one if isinstance(one, list) else [one] for i, one in enumerate(asked)}
-    order = _by_urgency(waiting, {i: not isinstance(one, list) for i, one in enumerate(asked)}, {})
+    order = by_urgency(dict(enumerate(asked)), {})
     assert [ticket.train_id for ticket in order] == [
         ticket.train_id for ticket in (asked[2], asked[1], *asked[0])
     ]  # seed 1 dense for two chains, seed 2 dense for one, then MP's levels for nobody

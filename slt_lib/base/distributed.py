@@ -1,10 +1,10 @@
-"""Several processes that train as one: torchrun starts them, each computes its share of every batch.
+"""Data-parallel training: torchrun starts the processes, each computes its share of every batch.
 
     torchrun --nproc-per-node 4 -m slt_lib run STUDY
 
-The first process alone looks into the store, writes and speaks; the others do the same steps beside it, so that all
-hold equal weights. A process that is lost ends the job: torchrun ends the others, and the same command goes on where it
-was, on any number of processes. Where torchrun has started nothing, nothing here does anything.
+Only rank 0 reads the store, writes files and prints; the other ranks take the same steps, so that all hold equal
+weights. If one process dies, torchrun ends the others; the same command resumes the training, on any number of
+processes. Without torchrun the functions of this module do nothing.
 """
 
 import contextlib
@@ -20,18 +20,18 @@ from torch import Tensor, nn
 from slt_lib.base.devices import device
 from slt_lib.base.errors import InputError
 
-# Gradients wait for each other as long as PyTorch lets them by default; the others wait for the first while it holds
-# still at a lock, prepares a corpus or scores. Below 2**31 milliseconds.
+# Timeout of the control group: rank 0 may wait for a lock, prepare a corpus or score. Below 2**31 milliseconds. The
+# group of the gradients keeps PyTorch's default.
 PATIENCE = datetime.timedelta(days=14)
 
-_control = None  # the group in which the processes agree with each other; None: this process works alone
+_control = None  # process group for control messages; None: this process works alone
 
 
 @contextlib.contextmanager
 def group():
-    """Join the processes that torchrun started for the while: NCCL between GPUs, gloo on CPU.
+    """Context in which the processes that torchrun started form one group: NCCL on GPUs, gloo on CPU.
 
-    Raises InputError where there are more processes than GPUs, or where WORLD_SIZE is not torchrun's.
+    Raises InputError if there are more processes than GPUs, or if WORLD_SIZE was not set by torchrun.
     """
     global _control
     count = int(os.environ.get("WORLD_SIZE") or 1)
@@ -48,14 +48,14 @@ def group():
         torch.cuda.set_device(where)
     dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
     _control = dist.new_group(backend="gloo", timeout=PATIENCE)
-    yield  # after an error nothing is taken down in order: the process ends, and with it the job
+    yield  # after an error the group is not destroyed: the process exits, and torchrun ends the job
     _control = None
     dist.destroy_process_group()
 
 
 @contextlib.contextmanager
 def alone():
-    """A while in which this process takes itself for the only one: the others wait for it."""
+    """Context in which this process behaves as the only one; the others wait for it."""
     global _control
     held, _control = _control, None
     try:
@@ -70,17 +70,17 @@ def size() -> int:
 
 
 def rank() -> int:
-    """The number of this process among them, from 0."""
+    """Rank of this process, from 0."""
     return 0 if _control is None else dist.get_rank()
 
 
 def first() -> bool:
-    """Whether this is the process that writes and speaks."""
+    """Whether this process is rank 0, which writes files and prints."""
     return rank() == 0
 
 
-def told(make: Callable):
-    """What `make` gives in the first process, in all of them; the others do not call it."""
+def broadcast(make: Callable):
+    """Run `make` on rank 0 and broadcast the result; the other processes do not call it."""
     if _control is None:
         return make()
     value = [None]
@@ -93,7 +93,7 @@ def told(make: Callable):
 
 @contextlib.contextmanager
 def in_turn():
-    """The first process does the body before the others do, and they find what it left."""
+    """Context whose body runs on rank 0 first, then on the other ranks, which can read what rank 0 wrote."""
     if not first():
         dist.barrier(_control)
     yield
@@ -102,14 +102,14 @@ def in_turn():
 
 
 def agree(make: Callable[[], object]) -> bool:
-    """Whether `make` gives the same in all processes; not called where there is one."""
+    """Whether `make` returns equal values in all processes; it is not called if there is only one."""
     return _control is None or len({repr(value) for value in _gathered(make())}) == 1
 
 
 def spread(items: list, work: Callable[[list], list]) -> list:
-    """`work` on a list, each process on its share: the results in the order of `items`, in every process.
+    """Split `items` over the processes, apply `work` to each share, return all results in the order of `items`.
 
-    A FloatingPointError of one is raised in all.
+    A FloatingPointError in one process is raised in all of them.
     """
     if _control is None:
         return work(items)
@@ -132,7 +132,7 @@ def _gathered(value) -> list:
 
 
 def mean(value: Tensor) -> Tensor:
-    """The mean of a tensor over the processes, in all of them."""
+    """Mean of a tensor over the processes, returned in all of them."""
     if _control is None:
         return value
     value = value.clone()
@@ -141,17 +141,17 @@ def mean(value: Tensor) -> Tensor:
 
 
 def parallel(module: nn.Module) -> nn.Module:
-    """`module` whose backward leaves the mean of the processes' gradients in its parameters; it must hold all of them.
+    """Wrap `module` so that its backward pass averages the gradients over the processes.
 
-    The parameters become those of the first process.
+    `module` must contain all trained parameters. Their values are broadcast from rank 0.
     """
     if _control is None:
         return module
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of a name that older versions lack
-        # buffers are tables of constants, and may have grown in one process alone
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # a name that older versions lack
+        # buffers hold constants, and their sizes may differ between processes
         return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
 
 
 def apart(module: nn.Module):
-    """A while in which gradients only add up here: the next backward outside of it takes the mean of the sums."""
+    """Context that accumulates gradients locally; the next backward pass outside of it averages the sums."""
     return contextlib.nullcontext() if _control is None else module.no_sync()

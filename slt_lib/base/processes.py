@@ -1,4 +1,4 @@
-"""Plain functions on every core of this machine, each call in a process of its own."""
+"""Process pools: run plain functions on all cores of this machine."""
 
 import itertools
 import multiprocessing
@@ -15,19 +15,20 @@ Result = TypeVar("Result")
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pool(jobs: int, threads: int = 1) -> ProcessPoolExecutor:
-    """`jobs` processes of `threads` threads each that end with this one, however it ends."""
+    """A pool of `jobs` processes with `threads` threads each; they exit when this process ends, even by a kill."""
     return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin, (threads,))
 
 
 def in_order(function: Callable[..., Result], calls: Iterable[tuple], jobs: int, threads: int = 1) -> Iterator[Result]:
-    """`function(*call)` of each call, in their order; no more than `jobs` + 2 of them are held at once.
+    """Yield `function(*call)` for each call, in order; at most `jobs` + 2 results are held at once.
 
-    What a process that died leaves undone is done here: a script without a main guard can't be opened by another.
+    If the worker processes die, the remaining calls run in this process. That is the case in a script without a main
+    guard, which the spawned processes cannot import.
     """
     if jobs == 1:
         yield from itertools.starmap(function, calls)
@@ -58,8 +59,8 @@ def in_order(function: Callable[..., Result], calls: Iterable[tuple], jobs: int,
 
 
 def _begin(threads: int) -> None:
-    """In a worker: no more threads than its share, and no life after the parent's, which a kill may end."""
+    """Set up a worker process: limit its threads, and exit when the parent process has ended."""
     os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(threads)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it was writing is taken away
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # runs the cleanup of unfinished files
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

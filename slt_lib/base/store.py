@@ -1,13 +1,13 @@
-"""Runs on disk: where they are, whether they are whole, how they are read and written.
+"""The store of runs: where they are, how their files are read, checked and written.
 
-A run is a folder of safetensors and JSON under `$SLT_RUNS` (default `runs/`), named by its train_id. `run.json` is
-written last, lists the sha256 of every other file and its own: a folder without it is a training under way. Every file
-appears whole or not at all (temporary file, fsync, rename). A run may come from someone else: opening it executes
-nothing, follows no link out of its folder, and takes no more memory than its files have bytes.
+A run is a folder of safetensors and JSON files under `$SLT_RUNS` (default `runs/`), named by its train_id. `run.json`
+is written last and contains the SHA-256 of every other file and of itself: a folder without it is an unfinished
+training. Files are written atomically (temporary file, fsync, rename). A run may come from an untrusted source: opening
+it executes nothing, follows no link out of its folder, and needs no more memory than the size of its files.
 """
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import json
 import os
@@ -16,12 +16,12 @@ import shutil
 import socket
 import stat
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -31,8 +31,8 @@ from slt_lib.base.files import remedy, sweep, write_bytes
 from slt_lib.base.settings import home
 
 RECORD, RESUME, TICKET = "run.json", "resume.safetensors", "ticket.json"
-NOBODY = "another process"  # what is said where a lock file holds no name
-PATIENCE = 3.0  # seconds at a lock before its holder is named
+NOBODY = "another process"  # if a lock file names no holder
+PATIENCE = 3.0  # seconds of waiting for a lock until its holder is printed
 FIELDS = {
     "steps": int,
     "status": str,
@@ -46,34 +46,36 @@ FIELDS = {
 
 
 class Damaged(InputError):
-    """A file of a run is missing, or is not what was written."""
+    """A file of a run is missing or was altered."""
 
 
 def root() -> Path:
+    """Folder of the store: `$SLT_RUNS`, by default `runs/`."""
     return Path(os.environ.get("SLT_RUNS") or home() / "runs").absolute()
 
 
 def canonical(value) -> str:
-    """One spelling of a JSON value: keys sorted, numbers as Python writes them, no spaces."""
+    """Canonical JSON: keys sorted, numbers as Python writes them, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def digest(value) -> str:
-    """sha256 of the canonical JSON of `value`."""
+    """SHA-256 of the canonical JSON of `value`."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
 def write_json(path: Path, value) -> str:
+    """Write indented JSON atomically; returns the file's SHA-256."""
     return write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
 def sealed(value: dict) -> dict:
-    """`value` with a checksum of the rest, for `unseal` to check."""
+    """`value` with its checksum, which `unseal` checks."""
     return value | {"sha256": digest(value)}
 
 
 def unseal(path: Path) -> dict:
-    """Read what `write_json(path, sealed(value))` wrote. Raises Damaged where it is missing or altered."""
+    """Read what `write_json(path, sealed(value))` wrote. Raises Damaged if it is missing or altered."""
     try:
         with open_plain(path) as file:
             value = json.loads(file.read())
@@ -87,7 +89,7 @@ def unseal(path: Path) -> dict:
 
 
 def open_plain(path: Path) -> BinaryIO:
-    """Open a file of a run for reading. Raises OSError, and Damaged for a link, a pipe or a device in its place."""
+    """Open a file of a run for reading. Raises OSError, and Damaged if it is a link, a pipe or a device."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -101,7 +103,7 @@ def open_plain(path: Path) -> BinaryIO:
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 of names, types, shapes and values, in the order of the names."""
+    """SHA-256 of names, types, shapes and values, sorted by name."""
     whole = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         whole.update(f"{name};{tensor.dtype};{list(tensor.shape)};".encode())
@@ -126,9 +128,9 @@ class RunFolder:
         return f"theta_{step:07d}.safetensors"
 
     def save(self, name: str, tensors: Mapping[str, Tensor], metadata: dict | None = None) -> str:
-        """Write tensors (moved to the CPU) and JSON `metadata`; returns the file's sha256.
+        """Write tensors (moved to the CPU) and JSON `metadata`; returns the file's SHA-256.
 
-        With metadata the file also holds a checksum of all of it, for `load` to check: nothing else knows its sum.
+        With metadata the file also contains a checksum of everything in it, which `load` checks.
         """
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         if metadata:
@@ -136,14 +138,14 @@ class RunFolder:
         return write_bytes(self / name, save(plain, {"json": canonical(metadata or {})}))
 
     def load(self, name: str, sha256: str | None = None) -> tuple[dict[str, Tensor], dict]:
-        """Tensors and metadata of a file. Raises Damaged where it is missing, cut, or not what was written."""
+        """Tensors and metadata of a file. Raises Damaged if it is missing, truncated or altered."""
         path = self / name
         if sha256 is not None:
             self.verify({name: sha256})
         try:
             open_plain(path).close()
-            with safe_open(path, framework="pt") as file:  # it checks that sizes in the header add up to the file's
-                # clones, so that memory is the process's own and aligned as torch aligns it
+            with safe_open(path, framework="pt") as file:  # checks the sizes in the header against the file
+                # clone: memory owned by this process and aligned for torch
                 tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
                 metadata = json.loads((file.metadata() or {}).get("json", "{}"))
             if metadata:
@@ -155,6 +157,7 @@ class RunFolder:
         return tensors, metadata
 
     def verify(self, sums: Mapping[str, str]) -> None:
+        """Check files against `sums`: name -> SHA-256. Raises Damaged."""
         for name, expected in sums.items():
             path = self / name
             try:
@@ -166,21 +169,21 @@ class RunFolder:
                 raise Damaged(f"{path} is not what was written: its sha256 does not match")
 
     def drop(self, keep: set[str]) -> None:
-        """Remove checkpoints and leftovers that are not in `keep`."""
+        """Remove temporary files, and checkpoints that are not in `keep`."""
         sweep(self.path)
         for path in self.path.glob("theta_*"):
             if path.name not in keep:
                 path.unlink(missing_ok=True)
 
     def score(self, score_id: str) -> Path:
-        """Where a score is kept. Raises Damaged where its folder is a link."""
+        """Path of a stored score. Raises Damaged if its folder is a link."""
         folder = self / "scores"
         if folder.is_symlink():
             raise Damaged(f"{folder} is a link: what it points at is no part of the run")
         return folder / f"{score_id}.json"
 
     def ticket(self) -> dict:
-        """What the run is a run of. Its digest is the folder's name: raises Damaged where it is another's."""
+        """The identity of the run's ticket. Raises Damaged if its digest is not the folder's name."""
         path = self / TICKET
         try:
             with open_plain(path) as file:
@@ -193,7 +196,7 @@ class RunFolder:
         return ticket
 
     def record(self) -> dict | None:
-        """The whole run's record, every file checked; None for a training that is not finished. Raises Damaged."""
+        """The record of the run, with every file checked; None if the training is not finished. Raises Damaged."""
         path = self / RECORD
         if not os.path.lexists(path):
             return None
@@ -214,30 +217,35 @@ class Store:
         self.path = path or root()
 
     def folder(self, train_id: str) -> RunFolder:
+        """Folder of a run. Raises InputError if `train_id` is not an id."""
         if not re.fullmatch(r"[0-9a-f]{16,64}", train_id):
             raise InputError(f"{train_id!r} is no id of a run; `python -m slt_lib runs list` shows them")
         return RunFolder(self.path / train_id)
 
     def ids(self) -> list[str]:
+        """Sorted ids of the finished runs."""
         return sorted(path.parent.name for path in self.path.glob(f"*/{RECORD}"))
 
     @contextlib.contextmanager
     def lock(self, name: str):
-        """Hold the lock `name`: one trains, another waits; the system frees it when its holder dies.
+        """Context that holds the lock `name`; other processes wait. A killed process releases its locks.
 
-        On a disk of several machines it is only as good as that disk's `flock`: NFS 4, CephFS and Lustre mounted with
-        `flock` carry it from one to the other; Lustre's `localflock` and NFS's `local_lock` do not. A name left in the
-        file by another machine is told, for it is all that would be seen of that.
+        The file contains the holder's pid and host. On a disk shared by several machines the lock is as good as the
+        `flock` of that disk: NFS 4, CephFS and Lustre mounted with `flock` share locks between machines; Lustre's
+        `localflock` and NFS's `local_lock` do not. If the file names another machine, a warning is printed. Raises
+        InputError if the file cannot be written or locked.
         """
         path = self.path / "locks" / f"{name}.lock"
+        lock = FileLock(path, fallback_to_soft=False)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b", buffering=0)
+            _acquire(lock, path)
         except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                raise InputError(f"{path}: can't be locked ({error.strerror}); set SLT_RUNS to a local disk") from None
             raise InputError(f"{path}: {remedy(error, places='SLT_RUNS')}") from None
-        with file:
-            _take(file, path)
-            left, here = _holder(file), socket.gethostname()
+        try:
+            left, here = _holder(path), socket.gethostname()
             if left != NOBODY and not left.endswith(f" on {here}"):
                 print(
                     f"{path}: {left} did not give it back: it was killed, or locks do not reach from that machine to "
@@ -245,37 +253,30 @@ class Store:
                     file=sys.stderr,
                     flush=True,
                 )
-            with contextlib.suppress(OSError):  # a full disk: the name of the holder is a courtesy
-                file.truncate(0)
-                file.seek(0)
-                file.write(f"{os.getpid()} on {here}\n".encode())
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):
-                    file.truncate(0)
+            _sign(path, f"{os.getpid()} on {here}\n")
+            yield
+        finally:
+            _sign(path, "")
+            lock.release()
 
     def abandoned(self, name: str) -> bool:
-        """Whether the last holder of the lock `name` left its name there: it was killed, or holds it now."""
-        try:
-            with open_plain(self.path / "locks" / f"{name}.lock") as file:
-                return _holder(file) != NOBODY
-        except OSError:
-            return False
+        """Whether the last holder of the lock `name` left its pid there: it was killed, or still holds the lock."""
+        return _holder(self.path / "locks" / f"{name}.lock") != NOBODY
 
     def held(self) -> list[str]:
-        """One line a lock that a process holds now, as a training does that an earlier command left under way."""
+        """One line per lock that a process holds now, such as a training left running by an earlier command."""
         lines = []
         for path in sorted((self.path / "locks").glob("*.lock")):
-            with contextlib.suppress(OSError), path.open("rb") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    lines.append(f"{path}: held by {_holder(file)}")
+            try:
+                FileLock(path, fallback_to_soft=False).acquire(blocking=False).lock.release()
+            except Timeout:
+                lines.append(f"{path}: held by {_holder(path)}")
+            except OSError:
+                continue
         return lines
 
     def remove(self, train_id: str) -> None:
-        """Remove a run; a link in its place goes, not what it points at. Raises InputError where it can't be."""
+        """Remove a run. Of a link only the link is removed. Raises InputError if the run cannot be removed."""
         path = self.folder(train_id).path
         if path.is_symlink():
             path.unlink()
@@ -285,7 +286,7 @@ class Store:
 
 
 def recall(path: Path, *keys: str) -> dict | None:
-    """What `remember` wrote, or None where it is to be computed: it was not yet, or it is damaged, which is told."""
+    """The value that `remember` wrote; None if there is none or if it is damaged, which prints a message."""
     if not os.path.lexists(path):
         return None
     try:
@@ -299,28 +300,33 @@ def recall(path: Path, *keys: str) -> dict | None:
 
 
 def remember(path: Path, value: dict) -> None:
-    """Write what was computed, sealed; what a kill left there half-written goes."""
-    sweep(path.parent, age=3600)  # others may be writing there now, but not for an hour
+    """Write a computed value with its checksum, and remove old temporary files."""
+    sweep(path.parent, age=3600)  # younger ones may belong to a running process
     write_json(path, sealed(value))
 
 
-def _take(file, path: Path) -> None:
-    """Wait for the lock, and say whom for where that takes long."""
-    deadline = time.monotonic() + PATIENCE
+def _acquire(lock: FileLock, path: Path) -> None:
+    """Wait for the lock; after PATIENCE seconds print who holds it."""
     try:
-        while time.monotonic() < deadline:
-            try:
-                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(0.05)
-        print(f"{path}: held by {_holder(file)}; waiting until that ends", file=sys.stderr, flush=True)
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:
-        raise InputError(f"{path}: can't be locked ({error.strerror}); set SLT_RUNS to a local disk") from None
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        print(f"{path}: held by {_holder(path)}; waiting until that ends", file=sys.stderr, flush=True)
+        lock.acquire(poll_interval=0.5)
 
 
-def _holder(file) -> str:
-    """Who wrote its name into a lock file."""
-    file.seek(0)
-    name = file.readline(200).strip()
+def _holder(path: Path) -> str:
+    """The process named in a lock file."""
+    try:
+        with open_plain(path) as file:
+            name = file.readline(200).strip()
+    except (OSError, Damaged):
+        return NOBODY
     return f"process {name.decode()}" if re.fullmatch(rb"\d+ on [\w.-]+", name) else NOBODY
+
+
+def _sign(path: Path, name: str) -> None:
+    """Write the holder's name into a lock file, best effort: the disk may be full."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW)
+        with os.fdopen(handle, "w") as file:
+            file.write(name)

@@ -1,4 +1,4 @@
-"""How long work shows itself: a bar in a notebook, a line a checkpoint in a log."""
+"""Progress reporting: one bar per training in a notebook, one line per checkpoint in a log."""
 
 import os
 import sys
@@ -9,31 +9,32 @@ from slt_lib.study.tickets import Ticket
 
 
 class Progress:
-    """A bar a training in a notebook; one line a checkpoint elsewhere, or where SLT_PROGRESS is "lines"."""
+    """One progress bar per training in a notebook; one line per checkpoint elsewhere or with SLT_PROGRESS=lines."""
 
     def __init__(self, lines: bool = False):
         self.lines = lines or os.environ.get("SLT_PROGRESS") == "lines" or "ipykernel" not in sys.modules
 
-    def training(self, ticket: Ticket):
-        return _Report(ticket, self.lines)
+    def training(self, ticket: Ticket, pair: str):
+        """Context that reports one training; its value is the `report` argument of the trainer."""
+        return _Report(ticket, pair, self.lines)
 
     def trainings(self, shown: bool):
-        """A bar that counts whole trainings, for those that run side by side and show none of their own."""
+        """Bar that counts finished trainings, for trainings in worker processes, which show no bar."""
         from tqdm.auto import tqdm
 
         return tqdm(desc="trainings", unit="training", disable=self.lines or not shown)
 
 
-def label(ticket: Ticket) -> str:
-    """A training's name in progress reports: pair, seed, kind, sparsity and id."""
+def label(ticket: Ticket, pair: str) -> str:
+    """Name of a training in progress reports: pair, seed, kind, sparsity and id."""
     name = {"dense": "dense"}.get(ticket.trained_with, f"{ticket.trained_with} {100 * ticket.sparsity:g}%")
-    return f"{ticket.study.pair} seed {ticket.seed} {name} {ticket.train_id[:8]}"
+    return f"{pair} seed {ticket.seed} {name} {ticket.train_id[:8]}"
 
 
 class _Report:
-    def __init__(self, ticket: Ticket, lines: bool):
-        self.lines, self.steps = lines, ticket.study.params.training.steps
-        self.label = label(ticket)
+    def __init__(self, ticket: Ticket, pair: str, lines: bool):
+        self.lines, self.steps = lines, ticket.context.settings.steps
+        self.label = label(ticket, pair)
 
     def __enter__(self) -> Callable[[int, dict | None], None]:
         from tqdm.auto import tqdm

@@ -1,7 +1,7 @@
-"""From scored runs to a study's figures folder: a part for each run's row, named by what it is about.
+"""Results: scored runs become parts in the study's figures folder, one file per run and row label.
 
-A part is overwritten by the next run of the same row. It says which versions of recipe, scores, settings and levels it
-is of; `report` merges those of one version.
+A new run of the same row overwrites its part. Each part contains the versions of recipe, scores, settings and levels;
+`report` merges the parts of one version.
 """
 
 import itertools
@@ -20,10 +20,13 @@ from slt_lib.base.settings import RECIPE_VERSION, home
 from slt_lib.base.store import Damaged, canonical, digest, unseal
 from slt_lib.report.data import KINDS, RESULT_COLUMNS, pack
 from slt_lib.report.merging import PART
-from slt_lib.study.runs import SCORE_VERSION, Run
-from slt_lib.study.study import Chain, Study
+from slt_lib.study.chains import Chain
+from slt_lib.study.opening import Opened
+from slt_lib.study.operations import Theta0
+from slt_lib.study.runs import Run
+from slt_lib.study.scores import SCORE_VERSION, magnitudes, memory_mib, scores
 
-_described: dict[Path, dict] = {}  # what this process has written into each study.json
+_described: dict[Path, dict] = {}  # figures folder -> content of study.json that this process wrote
 
 
 def figures(study: str) -> Path:
@@ -32,17 +35,17 @@ def figures(study: str) -> Path:
 
 
 def must_be_writable(folder: Path) -> None:
-    """Raise InputError where `folder` can't be made or written, before days of training end in that."""
+    """Raise InputError if `folder` cannot be created or written, before a long training starts."""
     there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         raise InputError(f"{folder}: can't be written; set SLT_FIGURES to a folder that can")
 
 
-def record(study: Study, chains: Iterable[Chain]) -> pd.DataFrame:
-    """Score the runs of `chains` where they are not yet, write their parts, and return their rows.
+def record(study: Opened, chains: Iterable[Chain]) -> pd.DataFrame:
+    """Score the runs of `chains` unless their scores are stored, write their parts, return their rows.
 
-    One row per run, test set and checkpoint that the chain asks for (`Chain.scored`), in the columns of results.csv; a
-    checkpoint other than "best" is a variant. Raises InputError where the folder can't be written.
+    One row per run, test set and checkpoint of the chain (`Chain.scored`), in the columns of results.csv; a checkpoint
+    other than "best" is a variant. Raises InputError if the folder cannot be written.
     """
     describe(study, figures(study.name))
     rows = {}
@@ -57,8 +60,8 @@ def record(study: Study, chains: Iterable[Chain]) -> pd.DataFrame:
     return frame
 
 
-def record_run(study: Study, chain: Chain, run: Run, checkpoint: str = "best") -> list[dict]:
-    """Score one run of a chain where it is not yet, write its part, and return its rows, one a test set."""
+def record_run(study: Opened, chain: Chain, run: Run, checkpoint: str = "best") -> list[dict]:
+    """Score one run of a chain unless its scores are stored, write its part, return its rows, one per test set."""
     folder = figures(study.name)
     describe(study, folder)
     technique, variant = row_labels(study, chain, run, checkpoint)
@@ -79,12 +82,12 @@ def _text(value) -> str:
     return "" if value is None else str(value)
 
 
-def part_name(study: Study, run: Run, technique: str, variant: str) -> str:
+def part_name(study: Opened, run: Run, technique: str, variant: str) -> str:
     return f"{study.pair}.{technique}.{variant or 'default'}.{run.sparsity:g}.{run.ticket.seed}"
 
 
-def settings(study: Study) -> dict:
-    """What rows that are compared have in common."""
+def settings(study: Opened) -> dict:
+    """The settings that comparable rows share."""
     params = study.params
     return {
         "training": params.training.model_dump(),
@@ -94,13 +97,13 @@ def settings(study: Study) -> dict:
     }
 
 
-def versions(study: Study) -> dict:
-    """What code and settings the rows of a study come from."""
+def versions(study: Opened) -> dict:
+    """Versions of the code and settings that the rows of a study come from."""
     return {"recipe": RECIPE_VERSION, "score": SCORE_VERSION, "settings": digest(settings(study))[:16]}
 
 
-def describe(study: Study, folder: Path) -> None:
-    """Write study.json, once a process; what a merge noted there of the CSV files' versions stays."""
+def describe(study: Opened, folder: Path) -> None:
+    """Write study.json once per process; the entry of a merge about the versions of the CSV files is kept."""
     params, path = study.params, folder / "study.json"
     tests = list(study.corpus.tests)
     about = {
@@ -128,8 +131,8 @@ def describe(study: Study, folder: Path) -> None:
     _described[folder] = about
 
 
-def row_labels(study: Study, chain: Chain, run: Run, checkpoint: str) -> tuple[str, str]:
-    """Technique and variant of a row; a recipe may stay at a level, and its later runs there are rows of their own."""
+def row_labels(study: Opened, chain: Chain, run: Run, checkpoint: str) -> tuple[str, str]:
+    """Technique and variant of a row; further runs of a chain at the same sparsity are variants of their own."""
     technique, variant = labels(study, chain, run)
     beside = {other.id: other for other in chain.runs if other.sparsity == run.sparsity}
     same = [other for other in beside.values() if labels(study, chain, other) == (technique, variant)]
@@ -140,21 +143,22 @@ def row_labels(study: Study, chain: Chain, run: Run, checkpoint: str) -> tuple[s
     return technique, ",".join(filter(None, [variant, *more]))
 
 
-def labels(study: Study, chain: Chain, run: Run) -> tuple[str, str]:
-    """Technique and variant of a row: the dense run, which all chains share, has a name of its own."""
-    if [operation["do"] for operation in run.ticket.operations] == ["theta_0"]:
+def labels(study: Opened, chain: Chain, run: Run) -> tuple[str, str]:
+    """Technique and variant of a run; the dense run, which all chains share, is always labelled dense."""
+    if run.ticket.operations == (Theta0(),):
         own = run.ticket.optimizer == study.params.training.optimizer
         noise = f"noise={run.ticket.noise}" if run.ticket.noise else ""
         return "dense", ",".join(filter(None, ["" if own else f"optimizer={run.ticket.optimizer}", noise]))
     return chain.technique, chain.variant_of(run)
 
 
-def result_rows(study: Study, technique: str, variant: str, run: Run, checkpoint: str) -> list[dict]:
+def result_rows(study: Opened, technique: str, variant: str, run: Run, checkpoint: str) -> list[dict]:
     record = run.record
     stands = record["status"] == "ok"
-    scores = run.scores(checkpoint) if stands else {name: None for name in study.corpus.tests}
+    found = scores(run, checkpoint) if stands else dict.fromkeys(study.corpus.tests)
+    memory = f"{memory_mib(run):.3f}" if stands else ""
     rows = []
-    for test_set, score in scores.items():
+    for test_set, score in found.items():
         rows.append(
             {
                 "study": study.name,
@@ -174,7 +178,7 @@ def result_rows(study: Study, technique: str, variant: str, run: Run, checkpoint
                 "checkpoint": checkpoint,
                 "best_step": record["best"]["step"] if record["best"] else "",
                 "steps": record["steps"],
-                "memory_mib": f"{run.memory_mib:.3f}" if stands else "",
+                "memory_mib": memory,
                 "kept": record["kept"],
                 "prunable": record["prunable"],
                 "bleu_signature": score["signatures"]["bleu"] if score else "",
@@ -186,7 +190,7 @@ def result_rows(study: Study, technique: str, variant: str, run: Run, checkpoint
 
 
 def scored(run: Run, checkpoint: str) -> str:
-    """The id that ties a row to its sentences: the run's, with the checkpoint where that is not the default."""
+    """The id that links a row to its sentences: the run's id, followed by a checkpoint other than "best"."""
     return run.id if checkpoint == "best" else f"{run.id}+{checkpoint.replace(' ', '-')}"
 
 
@@ -196,17 +200,17 @@ def sentence_rows(run: Run, checkpoint: str) -> list[dict]:
     return [
         {"run": scored(run, checkpoint), "test_set": test_set, "line": line}
         | dict(zip(score["statistics"], values, strict=True))
-        for test_set, score in run.scores(checkpoint).items()
+        for test_set, score in scores(run, checkpoint).items()
         for line, values in enumerate(zip(*score["statistics"].values(), strict=True), start=1)
     ]
 
 
 def magnitude_rows(run: Run) -> list[dict]:
-    """Mean |w| over the weights that the run keeps, at its start and at its end, a matrix a row."""
+    """Mean |w| of the finally kept weights, at the start and at the end, one row per matrix."""
     means = ("mean_abs_start", "mean_abs_final")
     return [
         {"run": run.id, "matrix": name} | values | {key: f"{values[key]:.6g}" for key in means}
-        for name, values in run.magnitudes().items()
+        for name, values in magnitudes(run).items()
     ]
 
 
@@ -233,7 +237,7 @@ def provenance_row(run: Run) -> dict:
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds on the first test set, a line a variant and sparsity (in percent); why a run failed, if any."""
+    """Means over seeds on the first test set, one line per variant and sparsity (percent), with reasons of failures."""
     rows = rows[rows.test_set == rows.test_set.iloc[0]]
     stands = rows.status == "ok"
     shown = rows.assign(sparsity=(100 * rows.sparsity.astype(float)).map("{:g}%".format), seeds=rows.seed.where(stands))
@@ -247,7 +251,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot(rows: pd.DataFrame, metric: str = "bleu") -> Figure:
-    """Score against sparsity on the first test set: a dot a seed, a line through their mean, dense as a level line."""
+    """Score against sparsity on the first test set: one dot per seed, a line through the means, dense dashed."""
     rows = rows[(rows.test_set == rows.test_set.iloc[0]) & (rows.status == "ok")]
     rows = rows.assign(percent=100 * rows.sparsity.astype(float))
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")

@@ -1,191 +1,45 @@
-"""A study and its chains: the small algebra that the paper's section 3 is written in.
+"""The study: it makes the dense ticket, turns tickets into runs, and follows chains of them.
 
-A Ticket is a value: where its weights, its mask and its schedule come from. Making one computes nothing. A Run is a
-trained ticket. `Study.train` turns tickets into runs, from the store where it has them; `Study.follow` advances many
-generators of tickets in waves.
+A Ticket is a value: the origin of its weights, its mask and its schedule. Creating one computes nothing. A Run is a
+trained ticket. `Study.train` returns the runs of tickets, from the store if they are complete there; `Study.follow`
+advances many generators of tickets in waves.
 """
 
 import contextlib
 import functools
-import importlib.metadata
 import inspect
-import os
 import sys
 import types
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-import torch
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from slt_lib.base import distributed
-from slt_lib.base import settings as params
-from slt_lib.base.devices import threads
 from slt_lib.base.errors import InputError
 from slt_lib.base.files import sweep
-from slt_lib.base.store import RECORD, RESUME, TICKET, Damaged, Store, digest, recall, remember, write_json
-from slt_lib.data import corpora, wmt14
-from slt_lib.data.vocabulary import Vocabulary
-from slt_lib.study import workers
+from slt_lib.base.store import RECORD, RESUME, TICKET, Damaged, write_json
+from slt_lib.study.chains import Chain, Recipe, Waves, rewound_steps
+from slt_lib.study.opening import Opened
+from slt_lib.study.operations import Theta0
 from slt_lib.study.progress import Progress
-from slt_lib.study.runs import Failed, Run, StandIn
-from slt_lib.study.tickets import Ticket, among, number, whole
+from slt_lib.study.runs import Run
+from slt_lib.study.scores import magnitudes, scored
+from slt_lib.study.tickets import Ticket, check_choice, check_seed
+from slt_lib.study.workers import Workers
 from slt_lib.train import lockstep
 from slt_lib.train import loop as training
-from slt_lib.transformer import Transformer
-
-Recipe = Generator[Ticket | list[Ticket], Run | list[Run], Any]
 
 
-@dataclass
-class Chain:
-    """A generator of tickets with its labels, and the runs it has made so far; `reason` where it stopped early.
-
-    `levels`: those it was given; `again`: the same recipe for other levels; `scored`: the checkpoints of its runs that
-    get rows (`Run.weights`).
-    """
-
-    technique: str
-    variant: str
-    seed: int
-    generator: Recipe = field(repr=False)
-    runs: list[Run] = field(default_factory=list)
-    reason: str = ""
-    levels: list[float] = field(default_factory=list, repr=False)
-    again: Callable[[list[float]], Recipe] | None = field(default=None, repr=False)
-    scored: tuple[str, ...] = field(default=("best",), repr=False)
-
-    def variant_of(self, run: Run) -> str:
-        """The label of one of its runs: the chain's, and the levels that led there where the study's lead elsewhere."""
-        upto = [level for level in self.levels if level <= run.sparsity]
-        usual = [level for level in run.study.params.levels if level < run.sparsity]
-        usual += [level for level in self.levels if level == run.sparsity]
-        there = self.again is None or upto == usual or run.id in _foreseen(self.again(usual))
-        levels = "" if there else f"levels={'+'.join(f'{level:g}' for level in upto)}"
-        noise = f"noise={run.ticket.noise}" if run.ticket.noise else ""
-        return ",".join(filter(None, [self.variant, levels, noise]))
-
-
-class Study:
-    """A study file's parameters for one pair, with its corpus, vocabulary and store."""
-
-    def __init__(self, study: str = "quick", pair: str = "", seeds: Iterable[int] = (), levels: Iterable[float] = ()):
-        """`study`: name of a file in params/; `pair`, `seeds`, `levels`: empty for the study's own.
-
-        Raises InputError for a study, pair, seed or level that can't be.
-        """
-        for key, text in (("study", study), ("pair", pair)):
-            if not isinstance(text, str):
-                raise InputError(f"{key}: {text!r} is no name; give it as text")
-        self._asked = (study,)
-        self.name = os.path.basename(study).removesuffix(".yaml")
-        self.params = params.load(study)
-        self.pair = pair or next(iter(self.params.pairs))
-        if self.pair not in self.params.pairs:
-            raise InputError(f"pair {pair!r}: {self.file()} has {', '.join(self.params.pairs)}")
-        if not isinstance(self.params.corpus, params.Wmt14):
-            try:
-                corpora.languages_of(self.pair, self.params.corpus.name)
-            except InputError as error:
-                raise InputError(f"{self.file()}: pairs: {error}") from None
-        self.seeds = [whole("seeds", seed) for seed in _listed("seeds", seeds)] or list(self.params.seeds)
-        self.levels = [number("levels", level) for level in _listed("levels", levels)] or list(self.params.levels)
-        try:
-            params.check_seeds(self.seeds)
-            params.check_levels(self.levels)
-        except ValueError as error:
-            raise InputError(str(error)) from None
-        self.store = Store()
-        self.decode_batch = 64
-        self._asked = (study, pair, tuple(self.seeds), tuple(self.levels))
-
-    def __reduce__(self):  # for a process of its own: opened again there, once, and nothing of it sent
-        return _opened, self._asked
-
-    def file(self) -> str:
-        """The file of its parameters, as an error names it."""
-        return os.path.relpath(params.file_of(self._asked[0]))
-
-    def __repr__(self) -> str:
-        return f"Study({self.name}, {self.pair}, seeds {self.seeds}, levels {self.levels})"
-
-    # Data ------------------------------------------------------------
-
-    @functools.cached_property
-    def corpus(self) -> corpora.Corpus:
-        match self.params.corpus:
-            case params.Grammar() as made:
-                return corpora.grammar(self.pair, made.train, made.dev, made.test, made.seed)
-            case params.Multi30k():
-                return corpora.multi30k(self.pair)
-            case params.Files() as own:
-                return corpora.files(own.folder, self.pair, own.tests)
-            case params.Wmt14() as public:
-                return wmt14.corpus(self.pair, public, self.store)
-
-    def corpus_at_hand(self) -> bool:
-        """Whether opening the corpus neither downloads nor prepares anything, nor waits for one who does."""
-        match self.params.corpus:
-            case params.Multi30k():
-                return corpora.multi30k_at_hand(self.pair)
-            case params.Wmt14() as public:
-                return wmt14.at_hand(self.pair, public, self.store)
-        return True
-
-    def vocabulary_file(self) -> Path:
-        """Where the vocabulary of this corpus and size is kept, once it is built."""
-        sample = self.corpus.train.sample
-        of = {"corpus": self.corpus.digest, "size": self.params.vocabulary}
-        of |= {"tokenizers": importlib.metadata.version("tokenizers")} | ({"sample": sample} if sample else {})
-        return self.store.path / "vocabularies" / f"{digest(of)[:32]}.json"
-
-    @functools.cached_property
-    def vocabulary(self) -> Vocabulary:
-        """Built once from the training text, then read from the store by what it was built from."""
-        size, split, path = self.params.vocabulary, self.corpus.train, self.vocabulary_file()
-        with self.store.lock(f"vocabulary-{path.stem}"):
-            if (stored := recall(path, "tokenizer")) is not None:
-                try:
-                    found = Vocabulary(stored["tokenizer"])
-                    if len(found) == size:
-                        return found
-                except ValueError:
-                    pass
-                print(f"{path} is no vocabulary of {size} word pieces; building it again", file=sys.stderr)
-            try:
-                built = Vocabulary.build(split.sentences(), size)
-            except InputError as error:
-                raise InputError(f"{self.file()}: {error}") from None
-            remember(path, {"tokenizer": built.text})
-            return built
-
-    @functools.cached_property
-    def data(self) -> training.Data:
-        train, dev = self.corpus.train, self.corpus.dev
-        sides = train.encoded(self.vocabulary)
-        return training.Data(self.vocabulary, *sides, self.vocabulary.encode(dev.source), list(dev.target))
-
-    def model(self) -> Transformer:
-        """A model of the study's shape, its weights not set."""
-        return training.new_model(self.params.training, len(self.vocabulary))
-
-    @functools.cached_property
-    def shapes(self) -> dict[str, torch.Size]:
-        """Of every parameter of the model, without one."""
-        with torch.device("meta"):
-            return {name: tensor.shape for name, tensor in self.model().state_dict().items()}
-
-    def threads(self):
-        return threads(self.params.threads)
-
-    # Training ------------------------------------------------------------
+class Study(Opened):
+    """A study file's parameters for one pair, with its corpus, vocabulary and store; it trains tickets into runs."""
 
     def ticket(self, seed: int, optimizer: str = "") -> Ticket:
-        """The dense ticket: theta_0 of `seed`, no mask. `optimizer`: "adafactor", "adam" or the study's own."""
+        """The dense ticket: theta_0 of `seed`, no mask.
+
+        `optimizer`: "adafactor", "adam", or empty for the study's own. Raises InputError for another seed or optimizer.
+        """
         optimizer = optimizer or self.params.training.optimizer
-        among("optimizer", optimizer, ("adafactor", "adam"))
-        return Ticket(self, whole("seeds", seed), ({"do": "theta_0"},), optimizer)
+        check_choice("optimizer", optimizer, ("adafactor", "adam"))
+        seed = check_seed("seeds", seed)
+        return Ticket(self.context, seed, (Theta0(),), optimizer)
 
     def train(
         self,
@@ -194,15 +48,16 @@ class Study:
         stored: bool = False,
         keep: Mapping[str, Collection[int]] = types.MappingProxyType({}),
     ) -> list[Run]:
-        """The runs of `tickets`, in their order: from the store where they are whole, trained otherwise.
+        """The runs of `tickets`, in their order: from the store if they are complete there, trained otherwise.
 
-        `keep`: train_id -> steps at which the weights stay, beside those of the study file. With `stored` nothing is
-        trained: raises InputError for a ticket without a run. On a GPU, or where SLT_LOCKSTEP asks for it, many are
-        trained at once (`lockstep.group_size`).
+        `keep`: train_id -> steps at which the weights are kept, in addition to those of the study file. With `stored`
+        nothing is trained: raises InputError for a ticket without a run. On a GPU, or with SLT_LOCKSTEP, several
+        tickets are trained at once (`lockstep.group_size`).
         """
         tickets = list(tickets)
-        with distributed.in_turn():  # the first makes the vocabulary, the others read it
-            unique = {ticket.train_id: ticket for ticket in tickets}
+        if not stored:
+            self.prepare()
+        unique = {ticket.train_id: ticket for ticket in tickets}
         found = self._records(unique.values())
         missing = [ticket for ticket in unique.values() if ticket.train_id not in found]
         if stored:
@@ -218,10 +73,10 @@ class Study:
         return [found[ticket.train_id] for ticket in tickets]
 
     def find(self, ticket: Ticket, tell: bool = True) -> Run | None:
-        """The whole run of `ticket` in the store, or None.
+        """The complete run of `ticket` in the store, or None.
 
-        A damaged one is named and counts as none, and so does one that was made from other weights of its parents: a
-        parent that was trained again elsewhere may have come out differently.
+        None also for a damaged run, and for one whose parents have other weights now, because they were trained again
+        on another machine. With `tell` the reason is printed.
         """
         folder = self.store.folder(ticket.train_id)
         try:
@@ -237,37 +92,37 @@ class Study:
             if tell:
                 print(f"{error}; training it again", file=sys.stderr)
             return None
-        return Run(ticket, record)
+        return Run(ticket, record, self)
 
     def _records(self, tickets: Iterable[Ticket], tell: bool = True) -> dict[str, Run]:
-        """train_id -> run, of those that are whole in the store; of several processes the first alone looks."""
+        """train_id -> run, of the tickets with a complete run in the store; only rank 0 reads the store."""
         tickets = {ticket.train_id: ticket for ticket in tickets}
         runs = lambda: [run for ticket in tickets.values() if (run := self.find(ticket, tell))]  # noqa: E731
-        records = distributed.told(lambda: {run.id: run.record for run in runs()})
-        return {train_id: Run(tickets[train_id], record) for train_id, record in records.items()}
+        records = distributed.broadcast(lambda: {run.id: run.record for run in runs()})
+        return {train_id: Run(tickets[train_id], record, self) for train_id, record in records.items()}
 
     def _train(self, tickets: list[Ticket], progress: Progress, together: bool, keep) -> list[Run]:
         first = distributed.first()
         with contextlib.ExitStack() as stack:
-            for train_id in sorted(ticket.train_id for ticket in tickets):  # in one order: no two wait for each other
+            for train_id in sorted(ticket.train_id for ticket in tickets):  # in one order, against deadlocks
                 stack.enter_context(self.store.lock(train_id) if first else contextlib.nullcontext())
-            # another command may have trained some while this one waited
+            # another process may have trained some of them in the meantime
             runs = self._records(tickets, tell=False)
             tickets = [ticket for ticket in tickets if ticket.train_id not in runs]
-            with distributed.in_turn():  # text that was not encoded yet is, once
+            with distributed.in_turn():  # rank 0 encodes the text, the others read it
                 data = self.data
             folders = [self.store.folder(ticket.train_id) for ticket in tickets]
             settings = self.params.training
             keeps = [self.params.kept_steps() | set(keep.get(ticket.train_id, ())) for ticket in tickets]
             try:
                 for ticket, folder in zip(tickets, folders, strict=True) if first else ():
-                    if (folder / RECORD).exists():  # damaged: nothing of it is used again
+                    if (folder / RECORD).exists():  # damaged: nothing of it is reused
                         self.store.remove(ticket.train_id)
                     sweep(folder.path)
                     write_json(folder / TICKET, ticket.identity)
                 starts = [ticket.start() for ticket in tickets]
                 with self.threads(), contextlib.ExitStack() as bars:
-                    reports = [bars.enter_context(progress.training(ticket)) for ticket in tickets]
+                    reports = [bars.enter_context(progress.training(ticket, self.pair)) for ticket in tickets]
                     if together:
                         records = lockstep.train_together(settings, data, starts, folders, keeps, reports)
                     else:
@@ -278,13 +133,13 @@ class Study:
                         ]
             except BaseException:
                 for ticket, folder in zip(tickets, folders, strict=True) if first else ():
-                    if not (folder / RESUME).exists() and not (folder / RECORD).exists():  # nothing to go on from
+                    if not (folder / RESUME).exists() and not (folder / RECORD).exists():  # nothing to resume
                         self.store.remove(ticket.train_id)
                 raise
             for ticket, start, record in zip(tickets, starts, records, strict=True):
-                runs[ticket.train_id] = run = Run(ticket, record)
+                runs[ticket.train_id] = run = Run(ticket, record, self)
                 if first:
-                    run.magnitudes(start)  # while the start is at hand
+                    magnitudes(run, start)  # while the start is in memory
             return list(runs.values())
 
     def chain(
@@ -298,21 +153,25 @@ class Study:
     ) -> Chain:
         """A recipe for one seed, labelled: technique by the recipe's name, variant by the knobs that differ.
 
-        `levels`: empty for the study's; `label`: another technique and variant; `scored`: see `Chain`. Raises
-        InputError for a knob that the recipe does not have.
+        `levels`: empty for the study's; `label`: another technique and variant; `scored`: see `Chain`. A training that
+        follows other levels than the study's is a variant of its own. Which levels it depends on is the function
+        `recipe.path(levels, knobs)`; a recipe without one depends on all levels up to its own. Raises InputError for a
+        knob that the recipe does not have.
         """
         signature = inspect.signature(recipe)
         for name in knobs:
             if name not in signature.parameters:
                 raise InputError(f"{recipe.__name__} has no knob {name!r}; it has {', '.join(signature.parameters)}")
-        changed = {name: value for name, value in knobs.items() if value != signature.parameters[name].default}
+        defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+        changed = {name: value for name, value in knobs.items() if value != defaults[name]}
         if changed.get("optimizer") in ("", self.params.training.optimizer):
             changed.pop("optimizer", None)
         variant = ",".join(f"{name}={value}" for name, value in sorted(changed.items()))
-        levels = list(levels) or self.levels
-        again = functools.partial(recipe, self, seed, **knobs)
         technique = getattr(recipe, "technique", recipe.__name__.replace("_", "-"))
-        return Chain(*(label or (technique, variant)), seed, again(levels), levels=levels, again=again, scored=scored)
+        path = functools.partial(getattr(recipe, "path", lambda levels, knobs: levels), knobs=defaults | knobs)
+        levels, again = list(levels) or self.levels, functools.partial(recipe, self, seed, **knobs)
+        names = label or (technique, variant)
+        return Chain(*names, seed, again(levels), levels=levels, path=path, again=again, scored=scored)
 
     def follow(
         self,
@@ -324,73 +183,39 @@ class Study:
     ) -> list[Chain]:
         """Advance all chains until each has ended; a chain may be a bare generator of a recipe of your own.
 
-        Tickets that are ready train together, in waves, equal ones once. With `jobs` above 1 so many processes train at
-        the same time, the study's `threads` each, and a chain goes on as soon as its own run is there; they score it
-        too. A chain whose run failed stops there with its reason; the others go on. `done(chain, run)` is called for
-        each run that gets a row, as soon as it is there. With `stored` nothing is trained, as in `train`.
+        Tickets that are ready train together, in waves; equal tickets are trained once. With `jobs` above 1 that many
+        processes train and score at the same time, with the study's `threads` each, and a chain advances as soon as its
+        own run is done. A chain whose run failed stops there with a reason; the others continue. `done(chain, run)` is
+        called for each run that gets rows, as soon as it is trained. With `stored` nothing is trained, as in `train`.
         """
-        chains = [chain if isinstance(chain, Chain) else _bare(chain) for chain in chains]
-        keep, scored = _rewound(chains), tuple(dict.fromkeys(kind for chain in chains for kind in chain.scored))
-        waiting: dict[int, list[Ticket]] = {}
-        shape: dict[int, bool] = {}
-        runs: dict[str, Run] = {}
-
-        def advance(i: int, answer) -> None:
-            try:
-                asked = chains[i].generator.send(answer)
-            except StopIteration:
-                return
-            except Failed as error:
-                chains[i].reason = str(error)
-                return
-            shape[i] = isinstance(asked, Ticket)
-            waiting[i] = [asked] if shape[i] else list(asked)
-
-        def answered(i: int, asked: list[Ticket]) -> None:
-            answer = [runs[ticket.train_id] for ticket in asked]
-            for run, ticket in zip(answer, asked, strict=True):
-                if ticket.listed:
-                    chains[i].runs.append(run)
-                    distributed.told(lambda: done(chains[i], run))  # noqa: B023 (called at once)
-            if shape[i] and answer[0].record["status"] == "failed":
-                chains[i].reason = f"run {answer[0].id[:12]} failed: {answer[0].record['reason']}"
-                chains[i].generator.close()
-            else:
-                advance(i, answer[0] if shape[i] else answer)
-
-        for i in range(len(chains)):
-            advance(i, None)
-        side_by_side = jobs > 1 and not stored
+        chains = [chain if isinstance(chain, Chain) else Chain.of(chain) for chain in chains]
+        if not stored:
+            self.prepare()
+        keep = rewound_steps(self, chains)
+        checkpoints = tuple(dict.fromkeys(kind for chain in chains for kind in chain.scored))
+        waves, side_by_side = Waves(chains, done), jobs > 1 and not stored
         with contextlib.ExitStack() as stack:
-            pool = stack.enter_context(workers.Workers(jobs, self.params.threads)) if side_by_side else None
+            pool = stack.enter_context(Workers(self, jobs)) if side_by_side else None
             bar = stack.enter_context((progress or Progress()).trainings(side_by_side))
-            while waiting:
-                tickets = _by_urgency(waiting, shape, runs)
-                if pool and (missing := [ticket for ticket in tickets if self._unscored(ticket, scored)]):
-                    ended = pool.first_done(missing, keep, scored)
+            while waves.waiting:
+                tickets = waves.tickets()
+                if pool and (missing := [ticket for ticket in tickets if self._unscored(ticket, checkpoints)]):
+                    ended = pool.first_done(missing, keep, checkpoints)
                     bar.update(len(ended))
                     tickets = [ticket for ticket in tickets if ticket.train_id in ended or ticket not in missing]
-                runs |= {run.id: run for run in self.train(tickets, progress, stored, keep)}
-                for i, asked in list(waiting.items()):
-                    if all(ticket.train_id in runs for ticket in asked):
-                        answered(i, waiting.pop(i))
+                waves.answer(self.train(tickets, progress, stored, keep))
         return chains
 
-    def _unscored(self, ticket: Ticket, scored: tuple[str, ...]) -> bool:
-        """Whether there is still something to do for its run that a process of its own can do."""
+    def _unscored(self, ticket: Ticket, checkpoints: tuple[str, ...]) -> bool:
+        """Whether a worker process still has to train the ticket or to score one of `checkpoints`."""
         run = self.find(ticket, tell=False)
-        return run is None or (ticket.listed and run.record["status"] == "ok" and not all(map(run.scored, scored)))
-
-
-def _listed(key: str, values) -> list:
-    """A list that papermill or a person gave; `-p seeds 1` gives a number."""
-    if not isinstance(values, list | tuple | range):
-        raise InputError(f"{key}: {values!r} is no list; write [{'' if values is None else values}]")
-    return list(values)
+        if run is None:
+            return True
+        return ticket.listed and run.record["status"] == "ok" and not all(scored(run, kind) for kind in checkpoints)
 
 
 def _groups(tickets: Iterable[Ticket], most: int) -> Iterator[list[Ticket]]:
-    """Tickets that train at once: `most` of them, of one optimizer, in groups of about one size."""
+    """Split tickets into groups of one optimizer and similar size, at most `most` in each."""
     alike: dict[str, list[Ticket]] = {}
     for ticket in tickets:
         alike.setdefault(ticket.optimizer, []).append(ticket)
@@ -398,55 +223,3 @@ def _groups(tickets: Iterable[Ticket], most: int) -> Iterator[list[Ticket]]:
         count = -(-len(wave) // most)
         for i in range(count):
             yield wave[i * len(wave) // count : (i + 1) * len(wave) // count]
-
-
-@functools.cache
-def _opened(*asked) -> Study:
-    return Study(*asked)
-
-
-def _by_urgency(waiting: dict[int, list[Ticket]], shape: dict[int, bool], runs: dict[str, Run]) -> list[Ticket]:
-    """The tickets that no run answers yet, once each: first those on which the most chains wait, lists last.
-
-    A list (the levels of MP) is the end of a chain, so it can fill the gaps that the chains leave.
-    """
-    tickets, weight = {}, {}
-    for i, asked in waiting.items():
-        for ticket in asked:
-            if ticket.train_id not in runs:
-                tickets[ticket.train_id] = ticket
-                weight[ticket.train_id] = weight.get(ticket.train_id, 0) + (1 if shape[i] else 0)
-    return sorted(tickets.values(), key=lambda ticket: -weight[ticket.train_id])
-
-
-def _foreseen(generator: Recipe) -> dict[str, Ticket]:
-    """All that a recipe would train, by id; of a recipe that looks into its runs, what comes before it does."""
-    found, answer = {}, None
-    try:
-        while True:
-            asked = generator.send(answer)
-            runs = [StandIn(ticket) for ticket in ([asked] if isinstance(asked, Ticket) else asked)]
-            found |= {run.id: run.ticket for run in runs}
-            answer = runs[0] if isinstance(asked, Ticket) else runs
-    except StopIteration:
-        return found
-    except Exception:  # a user's recipe may fail in any way where it is given no trained run
-        return found
-
-
-def _rewound(chains: Iterable[Chain]) -> dict[str, set[int]]:
-    """The steps that chains will rewind to: train_id -> steps, known from the recipes before anything is trained."""
-    steps: dict[str, set[int]] = {}
-    for chain in chains:
-        for ticket in _foreseen(chain.again(chain.levels)).values() if chain.again else ():
-            for operation in ticket.operations:
-                if operation["do"] == "rewind":
-                    steps.setdefault(operation["run"], set()).add(operation["step"])
-    return steps
-
-
-def _bare(generator: Recipe) -> Chain:
-    """Labels of a generator handed over without `Study.chain`."""
-    arguments = inspect.getgeneratorlocals(generator)
-    seeds = [value for key, value in arguments.items() if key == "seed"]
-    return Chain(generator.__name__.replace("_", "-"), "", seeds[0] if seeds else 0, generator)

@@ -1,25 +1,26 @@
-"""A ticket: a start of a training, as a value. Its operations are the algebra of the paper's section 3."""
+"""Tickets: the start of a training as an immutable value. Their methods are the algebra of the paper's section 3."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from slt_lib import masks
 from slt_lib.base import settings as params
 from slt_lib.base.errors import InputError
-from slt_lib.base.seeds import stream
 from slt_lib.base.store import digest
+from slt_lib.study.operations import (
+    Constant,
+    Context,
+    Gradual,
+    Mask,
+    Operation,
+    Prune,
+    PruneRandomly,
+    Random,
+    Reinitialise,
+    Trained,
+)
 from slt_lib.train import loop as training
-from slt_lib.transformer import glorot, prunable, theta_0
-
-if TYPE_CHECKING:
-    from slt_lib.study import Study
-    from slt_lib.study.runs import Run
 
 CONSTANT_SIGNS = ("kept", "random")
 CONSTANT_MAGNITUDES = ("constant", "redrawn", "shuffled")
@@ -27,44 +28,44 @@ CONSTANT_MAGNITUDES = ("constant", "redrawn", "shuffled")
 
 @dataclass(frozen=True)
 class Ticket:
-    """A start: initial weights, a mask, a sparsity schedule, an optimizer, and where each comes from.
+    """The start of a training: initial weights, mask, sparsity schedule and optimizer, given by their origin.
 
-    `operations` are plain values, each naming the runs it leans on by their id; `runs` holds those runs. `noise`: see
-    `with_noise`.
+    Creating a ticket computes nothing. Tickets are hashable; `train_id` identifies the training across processes.
+    `sparsity`: of the final mask. `noise`: see `with_noise`. `listed`: whether the run gets rows in the results.
     """
 
-    study: "Study" = field(repr=False, compare=False)
+    context: Context = field(repr=False, compare=False)
     seed: int
-    operations: tuple[dict, ...]
+    operations: tuple[Operation, ...]
     optimizer: str
     sparsity: float = 0.0
     noise: int = 0
-    runs: Mapping[str, "Run"] = field(default_factory=dict, repr=False, compare=False)
     listed: bool = field(default=True, compare=False)
 
     # The algebra ------------------------------------------------------------
 
-    def prune(self, by: "Run", sparsity: float, checkpoint: str = "final") -> "Ticket":
+    def prune(self, by: Trained, sparsity: float, checkpoint: str = "final") -> "Ticket":
         """Keep the largest magnitudes of `by`'s weights: exactly `sparsity` of each matrix is zero, masks nest.
 
         `checkpoint`: "final" (theta_T, the paper's text) or "best" on dev. Raises InputError for a sparsity outside
         0..1 or below that of the mask. Source: paper section 3; FACTS.md section 7, ambiguity 6.
         """
-        among("checkpoint", checkpoint, ("final", "best"))
+        check_choice("checkpoint", checkpoint, ("final", "best"))
         self._check_sparsity(sparsity, max(self.sparsity, by.sparsity))
-        last = self.operations[-1]
-        known = self.operations[:-1] if last == {"do": "mask", "run": by.id} else self.operations
-        operation = {"do": "prune", "by": by.id, "sparsity": float(sparsity), "checkpoint": checkpoint}
-        return self._with((*known, operation), by, sparsity=float(sparsity))
+        # the new mask nests in that of `by` anyway
+        known = self.operations[:-1] if self.operations[-1] == Mask(by) else self.operations
+        return self._with(Prune(by, float(sparsity), checkpoint), sparsity, known)
 
     def prune_randomly(self, sparsity: float) -> "Ticket":
-        """A control: a random mask of the same sparsity in each matrix, nested in the ticket's own."""
+        """Control: a random mask of the given sparsity in each matrix, nested in the ticket's own."""
         self._check_sparsity(sparsity, self.sparsity)
-        operation = {"do": "prune_randomly", "sparsity": float(sparsity)}
-        return self._with((*self.operations, operation), sparsity=float(sparsity))
+        return self._with(PruneRandomly(float(sparsity)), sparsity)
 
     def gradual(self, final: float, initial: float = 0.0) -> "Ticket":
-        """Prune while training, from `initial` to `final` sparsity by the cubic schedule (paper section 3.1)."""
+        """Prune during the training, from `initial` to `final` sparsity by the cubic schedule (paper section 3.1).
+
+        Raises InputError for a sparsity outside 0..1 or below that of the mask, and for a second schedule.
+        """
         self._check_sparsity(final, max(initial, self.sparsity))
         if self.schedule is not None:
             raise InputError(
@@ -72,8 +73,7 @@ class Ticket:
             )
         if initial < self.sparsity:
             raise InputError(f"gradual from sparsity {initial}: the mask already has {self.sparsity}; start from there")
-        operation = {"do": "gradual", "initial": float(initial), "final": float(final)}
-        return self._with((*self.operations, operation), sparsity=float(final))
+        return self._with(Gradual(float(initial), float(final)), final)
 
     def constant(self, signs: str = "kept", magnitudes: str = "constant") -> "Ticket":
         """Replace the matrices by +-alpha, alpha = sqrt(6 / (n_in + n_out)); all other parameters stay.
@@ -81,27 +81,28 @@ class Ticket:
         `signs`: "kept" or "random". `magnitudes`: "constant", or as controls "redrawn" (from theta_0's distribution) or
         "shuffled" within the kept weights of a matrix. Source: paper section 3.4; FACTS.md section 7, 10 and 11.
         """
-        among("signs", signs, CONSTANT_SIGNS)
-        among("magnitudes", magnitudes, CONSTANT_MAGNITUDES)
-        return self._with((*self.operations, {"do": "constant", "signs": signs, "magnitudes": magnitudes}))
+        check_choice("signs", signs, CONSTANT_SIGNS)
+        check_choice("magnitudes", magnitudes, CONSTANT_MAGNITUDES)
+        return self._with(Constant(signs, magnitudes), self.sparsity)
 
     def reinitialised(self) -> "Ticket":
-        """A control: fresh random weights under the same mask."""
-        return self._with((*self.operations, {"do": "reinitialise"}))
+        """Control: fresh random weights under the same mask."""
+        return self._with(Reinitialise(), self.sparsity)
 
     def with_noise(self, copy: int) -> "Ticket":
-        """The same start with another order of sentences and other dropout masks: copy 0 is the study's own.
+        """The same start with another order of sentences and other dropout masks; copy 0 is the study's own.
 
         Tickets rewound from its run keep the copy's number. Source: Frankle et al. (2020), linear mode connectivity.
         """
-        return replace(self, noise=whole("noise", copy))
+        return replace(self, noise=check_seed("noise", copy))
 
     def unlisted(self) -> "Ticket":
-        """The same ticket, trained because its chain needs it, with no row in the results."""
+        """The same ticket, trained because its chain needs it, without rows in the results."""
         return replace(self, listed=False)
 
-    def _with(self, operations: tuple[dict, ...], *runs: "Run", **changes) -> "Ticket":
-        return replace(self, operations=operations, runs={**self.runs, **{run.id: run for run in runs}}, **changes)
+    def _with(self, operation: Operation, sparsity: float, known: tuple[Operation, ...] | None = None) -> "Ticket":
+        known = self.operations if known is None else known
+        return replace(self, operations=(*known, operation), sparsity=float(sparsity))
 
     def _check_sparsity(self, sparsity: float, least: float) -> None:
         if not 0 <= number("sparsity", sparsity) < 1:
@@ -112,22 +113,27 @@ class Ticket:
     # Identity ------------------------------------------------------------
 
     @functools.cached_property
+    def runs(self) -> dict[str, Trained]:
+        """Id -> run, of the runs that its operations read."""
+        return {run.id: run for operation in self.operations for run in operation.runs}
+
+    @functools.cached_property
     def depth(self) -> int:
-        """How many trainings come before it in its chain."""
+        """Number of trainings before it in its chain."""
         return 1 + max(run.ticket.depth for run in self.runs.values()) if self.runs else 0
 
     @property
     def schedule(self) -> tuple[float, float] | None:
-        """(initial, final) of gradual pruning, or None."""
+        """(initial, final) sparsity of gradual pruning, or None."""
         for operation in self.operations:
-            if operation["do"] == "gradual":
-                return operation["initial"], operation["final"]
+            if isinstance(operation, Gradual):
+                return operation.initial, operation.final
         return None
 
     @functools.cached_property
     def identity(self) -> dict:
-        """All that reaches the weights of its run."""
-        settings = self.study.params.training.model_dump()
+        """Everything that affects the weights of its run, as JSON."""
+        settings = self.context.settings.model_dump()
         settings["peak_lr"] = settings["peak_lr"][self.optimizer]
         settings["optimizer"] = self.optimizer
         if self.schedule is None:
@@ -136,109 +142,69 @@ class Ticket:
         return ({"noise": self.noise} if self.noise else {}) | {
             "recipe": params.RECIPE_VERSION,
             "training": settings,
-            "corpus": self.study.corpus.digest,
-            "vocabulary": self.study.vocabulary.digest,
+            "corpus": self.context.corpus,
+            "vocabulary": self.context.vocabulary,
             "seed": self.seed,
-            "operations": list(self.operations),
+            "operations": [operation.json() for operation in self.operations],
             "depth": self.depth,
         }
 
     @functools.cached_property
     def train_id(self) -> str:
+        """The first 32 hex digits of the digest of `identity`."""
         return digest(self.identity)[:32]
 
     @property
     def trained_with(self) -> str:
         """The kind of training: dense, mp, lt, slt or clt."""
-        return trained_with(self.operations)
+        return trained_with(operation.do for operation in self.operations)
 
     # Values ------------------------------------------------------------
 
     def start(self) -> training.Start:
-        """The weights and mask it stands for; reads the runs it leans on.
+        """The weights and mask of the ticket; reads the runs that it depends on.
 
-        Pruned entries are zero: theta_t (.) m in the paper's terms, whatever a training then makes of them.
+        Pruned entries are zero, theta_t (.) m in the paper's terms, also where the training keeps stale values.
         """
+        random = Random(self.context, self.seed, self.depth, digest(self.identity["operations"]))
         weights, mask = {}, None
         for operation in self.operations:
-            match operation:
-                case {"do": "theta_0"}:
-                    weights = theta_0(self.study.model(), self.seed)
-                case {"do": "rewind", "run": run, "step": step}:
-                    weights = self.runs[run].theta(step)
-                case {"do": "mask", "run": run}:
-                    mask = self.runs[run].mask
-                case {"do": "prune", "by": by, "sparsity": sparsity, "checkpoint": checkpoint}:
-                    run = self.runs[by]
-                    outer = _both(mask, run.mask)
-                    mask = masks.magnitude_mask(prunable(run.weights(checkpoint)), sparsity, outer)
-                case {"do": "prune_randomly", "sparsity": sparsity}:
-                    mask = masks.random_mask(prunable(weights), sparsity, self._stream(operation), mask)
-                case {"do": "constant", "signs": signs, "magnitudes": magnitudes}:
-                    weights = self._constant(weights, mask, signs, magnitudes, operation)
-                case {"do": "reinitialise"}:
-                    weights = theta_0(self.study.model(), int(self._stream(operation).integers(1 << 62)))
+            weights, mask = operation.apply(weights, mask, random)
         weights = masks.apply(weights, mask or {})
         parents = {run.id: run.weights_hash for run in self.runs.values()}
         return training.Start(weights, mask, self.schedule, self.optimizer, self.seed, self.depth, self.noise, parents)
 
-    def _stream(self, operation: dict) -> np.random.Generator:
-        return stream(self.seed, operation["do"], self.depth, digest(list(self.operations)))
 
-    def _constant(self, weights, mask, signs: str, magnitudes: str, operation: dict) -> dict[str, Tensor]:
-        generator, result = self._stream(operation), dict(weights)
-        fresh = theta_0(self.study.model(), int(generator.integers(1 << 62))) if magnitudes == "redrawn" else None
-        for name, weight in prunable(weights).items():
-            alpha = glorot(weight)
-            sign = torch.where(weight < 0, -1.0, 1.0)
-            if signs == "random":
-                sign = torch.from_numpy(generator.integers(0, 2, size=tuple(weight.shape)).astype(np.float32) * 2 - 1)
-            if magnitudes == "constant":
-                magnitude = torch.full_like(weight, alpha)
-            elif magnitudes == "redrawn":
-                magnitude = fresh[name].abs()
-            else:
-                magnitude = weight.abs()
-                kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask[name]
-                order = torch.from_numpy(generator.permutation(int(kept.sum())))
-                magnitude[kept] = magnitude[kept][order]
-            result[name] = sign * magnitude
-        return result
-
-
-def trained_with(operations: Sequence[dict]) -> str:
-    """The kind of training that a ticket of these operations asks for: dense, mp, lt, slt or clt."""
-    kinds = [operation["do"] for operation in operations]
-    if "gradual" in kinds:
+def trained_with(names: Iterable[str]) -> str:
+    """The kind of training that a ticket asks for: dense, mp, lt, slt or clt. `names`: `do` of its operations."""
+    names = list(names)
+    if "gradual" in names:
         return "mp"
-    if "constant" in kinds:
+    if "constant" in names:
         return "clt"
-    if not {"mask", "prune", "prune_randomly"} & set(kinds):
+    if not {"mask", "prune", "prune_randomly"} & set(names):
         return "dense"
-    return "slt" if kinds[0] == "rewind" else "lt"
+    return "slt" if names[0] == "rewind" else "lt"
 
 
-def _both(one, other):
-    if one is None or other is None:
-        return one if other is None else other
-    return {name: one[name] & other[name] for name in one}
+# Checks of arguments ------------------------------------------------------------
 
 
-# What a person may give ------------------------------------------------------------
-
-
-def among(key: str, value: str, known: tuple[str, ...]) -> None:
+def check_choice(key: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise InputError unless `value` is one of `known`."""
     if value not in known:
         raise InputError(f"{key} {value!r} is none of {', '.join(known)}")
 
 
 def number(key: str, value) -> float:
+    """`value` as a float. Raises InputError unless it is a number."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise InputError(f"{key}: {value!r} is not a number")
     return float(value)
 
 
-def whole(key: str, value) -> int:
+def check_seed(key: str, value) -> int:
+    """`value`. Raises InputError unless it is an integer from 0."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise InputError(f"{key}: {value!r} is not a whole number from 0")
     return value

@@ -1,33 +1,36 @@
-"""Trainings side by side on a CPU: a process each, so that every core has one and none waits for a slower one."""
+"""Parallel trainings on a CPU, one process each, so that no core waits for a slower training."""
 
 import os
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
-from typing import Any
 
+from slt_lib.base.devices import device
 from slt_lib.base.errors import InputError
 from slt_lib.base.processes import cores, pool
 from slt_lib.study.progress import Progress, label
+from slt_lib.study.scores import scores
+from slt_lib.study.tickets import Ticket
 
 
 def default_jobs(threads: int) -> int:
-    """Processes that train at once where nobody says: one for `threads` of the cores that this one may use.
+    """Default number of parallel trainings: available cores divided by `threads` per training.
 
-    One on a GPU and where SLT_LOCKSTEP or torchrun asks for another way of training many or training together.
+    1 on a GPU, with SLT_LOCKSTEP and under torchrun, which train several tickets or one ticket in other ways.
     """
-    from slt_lib.base.devices import device
-
     if device().type != "cpu" or os.environ.get("SLT_LOCKSTEP") or int(os.environ.get("WORLD_SIZE") or 1) > 1:
         return 1
     return max(1, cores() // threads)
 
 
 class Workers:
-    """At most `jobs` trainings at once. A context: leaving it by an error ends those that run; they go on next time."""
+    """At most `jobs` parallel trainings of a `Study`.
 
-    def __init__(self, jobs: int, threads: int):
-        self.jobs, self.running = jobs, {}
-        self.pool = pool(jobs, threads)
+    A context manager: an error inside it stops the running trainings, which the next command resumes.
+    """
+
+    def __init__(self, study, jobs: int):
+        self.study, self.jobs, self.running = study, jobs, {}
+        self.pool = pool(jobs, study.params.threads)
 
     def __enter__(self) -> "Workers":
         return self
@@ -39,42 +42,43 @@ class Workers:
         self.pool.shutdown(cancel_futures=True)
 
     def first_done(
-        self, wanted: Iterable[Any], keep: Mapping[str, Collection[int]], scored: tuple[str, ...]
+        self, wanted: Iterable[Ticket], keep: Mapping[str, Collection[int]], scored: tuple[str, ...]
     ) -> set[str]:
-        """Start as many of the tickets `wanted` as there is room for, in their order; the ids of those that ended.
+        """Start tickets in the order of `wanted` while processes are free, wait, return the ids of those that ended.
 
-        `keep` as in `Study.train`; `scored`: the checkpoints that are scored too. Raises InputError, which names the
-        ticket, where a process was killed.
+        `keep`: see `Study.train`; `scored`: the checkpoints to score. Raises InputError, which names the ticket, if a
+        process was killed.
         """
         under_way = {ticket.train_id for ticket in self.running.values()}
         for ticket in wanted:
             if len(self.running) == self.jobs:
                 break
             if ticket.train_id not in under_way:
-                self.running[self.pool.submit(_train, ticket, keep.get(ticket.train_id, ()), scored)] = ticket
+                job = self.pool.submit(_train, self.study, ticket, keep.get(ticket.train_id, ()), scored)
+                self.running[job] = ticket
         try:
             ended: set[Future] = wait(self.running, return_when=FIRST_COMPLETED).done
             for future in ended:
-                future.result()  # raises what the training raised
+                future.result()  # raises the error of the training
         except BrokenExecutor:
             raise InputError(self._killed()) from None
         return {self.running.pop(future).train_id for future in ended}
 
     def _killed(self) -> str:
-        """Name the training whose process was killed: it alone left its name in the lock of its ticket."""
+        """Error message that names the training whose process was killed: it left its pid in the lock of its ticket."""
         self.pool.shutdown()
         tickets = list(self.running.values())
-        killed = [ticket for ticket in tickets if ticket.study.store.abandoned(ticket.train_id)] or tickets
-        names = " or ".join(label(ticket) for ticket in killed)
+        killed = [ticket for ticket in tickets if self.study.store.abandoned(ticket.train_id)] or tickets
+        names = " or ".join(label(ticket, self.study.pair) for ticket in killed)
         return (
             f"the process that trained {names} was killed, by hand or because memory ran out; the same command goes on "
             "from its last checkpoint (fewer --jobs need less memory)"
         )
 
 
-def _train(ticket, keep: Collection[int] = (), scored: tuple[str, ...] = ("best",)) -> None:
-    """In a worker: train the ticket and score it, into the store, where the parent finds both."""
-    [run] = ticket.study.train([ticket], Progress(lines=True), keep={ticket.train_id: keep})
+def _train(study, ticket: Ticket, keep: Collection[int] = (), scored: tuple[str, ...] = ("best",)) -> None:
+    """In a worker process: train the ticket and score it, into the store, where the parent process finds both."""
+    [run] = study.train([ticket], Progress(lines=True), keep={ticket.train_id: keep})
     if ticket.listed and run.record["status"] == "ok":
         for checkpoint in scored:
-            run.scores(checkpoint)
+            scores(run, checkpoint)

@@ -295,7 +295,7 @@ def checkpoint(folder, training: Training, start: Start, marks: Marks, state: di
 def finish(folder, training: Training, start: Start, state: dict, mask, dropped: int, failure: str | None) -> dict:
     """Write the record of a training that has ended, by itself or by `failure`, and return it."""
     if not distributed.first():
-        return distributed.told(dict)  # what the first returns below
+        return distributed.broadcast(dict)  # what the first returns below
     if mask is not None:
         state["files"]["mask.safetensors"] = folder.save("mask.safetensors", mask)
     size = sum(w.numel() for w in prunable(start.weights).values())
@@ -318,7 +318,7 @@ def finish(folder, training: Training, start: Start, state: dict, mask, dropped:
     write_json(folder / "provenance.json", sealed(known))
     write_json(folder / RECORD, sealed(record))
     (folder / RESUME).unlink(missing_ok=True)
-    return distributed.told(lambda: record)
+    return distributed.broadcast(lambda: record)
 
 
 def must_be_finite(weights: Mapping[str, Tensor], step: int) -> None:

@@ -1,0 +1,175 @@
+"""An opened study: the parameters of a study file for one pair, with corpus, vocabulary and store."""
+
+import functools
+import importlib.metadata
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from slt_lib.base import distributed
+from slt_lib.base import settings as params
+from slt_lib.base.devices import threads
+from slt_lib.base.errors import InputError
+from slt_lib.base.store import Store, digest, recall, remember
+from slt_lib.data import corpora, wmt14
+from slt_lib.data.vocabulary import Vocabulary
+from slt_lib.study.operations import Context
+from slt_lib.study.tickets import check_seed, number
+from slt_lib.train import loop as training
+from slt_lib.transformer import Transformer
+
+
+class Opened:
+    """A study file's parameters for one pair, with its corpus, vocabulary and store."""
+
+    def __init__(self, study: str = "quick", pair: str = "", seeds: Iterable[int] = (), levels: Iterable[float] = ()):
+        """`study`: name of a file in params/; `pair`, `seeds`, `levels`: empty for the study's own.
+
+        Raises InputError for an invalid study, pair, seed or level.
+        """
+        for key, text in (("study", study), ("pair", pair)):
+            if not isinstance(text, str):
+                raise InputError(f"{key}: {text!r} is no name; give it as text")
+        self._asked = (study,)
+        self.name = os.path.basename(study).removesuffix(".yaml")
+        self.params = params.load(study)
+        self.pair = pair or next(iter(self.params.pairs))
+        if self.pair not in self.params.pairs:
+            raise InputError(f"pair {pair!r}: {self.file()} has {', '.join(self.params.pairs)}")
+        if not isinstance(self.params.corpus, params.Wmt14):
+            try:
+                corpora.languages_of(self.pair, self.params.corpus.name)
+            except InputError as error:
+                raise InputError(f"{self.file()}: pairs: {error}") from None
+        self.seeds = [check_seed("seeds", seed) for seed in _listed("seeds", seeds)] or list(self.params.seeds)
+        self.levels = [number("levels", level) for level in _listed("levels", levels)] or list(self.params.levels)
+        try:
+            params.check_seeds(self.seeds)
+            params.check_levels(self.levels)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        self.store = Store()
+        self.decode_batch = 64
+        self._prepared = False
+        self._asked = (study, pair, tuple(self.seeds), tuple(self.levels))
+
+    def __reduce__(self):  # a worker process opens the study once; no data is sent
+        return _opened, (type(self), *self._asked)
+
+    def file(self) -> str:
+        """Path of the study file, for error messages."""
+        return os.path.relpath(params.file_of(self._asked[0]))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name}, {self.pair}, seeds {self.seeds}, levels {self.levels})"
+
+    # Data ------------------------------------------------------------
+
+    @functools.cached_property
+    def corpus(self) -> corpora.Corpus:
+        match self.params.corpus:
+            case params.Grammar() as made:
+                return corpora.grammar(self.pair, made.train, made.dev, made.test, made.seed)
+            case params.Multi30k():
+                return corpora.multi30k(self.pair)
+            case params.Files() as own:
+                return corpora.files(own.folder, self.pair, own.tests)
+            case params.Wmt14() as public:
+                return wmt14.corpus(self.pair, public, self.store)
+
+    def corpus_at_hand(self) -> bool:
+        """Whether the corpus can be opened without a download, a preparation or a wait for another process."""
+        match self.params.corpus:
+            case params.Multi30k():
+                return corpora.multi30k_at_hand(self.pair)
+            case params.Wmt14() as public:
+                return wmt14.at_hand(self.pair, public, self.store)
+        return True
+
+    def vocabulary_file(self) -> Path:
+        """Path of the stored vocabulary for this corpus and size."""
+        sample = self.corpus.train.sample
+        of = {"corpus": self.corpus.digest, "size": self.params.vocabulary}
+        of |= {"tokenizers": importlib.metadata.version("tokenizers")} | ({"sample": sample} if sample else {})
+        return self.store.path / "vocabularies" / f"{digest(of)[:32]}.json"
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary of the training text: read from the store, or built in memory. `prepare` stores it."""
+        return self._stored_vocabulary() or self._built_vocabulary()
+
+    def _stored_vocabulary(self) -> Vocabulary | None:
+        path, size = self.vocabulary_file(), self.params.vocabulary
+        if (stored := recall(path, "tokenizer")) is None:
+            return None
+        try:
+            found = Vocabulary(stored["tokenizer"])
+            if len(found) == size:
+                return found
+        except ValueError:
+            pass
+        print(f"{path} is no vocabulary of {size} word pieces; building it again", file=sys.stderr)
+        return None
+
+    def _built_vocabulary(self) -> Vocabulary:
+        try:
+            return Vocabulary.build(self.corpus.train.sentences(), self.params.vocabulary)
+        except InputError as error:
+            raise InputError(f"{self.file()}: {error}") from None
+
+    def prepare(self) -> None:
+        """Open the corpus, then build and store the vocabulary unless it is stored; rank 0 does this first.
+
+        `data`, `Study.train` and `Study.follow` call it. Nothing else builds and stores data.
+        """
+        if self._prepared:
+            return
+        with distributed.in_turn(), self.store.lock(f"vocabulary-{self.vocabulary_file().stem}"):
+            if (stored := self._stored_vocabulary()) is not None:
+                self.vocabulary = stored
+            else:
+                self.vocabulary = vars(self).get("vocabulary") or self._built_vocabulary()
+                remember(self.vocabulary_file(), {"tokenizer": self.vocabulary.text})
+        self._prepared = True
+
+    @functools.cached_property
+    def data(self) -> training.Data:
+        """The encoded corpus, as the trainer reads it; see `prepare`."""
+        self.prepare()
+        train, dev = self.corpus.train, self.corpus.dev
+        sides = train.encoded(self.vocabulary)
+        return training.Data(self.vocabulary, *sides, self.vocabulary.encode(dev.source), list(dev.target))
+
+    @property
+    def context(self) -> Context:
+        """What the study's tickets need from it."""
+        return Context(self.params.training, self.corpus.digest, self.vocabulary.digest, self.params.vocabulary)
+
+    def model(self) -> Transformer:
+        """A model of the study's shape, weights not initialised."""
+        return training.new_model(self.params.training, self.params.vocabulary)
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Parameter name -> shape, computed without allocating the model."""
+        with torch.device("meta"):
+            return {name: tensor.shape for name, tensor in self.model().state_dict().items()}
+
+    def threads(self):
+        """Context in which PyTorch uses the study's number of threads."""
+        return threads(self.params.threads)
+
+
+def _listed(key: str, values) -> list:
+    """A list given by papermill or a person; `-p seeds 1` gives a number."""
+    if not isinstance(values, list | tuple | range):
+        raise InputError(f"{key}: {values!r} is no list; write [{'' if values is None else values}]")
+    return list(values)
+
+
+@functools.cache
+def _opened(kind: type[Opened], *asked) -> Opened:
+    return kind(*asked)

@@ -1,0 +1,110 @@
+"""What is computed from a run and stored next to it: translations, scores, mean magnitudes, memory."""
+
+import importlib.metadata
+from collections.abc import Callable
+
+import torch
+
+from slt_lib import memory
+from slt_lib.base.devices import device
+from slt_lib.base.store import RunFolder, digest, recall, remember
+from slt_lib.evaluation import decoding, scoring
+from slt_lib.study.runs import Run
+from slt_lib.train import loop as training
+from slt_lib.transformer import prunable
+
+SCORE_VERSION = 1  # raise when a code change changes scores
+
+
+def translate(run: Run, sentences: list[str], checkpoint: str = "best", progress: Callable | None = None) -> list[str]:
+    """Translate raw sentences by beam search with the study's decoding settings.
+
+    `checkpoint` and errors: see `Run.weights`; `progress`: see `decoding.translate`.
+    """
+    study = run.study
+    model = study.model()
+    model.load_state_dict(run.weights(checkpoint))
+    model.to(device())
+    options = study.params.decoding
+    sources = study.vocabulary.encode(sentences).lists()
+    with study.threads():
+        found = decoding.translate(
+            model, sources, options.beam, options.alpha, options.extra, study.decode_batch, progress
+        )
+    return study.vocabulary.decode(found)
+
+
+def scores(run: Run, checkpoint: str = "best") -> dict[str, dict]:
+    """Test set -> bleu, ter, ter_13a (percent), signatures, sentence statistics; computed once and stored."""
+    return {name: _score(run, name, checkpoint) for name in run.study.corpus.tests}
+
+
+def scored(run: Run, checkpoint: str = "best") -> bool:
+    """Whether the scores of a checkpoint are stored for every test set."""
+    return all(run.folder.score(score_id(run, name, checkpoint)).exists() for name in run.study.corpus.tests)
+
+
+def score_id(run: Run, test_set: str, checkpoint: str = "best") -> str:
+    """Identity of a score: the run, the test set and everything that affects only scores."""
+    steps = run.averaged_steps(checkpoint)
+    return digest(
+        ({"steps": steps} if steps else {})
+        | {
+            "run": run.id,
+            "version": SCORE_VERSION,
+            "sacrebleu": importlib.metadata.version("sacrebleu"),
+            "decoding": run.study.params.decoding.model_dump(),
+            "checkpoint": checkpoint,
+            "test": run.study.corpus.tests[test_set].digest,
+        }
+    )[:32]
+
+
+def _score(run: Run, test_set: str, checkpoint: str) -> dict:
+    path = run.folder.score(score_id(run, test_set, checkpoint))
+    if (score := recall(path, "bleu", "ter", "ter_13a", "signatures", "statistics")) is not None:
+        return score
+    split = run.study.corpus.tests[test_set]
+    hypotheses = translate(run, list(split.source), checkpoint)
+    statistics = scoring.sentence_statistics(hypotheses, list(split.target))
+    score = {
+        "test_set": test_set,
+        "bleu": float(scoring.corpus_bleu(statistics)),
+        "ter": float(scoring.corpus_ter(statistics)),
+        "ter_13a": float(scoring.corpus_ter_13a(statistics)),
+        "signatures": scoring.signatures(),
+        "statistics": {name: [int(value) for value in values] for name, values in statistics.items()},
+        "hypotheses": hypotheses,
+    }
+    remember(path, score)
+    return score
+
+
+def magnitudes(run: Run, start: training.Start | None = None) -> dict[str, dict]:
+    """Matrix -> rows, columns, kept, and mean |w| of the finally kept weights, at the start and at the end.
+
+    Computed once and stored; `start` avoids reading the start of the ticket again. Empty for a failed run.
+    """
+    path = run.folder / "magnitudes.json"
+    if (stored := recall(path, "matrices")) is not None:
+        return stored["matrices"]
+    if RunFolder.theta(run.record["steps"]) not in run.record["files"]:
+        return {}
+    first = (start or run.ticket.start()).weights
+    matrices = {}
+    for name, weight in prunable(run.weights("final")).items():
+        kept = run.mask[name] if run.mask is not None else torch.ones_like(weight, dtype=torch.bool)
+        matrices[name] = {
+            "rows": weight.shape[0],
+            "columns": weight.shape[1],
+            "kept": int(kept.sum()),
+            "mean_abs_start": float(first[name][kept].abs().mean()),
+            "mean_abs_final": float(weight[kept].abs().mean()),
+        }
+    remember(path, {"matrices": matrices})
+    return matrices
+
+
+def memory_mib(run: Run) -> float:
+    """The paper's memory column for the best checkpoint, in MiB (FACTS.md section 4)."""
+    return memory.paper_mib(prunable(run.weights("best")))
