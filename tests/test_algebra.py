@@ -32,6 +32,7 @@ from slt_lib.techniques import (
     stability,
 )
 from slt_lib.train import loop as training
+from slt_lib.train.checkpoint import weights_hash
 from slt_lib.train.loop import Start
 from slt_lib.transformer import dropout_masks, prunable, theta_0
 
@@ -87,7 +88,7 @@ class Hand:
     def train(self, init, mask, depth, gradual=None):
         start = Start(masks.apply(init, mask or {}), mask, gradual, "adafactor", self.seed, depth)  # theta (.) m
         settings, data = self.study.params.training, self.study.data
-        early, end = training.train(settings, data, start, until=[round(self.rewind * STEPS), STEPS]).values()
+        early, end = training.replay(settings, data, start, [round(self.rewind * STEPS), STEPS]).values()
         if gradual:
             mask = {name: weight != 0 for name, weight in prunable(end).items()}
         return Trained(start.weights, early, end, mask)
@@ -569,7 +570,7 @@ def test_mistakes_in_a_study(study_file):
 def test_a_checkpoint_that_was_not_kept_is_trained_again_once(study, all_runs, monkeypatch):
     for run in (all_runs["slt"][1], all_runs["mp"][2]):
         assert "theta_0000005.safetensors" not in run.record["files"]
-        wanted = training.train(study.params.training, study.data, run.ticket.start(), until=[5])[5]
+        wanted = training.replay(study.params.training, study.data, run.ticket.start(), [5])[5]
         assert same(run.theta(5), wanted)
         with monkeypatch.context() as patch:
             patch.setattr(training, "train", refuse)
@@ -578,12 +579,12 @@ def test_a_checkpoint_that_was_not_kept_is_trained_again_once(study, all_runs, m
 
 def test_every_checkpoint_has_the_hash_of_its_weights(all_runs):
     for run in (all_runs["slt"][1], all_runs["mp"][2]):
-        assert [training.weights_hash(run.theta(point["step"])) for point in run.curve] == [
+        assert [weights_hash(run.theta(point["step"])) for point in run.curve] == [
             point["weights"] for point in run.curve
         ]
         changed = {name: weight.clone() for name, weight in run.weights().items()}
         changed["embedding"][3, 3] = torch.nextafter(changed["embedding"][3, 3], torch.tensor(9.0))
-        assert training.weights_hash(changed) != run.weights_hash == training.weights_hash(run.weights())
+        assert weights_hash(changed) != run.weights_hash == weights_hash(run.weights())
 
 
 def test_weights_that_can_not_be_had_again_are_refused(make_study, monkeypatch):

@@ -16,6 +16,7 @@ from slt_lib.base.store import Damaged, RunFolder, digest, recall, remember, uns
 from slt_lib.evaluation import decoding, scoring
 from slt_lib.study.tickets import Ticket, among, number
 from slt_lib.train import loop as training
+from slt_lib.train.checkpoint import candidates, weights_hash
 from slt_lib.transformer import prunable
 
 SCORE_VERSION = 1  # raise when a change of code changes scores
@@ -84,7 +85,7 @@ class Run:
         match checkpoint.split():
             case ["average", count] if count.isdigit() and int(count) > 0:
                 gradual = self.ticket.schedule is not None
-                return training.candidates(self.study.params.training, gradual)[-int(count) :]
+                return candidates(self.study.params.training, gradual)[-int(count) :]
         return []
 
     def theta(self, step: int) -> dict[str, Tensor]:
@@ -114,11 +115,9 @@ class Run:
         end = next(point["step"] for point in self.curve if point["step"] >= max(steps))
         with threads(self._provenance().get("threads", self.study.params.threads)):
             parts = self.study.params.accumulate
-            again = training.train(
-                settings, self.study.data, self.ticket.start(), until={*steps, end}, accumulate=parts
-            )
+            again = training.replay(settings, self.study.data, self.ticket.start(), {*steps, end}, accumulate=parts)
         [known] = [point["weights"] for point in self.curve if point["step"] == end]
-        if training.weights_hash(again[end]) != known:
+        if weights_hash(again[end]) != known:
             points = ", ".join(f"{step / final:g}" for step in steps)
             raise InputError(
                 f"run {self.id[:12]}: weights at {points} of its training were not kept, and training it again here "
