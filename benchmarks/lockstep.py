@@ -1,10 +1,10 @@
 """How fast tickets train in lockstep: python -m benchmarks.lockstep [--tickets 1 2 4 ...] [--study multi30k].
 
-Without --study: target tokens per second against the number of tickets, on sentences of random ids of the shape of
-Multi30k (no corpus needed), the time of scoring dev, peak memory, and what the 128 trainings of one pair with two seeds
-would take; written to benchmarks/lockstep.csv. On a machine without a GPU a tiny model, which shows that it works and
-nothing else. With --study: all chains of one pair are trained and the groups are timed, in a store of their own unless
-SLT_RUNS is set (then a call that was cut goes on). No test set is decoded.
+Without --study: target tokens per second by number of tickets, on sentences of random ids of the shape of Multi30k (no
+corpus needed), the time to score dev, peak memory, and the estimated time of the 128 trainings of one pair with two
+seeds; written to benchmarks/lockstep.csv. Without a GPU a tiny model is trained, only to show that it works.
+With --study: all chains of one pair are trained and the groups are timed, in a temporary store unless SLT_RUNS is set
+(then an interrupted call continues). No test set is decoded.
 """
 
 import argparse
@@ -41,7 +41,7 @@ TINY = {"layers": 1, "hidden": 32, "filter": 64, "heads": 2}
 
 
 class Ids:
-    """What the trainer asks of a vocabulary when no text is read."""
+    """A vocabulary without text: its size is all that training needs."""
 
     def __init__(self, size: int):
         self.size = size
@@ -51,7 +51,7 @@ class Ids:
 
 
 def sentences(count: int, vocabulary: int, draw: np.random.Generator) -> Encoded:
-    """Random ids in sentences about as long as Multi30k's: 15 pieces, 4 to 40."""
+    """Random ids in sentences of about the length of those of Multi30k: 15 pieces, 4 to 40."""
     lengths = np.clip(draw.normal(15, 5, count).astype(np.int64), 4, 40)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     flat = draw.integers(3, vocabulary, offsets[-1]).astype(np.int32)
@@ -92,10 +92,6 @@ def measured(settings: params.Training, data: Data, count: int, seconds: float, 
                 if time.monotonic() - began > seconds:
                     break
     passed = time.monotonic() - began
-    if device.type == "cpu" or torch.isfinite(losses).all():
-        state = "ok"
-    else:
-        state = "not finite"
     lockstep.translate_dev(stack, data.dev_source.lists()[:8], 2, range(count))  # libraries get ready
     began = time.monotonic()
     lockstep.translate_dev(stack, data.dev_source.lists(), 20, range(count))  # untrained: no sentence ends early
@@ -106,7 +102,7 @@ def measured(settings: params.Training, data: Data, count: int, seconds: float, 
         "peak_gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0,
         "estimate_gib": count * lockstep.bytes_per_ticket(settings, vocabulary) / 2**30,
         "graph": float(bool(stack.graph)),
-        "ok": float(state == "ok"),
+        "ok": float(device.type == "cpu" or bool(torch.isfinite(losses).all())),
     }
 
 
@@ -156,7 +152,7 @@ def sweep(tickets: list[int], seconds: float) -> None:
         known = sorted(found)
 
         def at(key: str, width: int) -> float:
-            """Read off the table; beyond its end in proportion."""
+            """Interpolated in the table; in proportion beyond its end."""
             value = float(np.interp(width, known, [found[n][key] for n in known]))
             return value * max(1.0, width / known[-1])
 
@@ -170,7 +166,7 @@ def sweep(tickets: list[int], seconds: float) -> None:
 
 
 def whole(name: str, pair: str, seeds: list[int]) -> None:
-    """Train all chains of one pair and say how long each group took."""
+    """Train all chains of one pair and print how long each group took."""
     from slt_lib.study import Study
     from slt_lib.techniques import RECIPES
 

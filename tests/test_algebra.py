@@ -363,6 +363,7 @@ def test_noise_depends_on_the_depth_and_the_copy(study):
 
 def test_making_a_ticket_trains_nothing(study, all_runs, monkeypatch):
     monkeypatch.setattr(training, "train", refuse)
+    monkeypatch.setattr(training, "replay", refuse)
     monkeypatch.setattr(Run, "_load", refuse)  # nor does it read
     for runs in all_runs.values():
         run = runs[-1]
@@ -490,6 +491,7 @@ def test_decoding_reaches_scores_alone(make_study, monkeypatch):
     [run] = first.train([first.ticket(1)])
     scores = run.scores()
     monkeypatch.setattr(training, "train", refuse)
+    monkeypatch.setattr(training, "replay", refuse)
     seen = {run.score_id("test")}
     for decoding in ({"beam": 1}, {"alpha": 0.0}, {"extra": 3}):
         study = make_study({"decoding": decoding})
@@ -573,7 +575,7 @@ def test_a_checkpoint_that_was_not_kept_is_trained_again_once(study, all_runs, m
         wanted = training.replay(study.params.training, study.data, run.ticket.start(), [5])[5]
         assert same(run.theta(5), wanted)
         with monkeypatch.context() as patch:
-            patch.setattr(training, "train", refuse)
+            patch.setattr(training, "replay", refuse)
             assert same(run.theta(5), wanted)  # from the run's folder now
 
 
@@ -612,8 +614,8 @@ def test_a_replay_takes_the_threads_of_its_run(make_study, monkeypatch):
     study = make_study({"keep": [], "threads": 2})
     [run] = study.train([study.ticket(1)])
     study.params = study.params.model_copy(update={"threads": 1})
-    counts, real = [], training.train
-    monkeypatch.setattr(training, "train", lambda *a, **k: counts.append(torch.get_num_threads()) or real(*a, **k))
+    counts, real = [], training.replay
+    monkeypatch.setattr(training, "replay", lambda *a, **k: counts.append(torch.get_num_threads()) or real(*a, **k))
     run.theta(5)
     assert counts == [2]
 
@@ -622,10 +624,11 @@ def test_a_replay_takes_the_threads_of_its_run(make_study, monkeypatch):
 def test_what_a_chain_rewinds_to_is_kept(recipe, make_study, monkeypatch):
     """Nothing is trained a second time for a rewind point that no study file names."""
     study, starts, real = make_study({"keep": []}), [], training.train
-    monkeypatch.setattr(training, "train", lambda *a, **k: starts.append(k.get("until", ())) or real(*a, **k))
+    monkeypatch.setattr(training, "train", lambda *a, **k: starts.append(a) or real(*a, **k))
+    monkeypatch.setattr(training, "replay", refuse)
     knobs = {"control": "mask", "at": 0.8} if recipe is slt_control else {}
     study.follow([study.chain(recipe, 1, rewind=5 / 12, **knobs)])
-    assert starts and not any(starts)
+    assert starts
     assert not list(study.store.path.glob("*/replayed_*"))
 
 
@@ -758,6 +761,7 @@ def test_a_recipe_of_one_s_own(make_study, home, monkeypatch):
     assert "en-de.random-tickets.default.0.8.1.json.gz" in before
     # Again, by another process as it were: nothing is trained or decoded, the rows are the same.
     monkeypatch.setattr(training, "train", refuse)
+    monkeypatch.setattr(training, "replay", refuse)
     monkeypatch.setattr(Run, "translate", refuse)
     assert followed()[1].equals(rows)
     assert {path.name: path.read_bytes() for path in parts.iterdir()} == before
@@ -769,6 +773,7 @@ def test_recording_again_trains_nothing(make_study, home, monkeypatch):
     chains = study.follow([study.chain(slt, 1, [0.5], rewind=0.5)])
     rows = results.record(study, chains)
     monkeypatch.setattr(training, "train", refuse)
+    monkeypatch.setattr(training, "replay", refuse)
     assert results.record(study, chains).equals(rows)
 
 
@@ -808,6 +813,7 @@ def test_a_chain_that_fails_stops_alone(make_study, monkeypatch):
     assert rows.reason[2, "0.5"] == "loss not finite at step 1" and math.isnan(rows.bleu[2, "0.5"])
     # A failure is a result: it is kept, not tried again.
     monkeypatch.setattr(training, "train", refuse)
+    monkeypatch.setattr(training, "replay", refuse)
     [again] = study.follow([study.chain(slt, 2, [0.5, 0.8], rewind=REWIND)])
     assert again.reason == chains[0].reason
 

@@ -88,7 +88,7 @@ def work(folder: Path) -> None:
         for name in CASES:
             for accumulate in (1, 2):
                 case, run = begin(study, name), RunFolder(folder / f"{name}.{accumulate}")
-                train(*case, run, (3, 5), lambda *told: heard.append(told), accumulate=accumulate)
+                train(*case, run, (3, 5), lambda *reported: heard.append(reported), accumulate=accumulate)
         assert len(heard) == len(CASES) * 2 * (12 + 4)
         weights = replay(*begin(study, "gradual"), [5])[5]
         assert distributed.agree(lambda: training._fingerprint(weights.values()))

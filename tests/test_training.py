@@ -377,7 +377,7 @@ def test_the_curve(begin, cheap, monkeypatch, tmp_path):
     assert tokens == sorted(tokens) and record["target_tokens"] == tokens[-1] > 0
 
 
-def test_progress_is_told(begin, cheap, tmp_path):
+def test_progress_is_reported(begin, cheap, tmp_path):
     heard = []
     train(*begin(), RunFolder(tmp_path / "run"), report=lambda steps, point: heard.append((steps, point)))
     assert sum(steps for steps, _ in heard) == STEPS
