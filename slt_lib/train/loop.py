@@ -212,12 +212,13 @@ def _backward(loss_of: nn.Module, batch: Batch, drop, shares: list[slice], numbe
         rows = Batch(*(side[share].to(where) for side in batch))
         # the masks of attention, [length, keys], are the same for all rows
         own = {site: (mask if mask.dim() == 2 else mask[share]).to(where) for site, mask in drop.items()}
-        with contextlib.nullcontext() if share is shares[-1] else distributed.apart(loss_of):
+        last = share is shares[-1]
+        with contextlib.nullcontext() if last else distributed.apart(loss_of):
             loss = loss_of(rows, own, count)
+            total = total + loss.detach()
+            if last and not math.isfinite(mean := distributed.mean(total).item()):
+                raise NotFinite(f"loss not finite at step {number + 1}")
             loss.backward()
-        total = total + loss.detach()
-    if not math.isfinite(mean := distributed.mean(total).item()):
-        raise NotFinite(f"loss not finite at step {number + 1}")
     return mean
 
 
