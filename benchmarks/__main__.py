@@ -8,7 +8,7 @@ from dataclasses import replace
 from benchmarks import measures, table
 from benchmarks.setting import ROOT, Setting
 from slt_lib.base.errors import InputError
-from slt_lib.train.loop import commit, processor
+from slt_lib.train.provenance import commit, processor
 
 
 def main(arguments: list[str] | None = None) -> int:

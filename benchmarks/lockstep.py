@@ -1,10 +1,10 @@
 """How fast tickets train in lockstep: python -m benchmarks.lockstep [--tickets 1 2 4 ...] [--study multi30k].
 
-Without --study: target tokens per second against the number of tickets, on sentences of random ids of the shape of
-Multi30k (no corpus needed), the time of scoring dev, peak memory, and what the 128 trainings of one pair with two seeds
-would take; written to benchmarks/lockstep.csv. On a machine without a GPU a tiny model, which shows that it works and
-nothing else. With --study: all chains of one pair are trained and the groups are timed, in a store of their own unless
-SLT_RUNS is set (then a call that was cut goes on). No test set is decoded.
+Without --study: target tokens per second by number of tickets, on sentences of random ids of the shape of Multi30k (no
+corpus needed), the time to score dev, peak memory, and the estimated time of the 128 trainings of one pair with two
+seeds; written to benchmarks/lockstep.csv. Without a GPU a tiny model is trained, only to show that it works.
+With --study: all chains of one pair are trained and the groups are timed, in a temporary store unless SLT_RUNS is set
+(then an interrupted call continues). No test set is decoded.
 """
 
 import argparse
@@ -25,8 +25,12 @@ from slt_lib.base.errors import InputError
 from slt_lib.base.store import RunFolder
 from slt_lib.data.vocabulary import Encoded
 from slt_lib.train import lockstep
-from slt_lib.train import loop as training
-from slt_lib.train.loop import Data, Start
+from slt_lib.train.checkpoint import checkpoints
+from slt_lib.train.loop import silent
+from slt_lib.train.provenance import processor
+from slt_lib.train.stack import Stack
+from slt_lib.train.state import Data, Start
+from slt_lib.train.step import new_model
 from slt_lib.transformer import theta_0
 
 OUTPUT = Path(__file__).with_name("lockstep.csv")
@@ -36,12 +40,8 @@ WAVES = (26, 10, 10, 20, 8, 8, 8, 8, 6, 6, 6, 6, 6)  # tickets ready together in
 TINY = {"layers": 1, "hidden": 32, "filter": 64, "heads": 2}
 
 
-def silent(steps: int, point: dict | None) -> None:
-    pass
-
-
 class Ids:
-    """What the trainer asks of a vocabulary when no text is read."""
+    """A vocabulary without text: its size is all that training needs."""
 
     def __init__(self, size: int):
         self.size = size
@@ -51,7 +51,7 @@ class Ids:
 
 
 def sentences(count: int, vocabulary: int, draw: np.random.Generator) -> Encoded:
-    """Random ids in sentences about as long as Multi30k's: 15 pieces, 4 to 40."""
+    """Random ids in sentences of about the length of those of Multi30k: 15 pieces, 4 to 40."""
     lengths = np.clip(draw.normal(15, 5, count).astype(np.int64), 4, 40)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     flat = draw.integers(3, vocabulary, offsets[-1]).astype(np.int32)
@@ -63,42 +63,38 @@ def measured(settings: params.Training, data: Data, count: int, seconds: float, 
     """Tokens per second and more of `count` tickets in lockstep."""
     device, seeds = devices.device(), range(1, min(SEEDS, count) + 1)
     vocabulary = len(data.vocabulary)
-    weights = {seed: theta_0(training.new_model(settings, vocabulary), seed) for seed in seeds}
+    weights = {seed: theta_0(new_model(settings, vocabulary), seed) for seed in seeds}
     mask = {name: torch.ones_like(w, dtype=torch.bool) for name, w in weights[1].items() if w.dim() == 2}
     mask.pop("target_space")
     group = []
     for i in range(count):
         seed = seeds[i % len(seeds)]
         start = Start(weights[seed], mask, None, settings.optimizer, seed, 0)
-        group.append(lockstep._course(settings, start, RunFolder(folder / str(i)), silent, ()))
-    streams, of_stream = lockstep._streams(settings, data, group)
-    stack = lockstep.Stack(settings, vocabulary, group, of_stream, [i % len(seeds) for i in range(count)])
+        group.append(lockstep.open_ticket(settings, start, RunFolder(folder / str(i))))
+    streams, of_stream = lockstep.streams_of(settings, data, group)
+    stack = Stack(settings, vocabulary, [ticket.state for ticket in group], of_stream)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     steps, warm = range(1_000_000), 10 if device.type == "cuda" else 2
     tokens, taken, losses = 0, 0, None
-    inputs = lockstep._inputs(streams, list(seeds), stack.sites, stack.rates, steps, device.type == "cuda")
+    inputs = lockstep.inputs_of(streams, stack, steps)
     with contextlib.closing(inputs):
-        for step, (ids, bits, streamed) in zip(steps, inputs, strict=True):
+        for step, (ids, bits, counts, _) in zip(steps, inputs, strict=True):
             losses = stack.step(ids, bits, step)
             if step < warm:
                 losses.tolist()
                 began = time.monotonic()
                 continue
-            tokens += sum(streamed[stream][0] for stream in of_stream)
+            tokens += sum(counts[stream] for stream in of_stream)
             taken += 1
             if taken % 10 == 0:
                 losses.tolist()  # waits for the device
                 if time.monotonic() - began > seconds:
                     break
     passed = time.monotonic() - began
-    if device.type == "cpu" or torch.isfinite(losses).all():
-        state = "ok"
-    else:
-        state = "not finite"
-    stack.translate(data.dev_source.lists()[:8], 2, range(count))  # libraries get ready
+    lockstep.translate_dev(stack, data.dev_source.lists()[:8], 2, range(count))  # libraries get ready
     began = time.monotonic()
-    stack.translate(data.dev_source.lists(), 20, range(count))  # an untrained model ends no sentence: 20 pieces more
+    lockstep.translate_dev(stack, data.dev_source.lists(), 20, range(count))  # untrained: no sentence ends early
     return {
         "tokens_per_second": tokens / passed,
         "step_ms": 1000 * passed / taken,
@@ -106,7 +102,7 @@ def measured(settings: params.Training, data: Data, count: int, seconds: float, 
         "peak_gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0,
         "estimate_gib": count * lockstep.bytes_per_ticket(settings, vocabulary) / 2**30,
         "graph": float(bool(stack.graph)),
-        "ok": float(state == "ok"),
+        "ok": float(device.type == "cpu" or bool(torch.isfinite(losses).all())),
     }
 
 
@@ -123,7 +119,7 @@ def sweep(tickets: list[int], seconds: float) -> None:
     source, target = (sentences(5000, vocabulary, draw) for _ in range(2))
     dev = sentences(1014 if device.type == "cuda" else 16, vocabulary, draw)
     data = Data(Ids(vocabulary), source, target, dev, [])
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else training.processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     setting = "multi30k" if device.type == "cuda" else "tiny"
     print(f"{name}, torch {torch.__version__}, {settings.precision}, {setting}: target tokens per second", flush=True)
     print("tickets  tokens/s  times one  ms a step  dev s  peak GiB  estimated  graph", flush=True)
@@ -156,11 +152,11 @@ def sweep(tickets: list[int], seconds: float) -> None:
         known = sorted(found)
 
         def at(key: str, width: int) -> float:
-            """Read off the table; beyond its end in proportion."""
+            """Interpolated in the table; in proportion beyond its end."""
             value = float(np.interp(width, known, [found[n][key] for n in known]))
             return value * max(1.0, width / known[-1])
 
-        marks = len(training.checkpoints(settings))
+        marks = len(checkpoints(settings))
         stepping = sum(settings.steps * at("step_ms", width) / 1000 for width in WAVES)
         scoring = sum(marks * at("dev_seconds", width) for width in WAVES)
         print(
@@ -170,7 +166,7 @@ def sweep(tickets: list[int], seconds: float) -> None:
 
 
 def whole(name: str, pair: str, seeds: list[int]) -> None:
-    """Train all chains of one pair and say how long each group took."""
+    """Train all chains of one pair and print how long each group took."""
     from slt_lib.study import Study
     from slt_lib.techniques import RECIPES
 

@@ -59,10 +59,10 @@ class Clock:
 
 
 def watched(settings: Training, data: training.Data, start: training.Start, seconds: float, steps: int = 0) -> Clock:
-    """`training.train` itself, between checkpoints, for `seconds` or up to `steps`."""
+    """The steps of `training.train`, without checkpoints, for `seconds` or up to `steps`."""
     clock = Clock(seconds)
     try:
-        training.train(settings, data, start, report=lambda *_: clock.step(), until=[steps or settings.steps])
+        training.replay(settings, data, start, [steps or settings.steps], report=lambda *_: clock.step())
     except Enough:
         pass
     return clock
@@ -162,7 +162,7 @@ def masked(setting: Setting, precision: str, seconds: float, percent: int) -> di
         began = time.perf_counter()
 
     with contextlib.suppress(Enough):
-        training.train(settings, setting.study.data, start, report=stepped, until=[settings.steps])
+        training.replay(settings, setting.study.data, start, [settings.steps], report=stepped)
     return {}
 
 

@@ -63,7 +63,7 @@ def run(options) -> None:
 
             study.follow(chains, jobs=options.jobs or default_jobs(settings.threads), done=write)
             if "stability" in groups:
-                distributed.told(lambda: record_stability(study, groups["stability"]))  # noqa: B023
+                distributed.broadcast(lambda: record_stability(study, groups["stability"]))  # noqa: B023
         if options.report:
             made = distributed.broadcast(lambda: report.render(figures(study.name)))
             if distributed.first():

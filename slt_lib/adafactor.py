@@ -1,4 +1,4 @@
-"""Adafactor as Tensor2Tensor has it for the paper's setting: no momentum, relative steps, factored second moments."""
+"""Adafactor as in Tensor2Tensor with the paper's settings: no momentum, relative steps, factored second moments."""
 
 import torch
 from torch import Tensor
@@ -16,27 +16,46 @@ class Adafactor(torch.optim.Optimizer):
 
     `warmup_steps`, `peak`: the learning rate is `schedules.learning_rate(k, warmup_steps, peak)`, k from 0.
     `stacked`: number of leading axes along which independent models are stacked; statistics never cross them.
-    torch.optim.Adafactor differs (its epsilon is not T2T's) and gives NaN for a row of zero gradient with the port that
-    suggests itself. Source: FACTS.md section 2.
+    `capturable`: decay and learning rate are read from tensors on the device, so that a CUDA graph can replay `step`;
+    `set_step` must be called before each step.
+    torch.optim.Adafactor differs (its epsilon is not T2T's), and its direct port returns NaN for a row of zero
+    gradient. Source: FACTS.md section 2.
     """
 
-    def __init__(self, params, warmup_steps: int = 10_000, peak: float | None = None, stacked: int = 0):
+    def __init__(
+        self, params, warmup_steps: int = 10_000, peak: float | None = None, stacked: int = 0, capturable: bool = False
+    ):
         super().__init__(params, {"warmup_steps": warmup_steps, "peak": peak, "stacked": stacked, "k": 0})
+        for group in self.param_groups:
+            weight = group["params"][0]
+            numbers = [torch.zeros((), dtype=kind, device=weight.device) for kind in (torch.float64, weight.dtype)]
+            group["scalars"] = numbers if capturable else None
 
-    # the decorated one imports torch's compiler on first use: over a second in every job, for nothing
+    # The decorated method imports torch's compiler on first use, which takes over a second in every job.
     add_param_group = torch.optim.Optimizer.add_param_group.__wrapped__
+
+    def set_step(self, k: int) -> None:
+        """Continue with step `k`, from 0."""
+        for group in self.param_groups:
+            group["k"] = k
+            if group["scalars"]:
+                for scalar, value in zip(group["scalars"], self._scalars(group), strict=True):
+                    scalar.fill_(value)
+
+    @staticmethod
+    def _scalars(group: dict) -> tuple[float, float]:
+        """beta2 and the learning rate of the next step."""
+        return decay(group["k"]), learning_rate(group["k"], group["warmup_steps"], group["peak"])
 
     @torch.no_grad()
     def step(self, closure=None):
         loss = closure() if closure is not None else None
         for group in self.param_groups:
-            k = group["k"]
-            beta2 = decay(k)
-            rate = learning_rate(k, group["warmup_steps"], group["peak"])
+            beta2, rate = group["scalars"] or self._scalars(group)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     update(parameter, parameter.grad, self.state[parameter], beta2, rate, group["stacked"])
-            group["k"] = k + 1
+            group["k"] += 1
         return loss
 
 
@@ -48,7 +67,7 @@ def decay(k: int) -> float:
 def update(weight: Tensor, gradient: Tensor, state: dict[str, Tensor], beta2, rate, stacked: int = 0):
     """One step on one tensor, in place. `state` holds `row`, `column` ([..., rows], [..., columns]) or `moment`.
 
-    `beta2` and `rate` are floats or, with `stacked`, scalar tensors on the weight's device: then nothing waits for it.
+    `beta2` and `rate` are floats or, with `stacked`, scalar tensors on the weight's device.
     """
     axes = tuple(range(stacked, weight.dim()))
     if len(axes) >= 2:
@@ -60,7 +79,7 @@ def update(weight: Tensor, gradient: Tensor, state: dict[str, Tensor], beta2, ra
     else:
         moment = _average(state, "moment", gradient.square().add_(EPSILON_1), beta2)
         step = gradient * moment.rsqrt()
-    if stacked or weight.is_cuda:  # on a GPU without waiting for the numbers
+    if stacked or weight.is_cuda:  # without waiting for the GPU
         scale = rate * rms(weight, axes).clamp_(min=EPSILON_2) / (rms(step, axes) / CLIPPING).clamp_(min=1.0)
         weight.sub_(step.mul_(scale))
     else:

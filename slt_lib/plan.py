@@ -25,6 +25,7 @@ from slt_lib.study.operations import Context
 from slt_lib.study.runs import Run, StandIn
 from slt_lib.techniques import RECIPES, ablations
 from slt_lib.train import loop as training
+from slt_lib.train.checkpoint import checkpoints
 from slt_lib.transformer import prunable, theta_0
 
 FLOAT, BOOL = 4, 1  # bytes
@@ -171,7 +172,7 @@ def sentences(study: Planned) -> tuple[int, int] | None:
     else:
         return None
     settings = study.params.training
-    return len(training.checkpoints(settings)) * min(settings.dev_sentences or dev, dev), sum(tests)
+    return len(checkpoints(settings)) * min(settings.dev_sentences or dev, dev), sum(tests)
 
 
 def makespan(tickets: dict[str, Ticket], devices: int) -> int:
@@ -236,7 +237,7 @@ def _step_seconds(study: Planned, count: int, steps: int) -> float:
     start = training.Start(theta_0(training.new_model(settings, size), 0), None, None, settings.optimizer, 0, 0)
     marks = []
     with study.threads():
-        training.train(settings, data, start, report=lambda *_: marks.append(time.perf_counter()), until=[steps])
+        training.replay(settings, data, start, [steps], report=lambda *_: marks.append(time.perf_counter()))
     return statistics.median(np.diff(marks))
 
 

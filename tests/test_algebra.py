@@ -37,6 +37,7 @@ from slt_lib.techniques import (
     stability,
 )
 from slt_lib.train import loop as training
+from slt_lib.train.checkpoint import weights_hash
 from slt_lib.train.loop import Start
 from slt_lib.transformer import dropout_masks, prunable, theta_0
 
@@ -92,7 +93,7 @@ class Hand:
     def train(self, init, mask, depth, gradual=None):
         start = Start(masks.apply(init, mask or {}), mask, gradual, "adafactor", self.seed, depth)  # theta (.) m
         settings, data = self.study.params.training, self.study.data
-        early, end = training.train(settings, data, start, until=[round(self.rewind * STEPS), STEPS]).values()
+        early, end = training.replay(settings, data, start, [round(self.rewind * STEPS), STEPS]).values()
         if gradual:
             mask = {name: weight != 0 for name, weight in prunable(end).items()}
         return Trained(start.weights, early, end, mask)
@@ -367,6 +368,7 @@ def test_noise_depends_on_the_depth_and_the_copy(study):
 
 def test_making_a_ticket_trains_nothing(study, all_runs, monkeypatch):
     monkeypatch.setattr(training, "train", refuse)
+    monkeypatch.setattr(training, "replay", refuse)
     monkeypatch.setattr(Run, "_load", refuse)  # nor does it read
     for runs in all_runs.values():
         run = runs[-1]
@@ -554,6 +556,7 @@ def test_decoding_reaches_scores_alone(make_study, monkeypatch):
     [run] = first.train([first.ticket(1)])
     first_scores = scores.scores(run)
     monkeypatch.setattr(training, "train", refuse)
+    monkeypatch.setattr(training, "replay", refuse)
     seen = {score_id(run, "test")}
     for decoding in ({"beam": 1}, {"alpha": 0.0}, {"extra": 3}):
         study = make_study({"decoding": decoding})
@@ -634,21 +637,21 @@ def test_mistakes_in_a_study(study_file):
 def test_a_checkpoint_that_was_not_kept_is_trained_again_once(study, all_runs, monkeypatch):
     for run in (all_runs["slt"][1], all_runs["mp"][2]):
         assert "theta_0000005.safetensors" not in run.record["files"]
-        wanted = training.train(study.params.training, study.data, run.ticket.start(), until=[5])[5]
+        wanted = training.replay(study.params.training, study.data, run.ticket.start(), [5])[5]
         assert same(run.theta(5), wanted)
         with monkeypatch.context() as patch:
-            patch.setattr(training, "train", refuse)
+            patch.setattr(training, "replay", refuse)
             assert same(run.theta(5), wanted)  # from the run's folder now
 
 
 def test_every_checkpoint_has_the_hash_of_its_weights(all_runs):
     for run in (all_runs["slt"][1], all_runs["mp"][2]):
-        assert [training.weights_hash(run.theta(point["step"])) for point in run.curve] == [
+        assert [weights_hash(run.theta(point["step"])) for point in run.curve] == [
             point["weights"] for point in run.curve
         ]
         changed = {name: weight.clone() for name, weight in run.weights().items()}
         changed["embedding"][3, 3] = torch.nextafter(changed["embedding"][3, 3], torch.tensor(9.0))
-        assert training.weights_hash(changed) != run.weights_hash == training.weights_hash(run.weights())
+        assert weights_hash(changed) != run.weights_hash == weights_hash(run.weights())
 
 
 def test_weights_that_can_not_be_had_again_are_refused(make_study, monkeypatch):
@@ -676,8 +679,8 @@ def test_a_replay_takes_the_threads_of_its_run(make_study, monkeypatch):
     study = make_study({"keep": [], "threads": 2})
     [run] = study.train([study.ticket(1)])
     study.params = study.params.model_copy(update={"threads": 1})
-    counts, real = [], training.train
-    monkeypatch.setattr(training, "train", lambda *a, **k: counts.append(torch.get_num_threads()) or real(*a, **k))
+    counts, real = [], training.replay
+    monkeypatch.setattr(training, "replay", lambda *a, **k: counts.append(torch.get_num_threads()) or real(*a, **k))
     run.theta(5)
     assert counts == [2]
 
@@ -686,10 +689,11 @@ def test_a_replay_takes_the_threads_of_its_run(make_study, monkeypatch):
 def test_what_a_chain_rewinds_to_is_kept(recipe, make_study, monkeypatch):
     """Nothing is trained a second time for a rewind point that no study file names."""
     study, starts, real = make_study({"keep": []}), [], training.train
-    monkeypatch.setattr(training, "train", lambda *a, **k: starts.append(k.get("until", ())) or real(*a, **k))
+    monkeypatch.setattr(training, "train", lambda *a, **k: starts.append(a) or real(*a, **k))
+    monkeypatch.setattr(training, "replay", refuse)
     knobs = {"control": "mask", "at": 0.8} if recipe is slt_control else {}
     study.follow([study.chain(recipe, 1, rewind=5 / 12, **knobs)])
-    assert starts and not any(starts)
+    assert starts
     assert not list(study.store.path.glob("*/replayed_*"))
 
 
@@ -822,6 +826,7 @@ def test_a_recipe_of_one_s_own(make_study, home, monkeypatch):
     assert "en-de.random-tickets.default.0.8.1.json.gz" in before
     # Again, by another process as it were: nothing is trained or decoded, the rows are the same.
     monkeypatch.setattr(training, "train", refuse)
+    monkeypatch.setattr(training, "replay", refuse)
     monkeypatch.setattr(scores, "translate", refuse)
     assert followed()[1].equals(rows)
     assert {path.name: path.read_bytes() for path in parts.iterdir()} == before
@@ -833,6 +838,7 @@ def test_recording_again_trains_nothing(make_study, home, monkeypatch):
     chains = study.follow([study.chain(slt, 1, [0.5], rewind=0.5)])
     rows = results.record(study, chains)
     monkeypatch.setattr(training, "train", refuse)
+    monkeypatch.setattr(training, "replay", refuse)
     assert results.record(study, chains).equals(rows)
 
 
@@ -872,6 +878,7 @@ def test_a_chain_that_fails_stops_alone(make_study, monkeypatch):
     assert rows.reason[2, "0.5"] == "loss not finite at step 1" and math.isnan(rows.bleu[2, "0.5"])
     # A failure is a result: it is kept, not tried again.
     monkeypatch.setattr(training, "train", refuse)
+    monkeypatch.setattr(training, "replay", refuse)
     [again] = study.follow([study.chain(slt, 2, [0.5, 0.8], rewind=REWIND)])
     assert again.reason == chains[0].reason
 

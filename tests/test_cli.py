@@ -110,6 +110,7 @@ def test_run_and_runs(trained, done, told, home, monkeypatch):
     assert sorted(ids) == sorted(rows.run) and all(" ok  seed 1  " in line and "12 steps" in line for line in lines)
     assert sorted(line.split()[4] for line in lines) == ["dense", "slt"]
     monkeypatch.setattr(training, "train", None)  # what is there is not trained again
+    monkeypatch.setattr(training, "replay", None)
     done("run", trained, "--seeds", 1, "--techniques", "dense", "slt")
     shown = json.loads(done("runs", "show", ids[0][:8]))
     assert shown["ticket"]["seed"] == 1 and shown["record"]["steps"] == 12
@@ -167,6 +168,7 @@ def test_translate_with_a_run_that_failed(study_file, told, done, monkeypatch):
 def test_translate_with_a_seed_that_can_not_be(trained, told, monkeypatch):
     given(monkeypatch, b"")
     monkeypatch.setattr(training, "train", None)
+    monkeypatch.setattr(training, "replay", None)
     assert told("translate", trained, "--seed", -1) == "seeds: -1 is not a whole number from 0"
 
 

@@ -28,7 +28,7 @@ from slt_lib.base.store import RESUME, RunFolder
 from slt_lib.study import Study
 from slt_lib.techniques import RECIPES
 from slt_lib.train import loop as training
-from slt_lib.train.loop import Start, train
+from slt_lib.train.loop import Start, replay, train
 from slt_lib.transformer import prunable, theta_0
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,10 +88,10 @@ def work(folder: Path) -> None:
         for name in CASES:
             for accumulate in (1, 2):
                 case, run = begin(study, name), RunFolder(folder / f"{name}.{accumulate}")
-                train(*case, run, (3, 5), lambda *told: heard.append(told), accumulate=accumulate)
+                train(*case, run, (3, 5), lambda *reported: heard.append(reported), accumulate=accumulate)
         assert len(heard) == len(CASES) * 2 * (12 + 4)
-        until = train(*begin(study, "gradual"), until=[5])[5]
-        assert distributed.agree(lambda: training._fingerprint(until.values()))
+        weights = replay(*begin(study, "gradual"), [5])[5]
+        assert distributed.agree(lambda: training._fingerprint(weights.values()))
 
         # cut at step 7 by one process, on to the end by two
         record = train(*begin(study, "gradual"), RunFolder(folder / "cut"), (3, 5))
@@ -335,7 +335,7 @@ def test_rows_that_can_not_be_shared_out(session_study, monkeypatch):
     monkeypatch.setattr(distributed, "size", lambda: 3)
     line = "training.batch.rows: 8 rows are no multiple of 3 processes x accumulate 1; "
     with pytest.raises(InputError, match=line):
-        train(*begin(session_study, "dense"), until=[1])
+        replay(*begin(session_study, "dense"), [1])
 
 
 def test_parts_reach_no_identity(make_study):

@@ -21,7 +21,7 @@ from slt_lib.report.merging import versions
 from slt_lib.report.summary import BEGIN, END, uncommitted
 from slt_lib.study import Study, results
 from slt_lib.techniques import mp, slt
-from slt_lib.train import loop as training
+from slt_lib.train import checkpoint
 
 SOURCES = ["study.json", *(name for name, _, _ in KINDS.values())]
 COMMITTED = sorted(path.parent for path in (home() / "figures").glob("*/results.csv") if path.parent.name != "quick")
@@ -34,7 +34,7 @@ def make(folder):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("runs", "figures"):
             patch.setenv(f"SLT_{name.upper()}", str(folder / name))
-        patch.setattr(training, "commit", lambda: "0123456789ab")  # whatever the state of this checkout
+        patch.setattr(checkpoint, "commit", lambda: "0123456789ab")  # whatever the state of this checkout
         study = Study(str(folder / "made.yaml"))
         results.record(study, study.follow(study.chain(recipe, seed) for seed in study.seeds for recipe in (mp, slt)))
     figures = folder / "figures" / "made"

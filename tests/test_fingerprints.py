@@ -16,7 +16,7 @@ import torch
 
 from slt_lib.base import settings as params
 from slt_lib.base.seeds import stream
-from slt_lib.train import loop as training
+from slt_lib.train.checkpoint import weights_hash
 
 FILE = Path(__file__).with_name("fingerprints.json")
 # Relative distance of theta_T - theta_0 on another processor. Seen between AVX2 and no vector units in bf16: up to 0.06
@@ -96,9 +96,9 @@ def test_results_are_those_of_this_recipe_version(kind, make_study, monkeypatch,
     [run] = study.train([ticket])
     found, here = learned(ticket.start().weights, run.weights()), processor()
     if os.environ.get("SLT_RECORD"):
-        known["processors"].setdefault(here, {})[kind] = training.weights_hash(run.weights())
+        known["processors"].setdefault(here, {})[kind] = weights_hash(run.weights())
         known["learned"].setdefault(kind, [float(f"{value:.5g}") for value in found])
     if expected := known["processors"].get(here, {}).get(kind):
-        assert training.weights_hash(run.weights()) == expected, "results changed: raise RECIPE_VERSION"
+        assert weights_hash(run.weights()) == expected, "results changed: raise RECIPE_VERSION"
     wanted = torch.tensor(known["learned"][kind], dtype=torch.float64)
     assert (found - wanted).norm() < TOLERANCES[kind] * wanted.norm(), "results changed: raise RECIPE_VERSION"

@@ -20,7 +20,7 @@ from conftest import changed
 
 from slt_lib.base.seeds import stream
 from slt_lib.study import Study
-from slt_lib.train.loop import train
+from slt_lib.train.loop import replay
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, CUT = 10, 6  # checkpoints at 5 and 10
@@ -73,7 +73,7 @@ def work(folder: Path, what: str) -> None:
         settings = study.params.training.model_copy(update={"batch": shape})
         told["target_slots"] = shape.rows * shape.length
         with study.threads():
-            train(settings, data, study.ticket(1).start(), until=[1], accumulate=8)
+            replay(settings, data, study.ticket(1).start(), [1], accumulate=8)
     else:
         [run] = study.train([study.ticket(1).gradual(0.9)], Killed(what == "cut"))
         told |= {"weights": run.record["prunable"], "losses": [point["loss"] for point in run.curve]}

@@ -17,8 +17,11 @@ from slt_lib.study.scores import magnitudes
 from slt_lib.techniques import mp, slt
 from slt_lib.train import lockstep
 from slt_lib.train import loop as training
-from slt_lib.train.lockstep import Stack, train_together
+from slt_lib.train.checkpoint import weights_hash
+from slt_lib.train.greedy import translate_all
+from slt_lib.train.lockstep import train_together
 from slt_lib.train.loop import Start, train
+from slt_lib.train.stack import EAGER, Stack
 from slt_lib.transformer import dropout_masks, dropout_sites, glorot, prunable, smoothed_cross_entropy, theta_0
 
 STEPS = 12
@@ -171,7 +174,7 @@ def test_fifty_steps_in_float64_on_a_gpu(optimizer, study, data, settings, start
     monkeypatch.setenv("SLT_DEVICE", "cuda")
     found = folders(tmp_path, len(tickets))
     train_together(settings, data, tickets, found)
-    assert graphs[: lockstep.EAGER] == [None] * lockstep.EAGER and all(graphs[lockstep.EAGER :])
+    assert graphs[:EAGER] == [None] * EAGER and all(graphs[EAGER:])
     monkeypatch.setenv("SLT_DEVICE", "cpu")
     for start, folder in zip(tickets, found, strict=True):
         assert distance(folder.load(RunFolder.theta(50))[0], plain(settings, data, start, 50)[0]) < 1e-9
@@ -193,7 +196,7 @@ def test_ten_steps_against_the_trainer(optimizer, data, settings, starts, tmp_pa
             assert a == b | {name: a[name] for name in ("loss", "weights")}
             assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
         end = other.load(RunFolder.theta(10))[0]
-        assert got["curve"][-1]["weights"] == training.weights_hash(end)  # the run's own, also in lockstep
+        assert got["curve"][-1]["weights"] == weights_hash(end)  # the run's own, also in lockstep
         if start.mask is not None and not start.gradual:
             assert (one / "mask.safetensors").read_bytes() == (other / "mask.safetensors").read_bytes()
         known = json.loads((other / "provenance.json").read_text())
@@ -212,9 +215,9 @@ def test_low_precision(data, settings, starts, tmp_path):
 
 def test_low_precision_is_low(data, settings, starts, tmp_path, monkeypatch):
     """Autocast reaches the model under vmap: its matrix products are of the low type."""
-    kinds, real = set(), transformer.F.linear
-    monkeypatch.setattr(transformer.F, "linear", lambda *a: kinds.add((y := real(*a)).dtype) or y)
-    monkeypatch.setattr(Stack, "translate", lambda self, sources, *_: [[[3]] * len(sources)] * self.count)
+    kinds, real = set(), transformer.linear
+    monkeypatch.setattr(transformer, "linear", lambda *a: kinds.add((y := real(*a)).dtype) or y)
+    monkeypatch.setattr(lockstep, "translate_all", lambda model, stacked, sources, *_: [[[3]] * len(sources)])
     for precision, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         low = settings.model_copy(update={"steps": 2, "precision": precision, "checkpoint": 1.0})
         train_together(low, data, starts()[:1], folders(tmp_path / precision, 1))
@@ -360,13 +363,13 @@ def test_translations_are_those_of_each_model_alone(study, data, settings, tmp_p
         weights["embedding"][decoding.EOS] *= 1.5
         made.append(Start(weights, None, None, "adafactor", seed, 0))
     made[2].weights["embedding"][7] = math.nan
-    courses = [
-        lockstep._course(settings, start, folder, (), quiet)
+    states = [
+        lockstep.open_ticket(settings, start, folder).state
         for start, folder in zip(made, folders(tmp_path, 4), strict=True)
     ]
-    stack = Stack(settings, len(data.vocabulary), courses, [0] * 4)
+    stack = Stack(settings, len(data.vocabulary), states, [0] * 4)
     sources = data.source.lists()[:21]
-    found = stack.translate(sources, 8, [0, 2, 3])
+    found = translate_all(stack.model, stack.leaves, sources, 8, 256, [0, 2, 3])
     assert found[1] is None and found[2] is None  # not asked for; not a number
     for i in (0, 3):
         model = study.model()

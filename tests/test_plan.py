@@ -17,7 +17,8 @@ from slt_lib.base.settings import load
 from slt_lib.base.store import Store
 from slt_lib.data import corpora, wmt14
 from slt_lib.train import loop as training
-from slt_lib.transformer import Batch, SoftmaxLoss
+from slt_lib.train.state import TrainState
+from slt_lib.transformer import Batch, Shape, SoftmaxLoss
 
 ROOT = Path(__file__).parents[1]
 
@@ -165,7 +166,8 @@ def test_what_a_training_needs_while_it_runs(optimizer, stale, study_file, monke
     mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in plan.prunable(weights).items()}
     split = {name: torch.zeros_like(weight) for name, weight in mask.items()}
     left = {name: torch.zeros(value.shape) for name, value in split.items()} if stale == "stale" else {}
-    tensors = training._tensors(model, made, mask, left)
+    statistics = {name: made.state[weight] for name, weight in weights.items()}
+    tensors = TrainState(None, weights, mask, statistics, left).tensors()
     written = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     theta = sum(4 * weight.numel() for weight in weights.values())
     assert plan.working_bytes(study, ticket) == pytest.approx(2 * written + theta, abs=1000)  # Adam counts its steps
@@ -175,7 +177,7 @@ def test_what_a_training_needs_while_it_runs(optimizer, stale, study_file, monke
     ("layers", "hidden", "inner", "heads", "rows", "length"), [(1, 16, 32, 2, 8, 24), (2, 32, 48, 4, 3, 40)]
 )
 def test_flops_are_those_that_torch_counts(layers, hidden, inner, heads, rows, length):
-    shape = training.Shape(50, layers, hidden, inner, heads)
+    shape = Shape(50, layers, hidden, inner, heads)
     model = training.Transformer(shape, 1)
     ids = torch.from_numpy(stream(1, "flops").integers(3, 50, size=(rows, length)))
     ones, positions = torch.ones_like(ids), torch.arange(length).expand(rows, length)

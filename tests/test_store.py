@@ -62,6 +62,7 @@ def refuse(*_, **__):
 def test_a_whole_run_is_found(laid, monkeypatch, capsys):
     study, ticket, _ = laid
     monkeypatch.setattr(training, "train", refuse)
+    monkeypatch.setattr(training, "replay", refuse)
     [run] = study.train([ticket])
     assert run.weights()["embedding"].shape == (120, 16) and capsys.readouterr().err == ""
 

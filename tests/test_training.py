@@ -15,7 +15,8 @@ from slt_lib.base.errors import InputError
 from slt_lib.base.settings import Gradual, PeakRate
 from slt_lib.base.store import RESUME, RunFolder
 from slt_lib.train import loop as training
-from slt_lib.train.loop import NotFinite, Start, train
+from slt_lib.train import provenance
+from slt_lib.train.loop import NotFinite, Start, replay, train
 from slt_lib.transformer import Batch, prunable, theta_0
 
 STEPS, MARKS = 12, [3, 6, 9, 12]
@@ -71,7 +72,7 @@ def begin(study, data):
 
 def theta(step, settings, data, start, **options):
     """The weights after `step` steps."""
-    return train(settings, data, start, until=[step], **options)[step]
+    return replay(settings, data, start, [step], **options)[step]
 
 
 def contents(folder):
@@ -288,10 +289,10 @@ def test_same_seed_same_bytes(begin, cheap, tmp_path):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_until_is_the_checkpoint_of_a_full_run(name, begin, cheap, tmp_path):
+def test_a_replay_is_the_checkpoint_of_a_full_run(name, begin, cheap, tmp_path):
     folder = RunFolder(tmp_path / "run")
     record = train(*begin(name), folder, keep=(3, 5))
-    together = train(*begin(name), until=[12, 3, 5])
+    together = replay(*begin(name), [12, 3, 5])
     assert together.keys() == {3, 5, 12}
     for step in (3, 5, 12):
         wanted = folder.load(RunFolder.theta(step), record["files"][RunFolder.theta(step)])[0]
@@ -376,7 +377,7 @@ def test_the_curve(begin, cheap, monkeypatch, tmp_path):
     assert tokens == sorted(tokens) and record["target_tokens"] == tokens[-1] > 0
 
 
-def test_progress_is_told(begin, cheap, tmp_path):
+def test_progress_is_reported(begin, cheap, tmp_path):
     heard = []
     train(*begin(), RunFolder(tmp_path / "run"), report=lambda steps, point: heard.append((steps, point)))
     assert sum(steps for steps, _ in heard) == STEPS
@@ -524,11 +525,11 @@ def git(folder, *command):
 
 def test_the_commit_is_its_hash(tmp_path, monkeypatch):
     (tmp_path / "slt_lib").mkdir()
-    monkeypatch.setattr(training, "__file__", str(tmp_path / "slt_lib" / "training.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "slt_lib" / "train" / "provenance.py"))
 
     def commit():
-        training.commit.cache_clear()
-        return training.commit()
+        provenance.commit.cache_clear()
+        return provenance.commit()
 
     try:
         monkeypatch.setenv("SLT_COMMIT", "")
@@ -547,4 +548,4 @@ def test_the_commit_is_its_hash(tmp_path, monkeypatch):
         (tmp_path / "file").write_text("b")
         assert commit() == f"{head}+"
     finally:
-        training.commit.cache_clear()
+        provenance.commit.cache_clear()

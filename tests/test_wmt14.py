@@ -32,6 +32,7 @@ from slt_lib.data.grammar import generate
 from slt_lib.data.vocabulary import Encoded
 from slt_lib.study import Study
 from slt_lib.train import loop as training
+from slt_lib.train.checkpoint import checkpoints
 from slt_lib.transformer import glorot, prunable
 
 # As the Hub names them; not taken from the code under test.
@@ -602,7 +603,7 @@ def test_presets_hold_the_paper_s_numbers(preset):
     assert settings.batch.rows * settings.batch.length == 16_384
     assert (settings.steps, settings.optimizer, settings.label_smoothing) == (500_000, "adafactor", 0.1)
     assert (settings.precision, settings.order, settings.pruned) == ("fp32", "fresh", "stale")
-    assert training.checkpoints(settings) == list(range(25_000, 500_001, 25_000))
+    assert checkpoints(settings) == list(range(25_000, 500_001, 25_000))
     assert preset.decoding.model_dump() == {"beam": 4, "alpha": 0.6, "extra": 100}
     assert (settings.dev_beam, settings.dev_extra, settings.dev_sentences) == (4, 100, None)
     assert tuple(preset.levels) == schedules.PAPER_LEVELS and preset.seeds == [1, 2] and not preset.rehearsal

@@ -16,6 +16,7 @@ from slt_lib.study.opening import Opened
 from slt_lib.study.operations import Constant, Mask, Reinitialise, Rewind, Theta0
 from slt_lib.study.tickets import Ticket, check_choice, number
 from slt_lib.train import loop as training
+from slt_lib.train.checkpoint import candidates, weights_hash
 
 
 class Failed(InputError):
@@ -87,7 +88,7 @@ class Run:
         match checkpoint.split():
             case ["average", count] if count.isdigit() and int(count) > 0:
                 gradual = self.ticket.schedule is not None
-                return training.candidates(self.study.params.training, gradual)[-int(count) :]
+                return candidates(self.study.params.training, gradual)[-int(count) :]
         return []
 
     def theta(self, step: int) -> dict[str, Tensor]:
@@ -117,11 +118,9 @@ class Run:
         end = next(point["step"] for point in self.curve if point["step"] >= max(steps))
         with threads(self._provenance().get("threads", self.study.params.threads)):
             parts = self.study.params.accumulate
-            again = training.train(
-                settings, self.study.data, self.ticket.start(), until={*steps, end}, accumulate=parts
-            )
+            again = training.replay(settings, self.study.data, self.ticket.start(), {*steps, end}, accumulate=parts)
         [known] = [point["weights"] for point in self.curve if point["step"] == end]
-        if training.weights_hash(again[end]) != known:
+        if weights_hash(again[end]) != known:
             points = ", ".join(f"{step / final:g}" for step in steps)
             raise InputError(
                 f"run {self.id[:12]}: weights at {points} of its training were not kept, and training it again here "

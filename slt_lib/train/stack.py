@@ -1,0 +1,194 @@
+"""The weights of many tickets on one device, and the step that trains them all.
+
+Weights are stacked along a leading axis, and the model's own code runs under `torch.func.vmap`. Each ticket has its own
+mask, sentences, dropout and optimizer statistics; no number of one reaches another. On CUDA the whole step is captured
+as a graph, so that it is launched at once.
+"""
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from slt_lib.base import devices
+from slt_lib.base.settings import Training
+from slt_lib.train.state import TrainState
+from slt_lib.train.step import Parameters, dropout_plan, new_model, new_optimizer, set_rate, step
+from slt_lib.transformer import Batch, Transformer, prunable, smoothed_cross_entropy
+
+EAGER = 3  # steps before the graph is captured: they allocate optimizer state and workspaces of libraries
+
+
+class Stack:
+    """Tickets that train together, each with the sentences and dropout of the stream `of_stream` gives it.
+
+    Parameters of one shape form a family [names, tickets, *shape], so that the optimizer updates a few large tensors
+    instead of many small ones. `families`: key -> names. `leaves`: name -> [tickets, *shape], a view of its family.
+    """
+
+    def __init__(self, training: Training, vocabulary: int, states: Sequence[TrainState], of_stream: Sequence[int]):
+        self.training, self.count, self.device = training, len(states), devices.device()
+        self.model = new_model(training, vocabulary).to(self.device).requires_grad_(False)
+        named = dict(self.model.named_parameters())
+        masked = prunable(named) if any(state.mask is not None or state.start.gradual for state in states) else {}
+        self.families = {}
+        for name, parameter in named.items():
+            self.families.setdefault((tuple(parameter.shape), name in masked), []).append(name)
+        weights = {
+            key: self._stacked([[state.weights[name] for state in states] for name in names])
+            for key, names in self.families.items()
+        }
+        self.leaves = {
+            name: weights[key][j].detach().requires_grad_()
+            for key, names in self.families.items()
+            for j, name in enumerate(names)
+        }
+        factors = {key: torch.ones_like(weights[key], dtype=torch.bool) for key in weights if key[1]}
+        optimizer = new_optimizer(training, states[0].start.optimizer, weights.values(), stacked=2)
+        self.parameters = Parameters(weights, optimizer, factors)
+        self._restore_optimizer(states)
+        for i, state in enumerate(states):
+            if state.mask is not None:
+                self.set_mask(i, state.mask)
+        self._allocate_inputs(of_stream)
+        self.graph, self.steps, self.losses = None, 0, None
+
+    def _stacked(self, tensors: list[list[Tensor]]) -> Tensor:
+        """[names, tickets, ...] on the device and of the model's type."""
+        stacked = torch.stack([torch.stack(of_tickets) for of_tickets in tensors])
+        return stacked.to(self.device, self.model.embedding.dtype)
+
+    def _restore_optimizer(self, states: Sequence[TrainState]) -> None:
+        optimizer = self.parameters.optimizer
+        for key, names in self.families.items() if states[0].optimizer else ():
+            state = optimizer.state[self.parameters.weights[key]]
+            for slot, value in states[0].optimizer[names[0]].items():
+                if value.dim():
+                    state[slot] = self._stacked([[s.optimizer[name][slot] for s in states] for name in names])
+                else:  # the number of Adam's steps is the same for all
+                    state[slot] = value.to(self.device, copy=True)
+
+    def _allocate_inputs(self, of_stream: Sequence[int]) -> None:
+        """The tensors that a step reads; a graph finds them at the same address in each replay."""
+        shape = self.training.batch
+        self.sites, self.rates = dropout_plan(self.training, self.model.shape)
+        self.dropped = {site: size for site, (kind, size) in self.sites.items() if self.rates[kind] > 0}
+        self.counts = [math.prod(size) for size in self.dropped.values()]
+        self.of_stream = torch.tensor(of_stream, device=self.device)
+        streams = max(of_stream) + 1
+        self.ids = torch.zeros(7, streams, shape.rows, shape.length, dtype=torch.long, device=self.device)
+        self.bits = torch.zeros(streams, sum(self.counts), dtype=torch.bool, device=self.device)
+        scales = torch.tensor([1 / (1 - self.rates[self.sites[site][0]]) for site in self.dropped])
+        self.scale = scales.repeat_interleave(torch.tensor(self.counts, dtype=torch.long)).to(self.device)
+
+    # Training ------------------------------------------------------------
+
+    def step(self, ids: Tensor, bits: Sequence[Tensor], number: int) -> Tensor:
+        """Step `number`, from 0, of all tickets; returns their losses [tickets] without waiting for the device.
+
+        `ids` [7, streams, rows, length]: one batch per stream. `bits`: per stream where dropout keeps at all sites.
+        """
+        self.ids.copy_(ids, non_blocking=True)
+        for row, drawn in zip(self.bits, bits, strict=bool(self.counts)):
+            row.copy_(drawn, non_blocking=True)
+        set_rate(self.parameters.optimizer, self.training, number)
+        self.steps += 1
+        if self.device.type != "cuda" or self.graph is False:  # False: it could not be captured
+            return step(self.parameters, self._backward)
+        if self.steps <= EAGER:
+            return self._on_side_stream()
+        if self.graph is None and not self._capture():
+            return step(self.parameters, self._backward)
+        self.graph.replay()
+        return self.losses.clone()
+
+    def _on_side_stream(self) -> Tensor:
+        """A step on a stream of its own, which PyTorch asks for before a capture."""
+        here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(here)
+        with torch.cuda.stream(side):
+            losses = step(self.parameters, self._backward)
+        here.wait_stream(side)
+        losses.record_stream(here)
+        return losses
+
+    def _capture(self) -> bool:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # thread_local: other threads pin memory meanwhile
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.losses = step(self.parameters, self._backward)
+            self.graph = graph
+        except RuntimeError as error:
+            self.graph = False
+            torch.cuda.synchronize()
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            print(f"lockstep: no CUDA graph, steps are launched one by one ({reason})", file=sys.stderr)
+        return bool(self.graph)
+
+    def _backward(self) -> Tensor:
+        """Leave the gradients of all tickets in the families; returns the losses [tickets]."""
+        batch = Batch(*self.ids.index_select(1, self.of_stream).unbind(0))
+        drop = {}
+        if self.counts:
+            masks = (self.bits.index_select(0, self.of_stream) * self.scale).split(self.counts, dim=1)
+            drop = {s: m.view(-1, *size) for (s, size), m in zip(self.dropped.items(), masks, strict=True)}
+        losses = torch.vmap(self._loss)(self.leaves, batch, drop)
+        found = torch.autograd.grad(losses.sum(), list(self.leaves.values()))
+        gradients = dict(zip(self.leaves, found, strict=True))
+        for key, names in self.families.items():
+            self.parameters.weights[key].grad = torch.stack([gradients[name] for name in names])
+        return losses.detach()
+
+    def _loss(self, weights: dict[str, Tensor], batch: Batch, drop: dict[str, Tensor]) -> Tensor:
+        """The loss of one ticket, in operations that `vmap` supports."""
+        low = self.training.precision == "bf16"
+        if low:  # under vmap a bias is added after the product, where autocast does not see it
+            weights = {name: w.bfloat16() if name.endswith("_bias") else w for name, w in weights.items()}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
+            hidden = functional_call(self.model, weights, (batch, drop))
+        dtype = torch.bfloat16 if low else hidden.dtype
+        logits = hidden.flatten(0, 1).to(dtype) @ weights["embedding"].to(dtype).t()
+        return smoothed_cross_entropy(logits, batch.target.flatten(), self.training.label_smoothing)
+
+    # One ticket of the stack ------------------------------------------------------------
+
+    def weights(self, i: int) -> dict[str, Tensor]:
+        """Views of the weights of ticket `i`."""
+        return {name: leaf.detach()[i] for name, leaf in self.leaves.items()}
+
+    @torch.no_grad()
+    def set_mask(self, i: int, mask: Mapping[str, Tensor]) -> None:
+        """Prune ticket `i` by `mask` from now on."""
+        for key, factor in self.parameters.factors.items():
+            for j, name in enumerate(self.families[key]):
+                factor[j, i].copy_(mask[name])
+                self.parameters.weights[key][j, i].mul_(factor[j, i])
+
+    def solo(self, i: int) -> Transformer:
+        """The model with the weights of ticket `i`, until the next call."""
+        self.model.load_state_dict(self.weights(i))
+        return self.model
+
+    def finite(self) -> list[bool]:
+        """Whether all weights of each ticket are finite."""
+        found = [family.isfinite().flatten(2).all(-1).all(0) for family in self.parameters.weights.values()]
+        return torch.stack(found).all(0).tolist()
+
+    def copies(self) -> Iterator[tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]]:
+        """For each ticket copies of its weights and optimizer statistics on the CPU, as in `TrainState`."""
+        families = {key: family.cpu() for key, family in self.parameters.weights.items()}
+        slots = {
+            key: {slot: value.cpu() for slot, value in self.parameters.optimizer.state[family].items()}
+            for key, family in self.parameters.weights.items()
+        }
+        for i in range(self.count):
+            weights, optimizer = {}, {}
+            for key, names in self.families.items():
+                for j, name in enumerate(names):
+                    weights[name] = families[key][j, i].clone()
+                    optimizer[name] = {s: (v[j, i] if v.dim() else v).clone() for s, v in slots[key].items()}
+            yield weights, optimizer
