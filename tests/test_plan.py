@@ -3,6 +3,7 @@
 import ast
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -16,6 +17,7 @@ from slt_lib.base.seeds import stream
 from slt_lib.base.settings import load
 from slt_lib.base.store import Store
 from slt_lib.data import corpora, wmt14
+from slt_lib.report.data import Figures
 from slt_lib.train import loop as training
 from slt_lib.train.state import TrainState
 from slt_lib.transformer import Batch, Shape, SoftmaxLoss
@@ -256,6 +258,17 @@ def test_random_masks_are_trained_as_often_as_slts_own(study_file):
     )
     assert [run.sparsity for run in control.runs] == [0, 0.5] and control.runs[-1].ticket.depth == 3
     assert plain.runs[-1].ticket.depth == 3 and not set(run.id for run in plain.runs[1:]) & {control.runs[-1].id}
+
+
+@pytest.mark.parametrize("name", ["quick", "multi30k"])
+def test_the_report_knows_the_depth_of_each_cell(name):
+    """So that a cell is compared with the dense model trained as often."""
+    study = plan.Planned(name)
+    levels = SimpleNamespace(levels=study.levels)
+    for technique in study.params.pairs[study.pair]:
+        [chain] = study.follow([study.chain(techniques.RECIPES[technique], 1)])
+        for run in chain.runs:
+            assert Figures.depth(levels, technique, run.sparsity) == run.ticket.depth, (technique, run.sparsity)
 
 
 def test_the_readmes_own_technique_halves_what_is_left():

@@ -443,6 +443,8 @@ def test_controls_are_judged_where_they_were_run(rendered, tmp_path):
     assert [row["verdict"] for row in told] == ["fails", "holds", "holds"]
     assert [row["supported"] for row in told] == ["0 of 2", "2 of 2", "2 of 2"]
     assert told[0]["at"].startswith("SLT (control=none") and told[0]["at"].endswith(" - dense 0%")
+    written = report.render(folder)
+    assert "depth_en-de.png" in written and "depth_en-de.png" not in rendered[1]
 
 
 def test_a_rehearsal_judges_nothing(tmp_path):

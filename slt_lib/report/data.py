@@ -204,6 +204,21 @@ class Figures:
         scored = tuple(row for row in rows if row["status"] == "ok")
         return Cell(technique, variant, sparsity, scored, failures, rows[0]["trained_with"], source != technique)
 
+    def depth(self, technique: str, sparsity: float) -> int:
+        """How many trainings come before that of a cell in its chain, by the technique's default recipe."""
+        if technique == "mp" or not sparsity:
+            return 0
+        if technique == "slt-mp":
+            return 1 if sparsity < HYBRID_SWITCH else 2
+        levels = [level for level in self.levels if level <= sparsity]
+        return 1 + sum(level > HYBRID_SWITCH for level in levels) if technique == "mp-slt" else len(levels)
+
+    def control(self, pair: str, depth: int) -> Cell | None:
+        """The dense model rewound and trained again `depth` times with nothing pruned; None if it was not scored."""
+        variant = "control=none" + (f",depth={depth}" if depth > 1 else "")
+        cell = self.cell(pair, "slt", 0, variant) if depth else self.cell(pair, "dense", 0)
+        return cell if cell and cell.rows else None
+
     @functools.cached_property
     def _index(self) -> dict[tuple, list[dict]]:
         index = {}

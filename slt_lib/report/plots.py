@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from slt_lib.base.files import write_bytes
 from slt_lib.base.settings import DENSE, TECHNIQUES
+from slt_lib.report import stability
 from slt_lib.report.data import Figures, label, percent
 from slt_lib.report.paper import paper_figures
 from slt_lib.report.statistics import interval, mean_magnitudes, seed_spread
@@ -95,6 +96,34 @@ def plot_scores(figures: Figures, pair: str, metric: str = "bleu", overlay: bool
             title_fontsize=8,
             alignment="left",
         )
+    return figure
+
+
+def plot_depth(figures: Figures, pair: str) -> Figure:
+    """BLEU minus that of the dense model trained as often (`Figures.control`), one line per technique.
+
+    What is above zero was gained by pruning and rewinding, not by further training. Bars: 95% intervals of the
+    difference.
+    """
+    with mpl.rc_context(STYLE):
+        figure, axes = _canvas()
+        levels, names = figures.sparsities(pair)[1:], figures.begun(pair)
+        for name in names:
+            points = {}
+            for cell in figures.own_cells(pair, name):
+                control = figures.control(pair, figures.depth(name, cell.sparsity))
+                if control and cell.sparsity:
+                    value = cell.mean("bleu") - control.mean("bleu")
+                    points[levels.index(cell.sparsity)] = value, interval(figures, pair, cell, "bleu", minus=control)
+            if points:
+                y = np.array([value for value, _ in points.values()])
+                bars = np.nan_to_num(np.abs(np.array([bounds for _, bounds in points.values()]).T - y))
+                axes.errorbar(list(points), y, yerr=bars, elinewidth=1.0, label=label(name), **_look(name, names))
+        axes.axhline(0, color=DENSE.colour, linewidth=1, linestyle=DENSE.line, label="dense, trained as often")
+        _level_axis(axes, levels)
+        axes.set_ylabel("BLEU minus the control of the same depth [points]")
+        axes.set_title(_title(figures, f"{pair}, difference to the dense model trained as often"))
+        axes.legend(loc="lower left", ncols=2)
     return figure
 
 
@@ -251,6 +280,10 @@ def all_plots(figures: Figures) -> Iterator[tuple[str, Figure]]:
             yield f"{metric}_{pair}", plot_scores(figures, pair, metric)
             if pair in paper_figures().pairs and not figures.printed and not figures.rehearsal:
                 yield f"{metric}_{pair}_paper", plot_scores(figures, pair, metric, overlay=True)
+        if figures.control(pair, 1):
+            yield f"depth_{pair}", plot_depth(figures, pair)
+        if not stability.lines(figures.path, pair).empty:
+            yield f"stability_{pair}", stability.plot_stability(figures.path, pair)
         yield f"cost_{pair}", plot_cost(figures, pair)
         if figures.magnitudes is not None:
             yield f"magnitudes_{pair}", plot_magnitudes(figures, pair)
