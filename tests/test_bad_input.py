@@ -8,6 +8,7 @@ Either way the line is exact, and nothing is left behind but locks and a vocabul
 import gzip
 import hashlib
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -394,13 +395,14 @@ def test_a_notebook(case, home, study_file, session_study, monkeypatch, figure):
 
 
 def test_a_corpus_that_can_not_be_had(answered, home, study_file, monkeypatch):
-    address = (home / "no" / "server").as_uri()
+    with socket.create_server(("127.0.0.1", 0)) as free:  # a port at which nobody listens once this is closed
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(corpora, "MULTI30K_URL", address)
     path = study_file({"corpus": {"name": "multi30k"}})
     name, cache = "test_2016_flickr.en.gz", "HOME/cache/slt_lib/multi30k"
-    reason = "[Errno 2] No such file or directory: 'HOME/no/server/test_2016_flickr.en.gz'"
-    by_hand = f"download file://HOME/no/server/{name} by hand to {cache}/{name}"
-    assert answered("data", path) == f"{name}: can't be downloaded ({reason}); {by_hand}"
+    by_hand = f"download {address}/{name} by hand to {cache}/{name}"
+    assert answered("data", path) == f"{name}: can't be downloaded ([Errno 111] Connection refused); {by_hand}"
 
 
 def test_one_s_own_copy_of_multi30k_is_another(answered, home, study_file, monkeypatch):

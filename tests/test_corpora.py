@@ -548,7 +548,7 @@ def test_corrupted_download_leaves_nothing(server, tmp_path):
 @pytest.mark.parametrize(
     ("error", "raised", "told"),
     [
-        (None, InputError, "can't be downloaded (('Connection broken: IncompleteRead(500 bytes read, 500 more"),
+        (None, InputError, "can't be downloaded (IncompleteRead(500 bytes read, 500 more"),
         (ConnectionResetError("reset by peer"), InputError, "can't be downloaded (reset by peer); download"),
         (TimeoutError("timed out"), InputError, "can't be downloaded (timed out); download"),
         (OSError(28, "No space left on device"), InputError, "No space left on device"),

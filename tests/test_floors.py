@@ -7,8 +7,6 @@ import ast
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"base", "masks", "schedules"},
@@ -93,14 +91,5 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
     return []
 
 
-KNOWN = {("slt_lib.study.tickets", "slt_lib.study"), ("slt_lib.study.tickets", "slt_lib.study.runs")}  # types only
-
-
-def test_no_circle_of_files_but_the_known_one():
-    graph = {module: {target for target in IMPORTS[module] if (module, target) not in KNOWN} for module in IMPORTS}
-    assert not circle(graph)
-
-
-@pytest.mark.xfail(strict=True, reason="study/tickets.py imports Study and Run for types; delete KNOWN when it is gone")
 def test_no_circle_of_files():
     assert not circle(IMPORTS)

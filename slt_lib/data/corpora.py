@@ -171,8 +171,10 @@ def fetch(url: str, path: Path, sha256: str) -> Path:
     try:
         pooch.retrieve(url, f"sha256:{sha256}", path.name, path.parent, downloader=download)
     except OSError as error:  # the disk's errors and those of requests
+        while error.__cause__ or error.__context__:  # requests wraps the cause several times
+            error = error.__cause__ or error.__context__
         reason = " ".join(str(error).split())
-        raise InputError(f"{path.name}: can't be downloaded ({reason}); {by_hand}") from error
+        raise InputError(f"{path.name}: can't be downloaded ({reason}); {by_hand}") from None
     except ValueError as error:
         found = str(error).partition(" but got ")[2].partition(".")[0]
         what = f"not the expected file (sha256 {found})"
