@@ -284,7 +284,7 @@ def dropout_sites(shape: Shape, rows: int, source: int, target: int) -> dict[str
 def dropout_masks(sites, rates: Mapping[str, float], seed: int, noise: str, step: int) -> dict[str, Tensor]:
     """Masks for one step, 0 or 1 / (1 - rate): a pure function of (seed, noise, step, site).
 
-    `noise`: see `training.noise_of`. Kinds with rate 0 have no mask.
+    `noise`: see `train.step.noise_of`. Kinds with rate 0 have no mask.
     """
     kept = dropout_kept(sites, rates, seed, noise, step)
     return {site: values * (1 / (1 - rates[sites[site][0]])) for site, values in kept.items()}

@@ -83,13 +83,13 @@ class Files(Base):
 
 
 class Wmt14(Base):
-    """The archives of WMT14 that tensor2tensor reads: en-de, en-fr (FACTS.md section 6)."""
+    """WMT14 as parquet files on the Hugging Face Hub, at pinned revisions: en-de, en-fr (FACTS.md section 6)."""
 
     name: Literal["wmt14"]
-    news_commentary: Literal["v9", "v13"] = "v9"  # WMT14 itself has v9; tensor2tensor takes v13 for en-de
+    news_commentary: Literal["v9", "v13"] = "v9"  # v9: wmt/wmt14; v13, en-de only: wmt/wmt_t2t, tensor2tensor's mix
     max_words: Positive | None = None  # pairs with a longer side are left out; words stand between spaces
     max_ratio: Annotated[float, Field(ge=1)] | None = None  # and those whose sides differ by more than this factor
-    sample: Positive | None = None  # bytes of each file that the vocabulary is built from; None: all
+    sample: Positive | None = None  # bytes per language that the vocabulary is built from; None: all
 
 
 class Model(Base):

@@ -30,7 +30,7 @@ class Position:
 class Batches:
     """An endless stream of batches [rows, length], each epoch in an order of its own.
 
-    The order depends on `seed` and `noise` (`training.noise_of`). With `packed` false a row holds one pair.
+    The order depends on `seed` and `noise` (`train.step.noise_of`). With `packed` false a row holds one pair.
     Pairs longer than `length` on either side are left out (`dropped` counts them), as T2T does in training.
     Raises InputError where none is left.
     """

@@ -1,6 +1,6 @@
 """A study's figures folder: reading it and looking up cells of the table.
 
-Needs no runs, no torch and no corpus. The README lists the folder's files. Sparsity is a fraction from 0 to 1.
+Needs no runs, no torch and no corpus. docs/figures.md lists the folder's files. Sparsity is a fraction from 0 to 1.
 """
 
 import csv
