@@ -1,7 +1,7 @@
 """The store of the converged study stays readable: a small one, written by the code of the tag `study-1`.
 
-`study-1.tar.gz` holds the tiny study: one seed's runs of SLT, MP and CLT with random signs, scored and recorded, and one
-training that was interrupted at step 8.
+`study-1.tar.gz` holds the tiny study: one seed's runs of SLT, MP and CLT with random signs, scored and recorded, and
+one training that was interrupted at step 8.
 """
 
 import gzip
