@@ -37,7 +37,7 @@ Builder = Callable[[Figures, str], Cells]  # of the pairs of cells that a claim 
 
 
 def _own(figures: Figures, pair: str, technique: str, level: float) -> Cell | None:
-    """A technique's cell that is no copy of another's; the dense one whatever the level."""
+    """The cell of a technique, unless it repeats another technique's; for dense, the level is ignored."""
     cell = figures.cell(pair, technique, 0.0 if technique == "dense" else level)
     return cell if cell and not cell.copied else None
 
