@@ -36,6 +36,15 @@ def test_side_by_side_gives_the_same_bytes(make_study, tmp_path, monkeypatch):
     assert len(found[0][1]) > 12
 
 
+def test_runs_of_a_list_are_reported_before_all_of_it_is_trained(make_study):
+    """MP's levels wait for each other nowhere: a row is written as soon as its own run is scored."""
+    study, heard = make_study({"levels": [0.5, 0.6, 0.8]}), []
+    chain = study.chain(mp, 1)
+    study.follow([chain], jobs=2, done=lambda chain, run: heard.append((run.sparsity, len(chain.runs))))
+    assert sorted(level for level, _ in heard) == [0.5, 0.6, 0.8] and heard[0][1] < 3
+    assert [run.sparsity for run in chain.runs] == [0.5, 0.6, 0.8]
+
+
 def test_what_is_in_the_store_starts_no_process(make_study, monkeypatch):
     study = make_study({"levels": [0.5]})
     [chain] = study.follow([study.chain(slt, 1)])

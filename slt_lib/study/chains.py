@@ -1,7 +1,7 @@
 """Chains: recipes with labels, and how many of them advance together."""
 
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from slt_lib.base import distributed
@@ -59,6 +59,7 @@ class Waves:
     def __init__(self, chains: list[Chain], done: Callable[[Chain, Run], None]):
         self.chains, self.done = chains, done
         self.runs: dict[str, Run] = {}
+        self.reported: set[tuple[int, str]] = set()  # number of a chain and run, of those that `done` knows
         self.waiting: dict[int, Asked] = {}  # number of a chain -> what it yielded last
         for i in range(len(chains)):
             self._advance(i, None)
@@ -71,9 +72,21 @@ class Waves:
         """Advance each chain whose tickets are all trained."""
         self.runs |= {run.id: run for run in runs}
         for i, asked in list(self.waiting.items()):
+            self._report_early(i, each(asked))
             if all(ticket.train_id in self.runs for ticket in each(asked)):
                 del self.waiting[i]
                 self._answer(i, asked)
+
+    def _report_early(self, i: int, asked: list[Ticket]) -> None:
+        """Call `done` for the runs of a list before all of it is trained, unless another ticket there looks alike."""
+        chain, places = self.chains[i], [(ticket.sparsity, ticket.noise) for ticket in asked]
+        there = [ticket for ticket in asked if ticket.listed and ticket.train_id in self.runs]
+        for ticket in there if len(asked) > 1 else ():
+            key = (i, ticket.train_id)
+            if key not in self.reported and places.count((ticket.sparsity, ticket.noise)) == 1:
+                self.reported.add(key)
+                so_far = replace(chain, runs=[*chain.runs, *(self.runs[other.train_id] for other in there)])
+                distributed.broadcast(lambda: self.done(so_far, self.runs[ticket.train_id]))  # noqa: B023
 
     def _advance(self, i: int, answer: Run | list[Run] | None) -> None:
         chain = self.chains[i]
@@ -93,7 +106,8 @@ class Waves:
         for run, ticket in zip(answer, each(asked), strict=True):
             if ticket.listed:
                 chain.runs.append(run)
-                distributed.broadcast(lambda: self.done(chain, run))  # noqa: B023 (called at once)
+                if (i, run.id) not in self.reported:
+                    distributed.broadcast(lambda: self.done(chain, run))  # noqa: B023 (called at once)
         if not isinstance(asked, Ticket):
             self._advance(i, answer)
         elif answer[0].record["status"] == "failed":
