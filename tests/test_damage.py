@@ -452,7 +452,7 @@ def test_a_vocabulary_that_is_none(tokenizer, laid, original, capsys):
     write_json(path, sealed({"tokenizer": tokenizer}))
     study.prepare()
     assert len(study.vocabulary) == 120
-    assert capsys.readouterr().err == f"{path} is no vocabulary of 120 word pieces; building it again\n"
+    assert capsys.readouterr().err == f"{path} is not a vocabulary of 120 word pieces; building it again\n"
     assert contents(study.store.path) == contents(original[0] / "runs")
 
 

@@ -111,7 +111,7 @@ class Opened:
                 return found
         except ValueError:
             pass
-        print(f"{path} is no vocabulary of {size} word pieces; building it again", file=sys.stderr)
+        print(f"{path} is not a vocabulary of {size} word pieces; building it again", file=sys.stderr)
         return None
 
     def _built_vocabulary(self) -> Vocabulary:
