@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from slt_lib.evaluation.decoding import EOS, PAD, _beam_search, _greedy, _top, translate
+from slt_lib.evaluation.decoding import EOS, PAD, _beam_search, _greedy, sorted_top, translate
 from slt_lib.transformer import Batch, Shape, Transformer
 
 
@@ -186,7 +186,7 @@ def test_finished_sentences_leave_the_batch(beam):
 def test_equal_scores_go_to_the_lower_place():
     scores = torch.tensor([[0.0, 1.0, 1.0, 0.0, 1.0, 2.0], [5.0, 4.0, 3.0, 2.0, 1.0, 0.0], [0.0] * 6])
     for count in range(1, 8):
-        values, places = _top(scores, count)
+        values, places = sorted_top(scores, count)
         expected = scores.sort(dim=1, descending=True, stable=True)
         assert torch.equal(values, expected.values[:, :count])
         assert torch.equal(places, expected.indices[:, :count])

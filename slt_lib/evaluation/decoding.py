@@ -100,6 +100,7 @@ def _beam_search(
     numbers, limits, cache = _begin(model, sources, extra)
     answers: list[list[int]] = [[] for _ in sources]
     done = torch.zeros_like(numbers, dtype=torch.bool)
+    find_best = getattr(model, "best", best_of)
     full_penalty = ((5 + limits.double()) / 6) ** alpha
     best = torch.full_like(full_penalty, -torch.inf)
     # Before the first id the hypotheses of a sentence are all alike: one of them is enough.
@@ -109,9 +110,10 @@ def _beam_search(
     while len(numbers):
         length, width = alive.shape[2] + 1, alive.shape[1]
         logits = model.step(previous.flatten(), length - 1, cache)
-        scores = logits.log_softmax(dim=1).view(len(numbers), width, -1) + total[:, :, None]
-        values, places = _top(scores.flatten(1), 2 * beam)
-        parents, ids = places // scores.shape[2], places % scores.shape[2]
+        values, places, norm = find_best(logits, 2 * beam)  # no row can give more of the best than these
+        scores = values - norm + total.view(-1, 1)
+        values, chosen = sorted_top(scores.reshape(len(numbers), -1), 2 * beam)
+        parents, ids = chosen // places.shape[1], places.reshape(len(numbers), -1).gather(1, chosen)
         grown = torch.cat([_pick(alive, parents), ids[:, :, None]], dim=2)
         ending = ids == EOS
 
@@ -150,11 +152,17 @@ def _begin(model: nn.Module, sources: Sequence[Sequence[int]], extra: int) -> tu
     return torch.arange(len(sources), device=device), limits, model.start(model.encode(source), source)
 
 
-def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def best_of(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row of logits [N, V]: the `count` largest, their places, and logsumexp, each [N, count or 1]."""
+    return *sorted_top(logits, count), logits.logsumexp(dim=1, keepdim=True)
+
+
+def sorted_top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest of each row and their places, descending; of equal ones the lower place comes first.
 
     `torch.topk` leaves the order of equal values open, and a model with many weights pruned has equal logits: the ids
-    whose embeddings are all zero. One value more than asked shows whether a tie reaches over the edge.
+    whose embeddings are all zero. One value more than asked shows whether a tie reaches over the edge. Raises
+    FloatingPointError for NaN.
     """
     count = min(count, scores.shape[1])
     values, places = scores.topk(min(count + 1, scores.shape[1]), dim=1)
@@ -176,8 +184,11 @@ def _pick(sequences: Tensor, which: Tensor) -> Tensor:
     return sequences.gather(1, which[:, :, None].expand(-1, -1, sequences.shape[2]))
 
 
-def _select(cache: dict[str, Tensor], own: Tensor, shared: Tensor) -> None:
+def _select(cache, own: Tensor, shared: Tensor) -> None:
     """Keep the rows `own` of the cache's `self_*` entries and the rows `shared` of all others, in place."""
+    if not isinstance(cache, dict):
+        cache.select(own)
+        return
     size = next(iter(cache.values())).shape[0]
     everything = torch.arange(size, device=own.device)
     keep_own, keep_shared = torch.equal(own, everything), torch.equal(shared, everything)

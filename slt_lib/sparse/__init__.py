@@ -1,0 +1,1 @@
+"""Sparse models: small on disk, fast to run. Takes weights, masks and sentences, not runs."""

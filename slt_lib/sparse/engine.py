@@ -1,0 +1,260 @@
+"""Encoder and decoder for translation alone, on a CPU: `decoding.translate` takes an `Engine` in place of a model.
+
+It computes what `transformer.Transformer` computes, in fp32, but keeps activations feature-major: [features, columns],
+one column per source position or hypothesis. That is the layout in which a sparse matrix multiplies quickly. Three more
+differences from the training code save time, for dense matrices too:
+
+- matrices with the same input are one product (query, key and value);
+- the hypotheses of a sentence are queries of one attention, which holds the encoder's keys and values once;
+- the decoder's keys and values of every hypothesis stay where they were written, and a bias hides those of other
+  hypotheses, so nothing is copied when hypotheses change places.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slt_lib.evaluation.decoding import sorted_top
+from slt_lib.sparse.kernel import SparseMatrix, maxima_and_logsumexp
+from slt_lib.transformer import MINUS_INFINITY, PAD, Shape, positions
+
+EPSILON = 1e-6  # of the layer norms
+GROWTH = 16  # positions by which the cache of decoder keys and values grows
+Norm = tuple[Tensor, Tensor]  # weight and shift of a layer norm
+DENSE_FROM = 0.25  # share of nonzero weights from which a dense product is faster: see docs/speed.md
+
+
+class DenseMatrix:
+    """A matrix [rows, columns]; `matrix(x)` is matrix @ x + bias."""
+
+    def __init__(self, matrix: Tensor, bias: Tensor | None = None):
+        self.matrix, self.bias = matrix.contiguous(), None if bias is None else bias[:, None].contiguous()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.matrix @ x if self.bias is None else torch.addmm(self.bias, self.matrix, x)
+
+
+def choose(matrix: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """The faster product for this matrix: sparse below `DENSE_FROM` nonzero weights."""
+    dense = matrix.count_nonzero() >= DENSE_FROM * matrix.numel()
+    return (DenseMatrix if dense else SparseMatrix)(matrix, bias)
+
+
+class Attention:
+    """Multi-head attention without the heads that add nothing: those without value or output weights."""
+
+    def __init__(self, weights: Mapping[str, Tensor], heads: int, norm: Norm, memory_norm: Norm | None, product):
+        size = len(weights["query"]) // heads
+        by_head = {name: weight.view(heads, size, -1) for name, weight in weights.items() if name != "output"}
+        by_head["output"] = weights["output"].t().reshape(heads, size, -1)
+        live = [bool(by_head["value"][i].any() and by_head["output"][i].any()) for i in range(heads)]
+        query, key, value, output = (by_head[name][live].flatten(0, 1) for name in ("query", "key", "value", "output"))
+        query = query * size**-0.5
+        self.heads, self.size = sum(live), size
+        self.inputs = product(*after_norm(query if memory_norm else torch.cat([query, key, value]), norm))
+        self.memory = product(*after_norm(torch.cat([key, value]), memory_norm)) if memory_norm else None
+        self.output = product(output.t())
+
+    def by_sentence(self, x: Tensor, sentences: int) -> Tensor:
+        """[features, sentences * columns] -> [sentences, heads, columns, features per head]."""
+        return x.view(self.heads, -1, sentences, x.shape[1] // sentences).permute(2, 0, 3, 1)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        """Queries [B, H, Q, d], keys [B, H, d, K], values [B, H, K, d], bias [B, 1, 1 or Q, K] -> [features, B * Q]."""
+        scores = queries @ keys
+        weights = (scores if bias is None else scores.add_(bias)).softmax(-1)
+        y = (weights @ values).permute(1, 3, 0, 2)
+        return self.output(y.reshape(y.shape[0] * y.shape[1], -1))
+
+
+class Layer:
+    def __init__(self, weights: Mapping[str, Tensor], heads: int, memory_norm: Norm | None, product):
+        own = _inside(weights, "self_attention")
+        self.self_attention = Attention(own, heads, norm_of(weights, "self"), None, product)
+        if memory_norm:
+            cross = _inside(weights, "cross_attention")
+            self.cross_attention = Attention(cross, heads, norm_of(weights, "cross"), memory_norm, product)
+        inner, bias, outer, outer_bias = _without_dead_units(_inside(weights, "feed_forward"))
+        self.inner = product(*after_norm(inner, norm_of(weights, "filter"), bias))
+        self.outer = product(outer, outer_bias)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.inner(normalize(x)).relu_())
+
+
+class Engine:
+    """A model for `decoding.translate`. `weights`: as in `Transformer`; `sparse=False`: dense products only."""
+
+    training = False
+
+    def __init__(self, shape: Shape, weights: Mapping[str, Tensor], sparse: bool = True):
+        product = choose if sparse else DenseMatrix
+        weights = {name: weight.detach().float().cpu() for name, weight in weights.items()}
+        self.shape, self.weights = shape, weights
+        self.encoder, self.decoder = (
+            [Layer(_inside(weights, f"{side}.{i}"), shape.heads, norm, product) for i in range(shape.layers)]
+            for side, norm in (("encoder", None), ("decoder", norm_of(weights, "encoder")))
+        )
+        self.embedding = weights["embedding"] * shape.hidden**0.5
+        self.embedding[PAD] = 0
+        self.logits = product(*after_norm(weights["embedding"], norm_of(weights, "decoder")))
+        self.positions = positions(1024, shape.hidden)
+        self.block = next((size for size in range(16, 257) if shape.vocabulary % size == 0), 1)
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The weights, as `nn.Module.parameters` yields them."""
+        return iter(self.weights.values())
+
+    def eval(self) -> "Engine":
+        return self
+
+    def train(self, mode: bool = True) -> "Engine":
+        return self
+
+    def encode(self, source: Tensor) -> Tensor:
+        """Memory [hidden, B * S] of padded sentences `source` [B, S]."""
+        sentences, length = source.shape
+        self._reach(length)
+        padding = _padding_bias(source)
+        x = self.embedding[source] + (self.weights["target_space"][0] + self.positions[:length])
+        x = x.view(-1, self.shape.hidden).t().contiguous()
+        for layer in self.encoder:
+            if (attention := layer.self_attention).heads:
+                split = attention.inputs(normalize(x)).chunk(3)
+                queries, keys, values = (attention.by_sentence(part, sentences) for part in split)
+                x += attention.attend(queries, keys.transpose(-1, -2), values, padding)
+            x += layer.feed_forward(x)
+        return normalize(x)
+
+    def start(self, memory: Tensor, source: Tensor) -> "Cache":
+        """The cache of a decoding."""
+        return Cache(self, memory, source)
+
+    def step(self, previous: Tensor, position: int, cache: "Cache") -> Tensor:
+        """Logits [B * width, V] after the ids `previous` [B * width]; PAD at position 0."""
+        self._reach(position + 1)
+        x = (self.embedding[previous] + self.positions[position]).t().contiguous()
+        cache.extend(len(previous))
+        for i, layer in enumerate(self.decoder):
+            if (attention := layer.self_attention).heads:
+                split = attention.inputs(normalize(x)).chunk(3)
+                queries, keys, values = (attention.by_sentence(part, cache.sentences) for part in split)
+                x += attention.attend(queries, *cache.add(i, keys, values), cache.ancestors)
+            if (attention := layer.cross_attention).heads:
+                queries = attention.inputs(normalize(x))
+                queries = attention.by_sentence(queries, cache.sentences)
+                x += attention.attend(queries, *cache.memory[i], cache.padding)
+            x += layer.feed_forward(x)
+        return self.logits(normalize(x)).t()
+
+    def best(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """`decoding.best_of` for logits that lie feature-major.
+
+        The largest of a row lie in the `count` blocks with the largest maxima, so only those are searched.
+        """
+        size = self.block
+        maxima, total = maxima_and_logsumexp(logits.t(), size)
+        blocks = sorted_top(maxima.t(), count)[1].sort(dim=1).values
+        split = logits.t().unflatten(0, (-1, size))
+        candidates = split.gather(0, blocks.t()[:, None].expand(-1, size, -1)).flatten(0, 1).t()
+        values, places = sorted_top(candidates.contiguous(), count)
+        return values, blocks.gather(1, places // size) * size + places % size, total[:, None]
+
+    def _reach(self, length: int) -> None:
+        if length > len(self.positions):
+            self.positions = positions(2 * length, self.shape.hidden)
+
+
+class Cache:
+    """Keys and values of a decoding: those of the encoder per sentence, those of the decoder per slot of a sentence.
+
+    A slot is one hypothesis at one position. `ancestors` [B, 1, width, slots] is 0 where a slot is of the hypothesis
+    itself, and -inf at those of other hypotheses.
+    """
+
+    def __init__(self, engine: Engine, memory: Tensor, source: Tensor):
+        self.sentences, self.width, self.used = len(source), 1, 0
+        self.padding = _padding_bias(source)
+        self.memory, self.slots = [], []
+        for layer in engine.decoder:
+            attention = layer.cross_attention
+            if attention.heads:
+                both = attention.memory(memory).chunk(2)
+                keys, values = (attention.by_sentence(part, self.sentences) for part in both)
+                self.memory.append((keys.transpose(-1, -2).contiguous(), values.contiguous()))
+            else:
+                self.memory.append(())
+            empty = memory.new_empty(self.sentences, layer.self_attention.heads, attention.size, 0)
+            self.slots.append([empty, empty.transpose(-1, -2)])
+        self.ancestors = memory.new_zeros(self.sentences, 1, 1, 0)
+
+    def extend(self, rows: int) -> None:
+        """Make room for one more slot of each of `rows` hypotheses."""
+        self.width = rows // self.sentences
+        own = torch.full((self.width, self.width), -torch.inf).fill_diagonal_(0)
+        own = own.expand(self.sentences, 1, self.width, self.width)
+        self.ancestors = torch.cat([self.ancestors, own], dim=-1)
+        self.used += self.width
+        if self.used > self.slots[0][0].shape[-1]:
+            more = GROWTH * self.width
+            self.slots = [[F.pad(keys, (0, more)), F.pad(values, (0, 0, 0, more))] for keys, values in self.slots]
+
+    def add(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write those of the new slots [B, H, width, d]; return all so far, [B, H, d, slots] and [B, H, slots, d]."""
+        all_keys, all_values = self.slots[layer]
+        new = slice(self.used - self.width, self.used)
+        all_keys[..., new], all_values[:, :, new] = keys.transpose(-1, -2), values
+        return all_keys[..., : self.used], all_values[:, :, : self.used]
+
+    def select(self, own: Tensor) -> None:
+        """Continue with the hypotheses `own`, row numbers of the last step, in the order of their sentences."""
+        sentences = (own // self.width).unique_consecutive()
+        width = len(own) // max(1, len(sentences))
+        if len(sentences) < self.sentences:
+            self.padding = None if self.padding is None else self.padding[sentences]
+            self.memory = [tuple(part[sentences] for part in both) for both in self.memory]
+            self.slots = [[part[sentences] for part in both] for both in self.slots]
+        self.ancestors = self.ancestors.flatten(0, 2)[own].view(len(sentences), 1, width, self.used)
+        self.sentences = len(sentences)
+
+
+def normalize(x: Tensor) -> Tensor:
+    """Each column of x [features, columns] with mean 0 and variance 1: a layer norm without its own weights."""
+    average = x.new_full((1, len(x)), 1 / len(x))  # a product is faster than a mean over rows
+    centred = x - average @ x
+    return centred.mul_((average @ (centred * centred)).add_(EPSILON).rsqrt_())
+
+
+def norm_of(weights: Mapping[str, Tensor], part: str) -> Norm:
+    """Weight and shift of a layer norm."""
+    return weights[f"{part}_norm.weight"], weights[f"{part}_norm.bias"]
+
+
+def after_norm(matrix: Tensor, norm: Norm, bias: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+    """Matrix and bias of matrix @ (weight * x + shift) + bias, where `norm` is (weight, shift)."""
+    weight, shift = norm
+    return matrix * weight, matrix @ shift + bias
+
+
+def _padding_bias(source: Tensor) -> Tensor | None:
+    """[B, 1, 1, S]: 0 at words, -1e9 at padding; None without padding."""
+    padded = source == PAD
+    return (padded * MINUS_INFINITY)[:, None, None, :] if padded.any() else None
+
+
+def _inside(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{part}."): weight for name, weight in weights.items() if name.startswith(f"{part}.")}
+
+
+def _without_dead_units(weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Inner matrix and bias, outer matrix and bias, without units that have no input or no output weight.
+
+    A unit without input is constant: what it adds goes to the outer bias.
+    """
+    inner, bias, outer = weights["inner"], weights["inner_bias"], weights["outer"]
+    has_input = (inner != 0).any(dim=1)
+    constant = outer[:, ~has_input] @ bias[~has_input].relu()
+    live = has_input & (outer != 0).any(dim=0)
+    return inner[live], bias[live], outer[:, live], weights["outer_bias"] + constant

@@ -1,0 +1,252 @@
+"""Sparse models: packed arrays and exported folders give back the same weights, the engine the same translations."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from scipy import sparse
+
+from slt_lib import masks, memory
+from slt_lib.base.errors import InputError
+from slt_lib.data.vocabulary import Vocabulary
+from slt_lib.evaluation import decoding
+from slt_lib.sparse import files, packing
+from slt_lib.sparse.engine import Engine
+from slt_lib.sparse.kernel import SparseMatrix, maxima_and_logsumexp
+from slt_lib.transformer import EOS, Shape, Transformer, prunable
+
+SHAPE = Shape(vocabulary=120, layers=2, hidden=32, filter=64, heads=4)
+LEVELS = [0.1, 0.5, 0.85, 0.9, 0.95, 0.98]
+
+
+def random_weights(seed=1, shape=SHAPE):
+    """Weights with nonzero biases and norms, and an embedding large enough for the model to prefer some words."""
+    torch.manual_seed(seed)
+    model = Transformer(shape, seed)
+    weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    for name, weight in weights.items():
+        # as after a training: no matrix is uniform, no bias zero
+        weight *= 3.0 if name == "embedding" else 1.0
+        weight += (0.1 if weight.dim() == 1 else 0.03) * torch.randn_like(weight)
+    return weights
+
+
+def pruned(sparsity, seed=1, shape=SHAPE):
+    weights = random_weights(seed, shape)
+    mask = masks.magnitude_mask(prunable(weights), sparsity)
+    return masks.apply(weights, mask), mask
+
+
+def sources(count, shape=SHAPE, longest=12):
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.randint(0, longest, (count,), generator=generator).tolist()
+    return [[*torch.randint(3, shape.vocabulary, (n,), generator=generator).tolist(), EOS] for n in lengths]
+
+
+def a_vocabulary():
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return Vocabulary.build([f"{a}{b}" for a in letters for b in letters], SHAPE.vocabulary).text
+
+
+# Packing ------------------------------------------------------------
+
+
+@given(arrays.arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 700)), elements=st.booleans()))
+def test_each_form_gives_back_the_mask(kept):
+    for form, pack in (("bits", packing._bits), ("columns", packing._columns), ("gaps", packing._gaps)):
+        assert np.array_equal(packing.unpack(form, pack(kept), kept.shape), kept)
+    form, places = packing.pack(kept)
+    sizes = [sum(a.nbytes for a in pack(kept).values()) for pack in (packing._bits, packing._columns, packing._gaps)]
+    assert sum(array.nbytes for array in places.values()) == min(sizes)
+
+
+@pytest.mark.parametrize("gap", [0, 1, 254, 255, 256, 510, 511, 3000])
+def test_gaps_of_every_length(gap):
+    kept = np.zeros((2, 7000), bool)
+    kept[0, [gap, 2 * gap + 1]] = True
+    assert np.array_equal(packing.unpack("gaps", packing._gaps(kept), kept.shape), kept)
+
+
+@pytest.mark.parametrize(
+    ("form", "places"),
+    [
+        ("bits", {"bits": np.zeros(3, np.uint8)}),
+        ("columns", {"columns": np.array([9], np.uint16), "counts": np.array([1, 0], np.uint16)}),
+        ("columns", {"columns": np.array([1], np.uint16), "counts": np.array([1, 1], np.uint16)}),
+        ("gaps", {"gaps": np.array([200, 200], np.uint8)}),
+    ],
+)
+def test_arrays_of_another_shape_are_refused(form, places):
+    with pytest.raises(ValueError, match=r"expected|fit|beyond"):
+        packing.unpack(form, places, (2, 4))
+
+
+# Folders ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sparsity", LEVELS)
+def test_a_folder_gives_back_the_same_weights(tmp_path, sparsity):
+    weights, mask = pruned(sparsity)
+    files.save(tmp_path, SHAPE, weights, mask, a_vocabulary(), "card", {"seed": 1})
+    found = files.load(tmp_path)
+    assert found.weights.keys() == weights.keys()
+    assert all(torch.equal(found.weights[name], weight) for name, weight in weights.items())
+    assert all(torch.equal(found.mask[name], kept) for name, kept in mask.items())
+    assert (found.shape, found.config["seed"], len(found.vocabulary)) == (SHAPE, 1, SHAPE.vocabulary)
+
+
+def test_a_kept_zero_stays_kept(tmp_path):
+    weights, mask = pruned(0.9)
+    name = "embedding"
+    row, column = mask[name].nonzero()[0]
+    weights[name][row, column] = 0.0
+    files.save(tmp_path, SHAPE, weights, mask, a_vocabulary(), "card", {})
+    assert files.load(tmp_path).mask[name][row, column]
+
+
+def test_a_dense_model_and_bf16(tmp_path):
+    weights = random_weights()
+    files.save(tmp_path, SHAPE, weights, None, a_vocabulary(), "card", {}, dtype="bf16")
+    found = files.load(tmp_path)
+    assert found.mask == {}
+    for name, weight in weights.items():
+        expected = weight.bfloat16().float() if weight.dim() == 2 else weight
+        assert torch.equal(found.weights[name], expected)
+
+
+@pytest.mark.parametrize("sparsity", LEVELS[1:])
+def test_a_file_is_at_most_the_papers_column(tmp_path, sparsity):
+    # At 10% a zlib-compressed file of trained weights is 4% smaller: exponents repeat, and plain values keep them all.
+    shape = Shape(vocabulary=1000, layers=2, hidden=96, filter=256, heads=4)
+    weights, mask = pruned(sparsity, shape=shape)
+    matrices = prunable(weights)
+    files.save(tmp_path, shape, weights, mask, "{}", "card", {})
+    others = sum(4 * weight.numel() for name, weight in weights.items() if name not in matrices)
+    size = (tmp_path / files.ARRAYS).stat().st_size
+    assert size - others <= memory.compressed_csc_bytes(matrices)
+
+
+@pytest.mark.parametrize(("sparsity", "mib"), [(0.1, 226), (0.5, 137), (0.9, 31), (0.98, 7)])
+def test_the_papers_model_is_at_most_the_published_size(sparsity, mib):
+    with torch.device("meta"):
+        matrices = prunable(dict(Transformer(Shape(vocabulary=33708)).named_parameters()))
+    random, size = np.random.default_rng(0), 0
+    for matrix in matrices.values():
+        kept = random.random(tuple(matrix.shape), dtype=np.float32) >= sparsity
+        size += sum(array.nbytes for array in packing.pack(kept)[1].values()) + 4 * int(kept.sum())
+    assert size / 2**20 < mib + 0.5  # the paper prints whole MiB
+
+
+def damaged(folder, change):
+    config = json.loads((folder / files.CONFIG).read_text())
+    change(config)
+    (folder / files.CONFIG).write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda folder: (folder / files.CONFIG).unlink(), "config.json: not found; name a folder"),
+        (lambda folder: (folder / files.CONFIG).write_text("[]"), "config.json: not the configuration"),
+        (lambda folder: (folder / files.ARRAYS).unlink(), "model.safetensors: No such file"),
+        (lambda folder: (folder / files.ARRAYS).write_bytes(b"x"), "model.safetensors: damaged"),
+        (lambda folder: (folder / files.TOKENIZER).write_text("{}"), "tokenizer.json: damaged"),
+        (lambda folder: damaged(folder, lambda c: c.update(version=2)), "format slt-sparse 2, this code reads"),
+        (lambda folder: damaged(folder, lambda c: c["sha256"].pop(files.ARRAYS)), "incomplete"),
+        (lambda folder: damaged(folder, lambda c: c["shape"].update(hidden=64)), "model.safetensors: .* is .*, not"),
+        (
+            lambda folder: damaged(folder, lambda c: c["matrices"]["embedding"].update(shape=[9, 9])),
+            "does not describe",
+        ),
+        (lambda folder: damaged(folder, lambda c: c["matrices"].pop("embedding")), "model.safetensors: embedding"),
+    ],
+)
+def test_damage_is_one_line(tmp_path, change, says):
+    weights, mask = pruned(0.9)
+    files.save(tmp_path, SHAPE, weights, mask, a_vocabulary(), "card", {})
+    change(tmp_path)
+    with pytest.raises(InputError, match=says) as caught:
+        files.load(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+# Kernels ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [1, 3, 4, 21, 64, 149])
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.3, 1.0])
+def test_the_sparse_product_is_scipys(density, columns):
+    torch.manual_seed(0)
+    matrix = torch.randn(37, 50) * (torch.rand(37, 50) < density)
+    bias, x = torch.randn(37), torch.randn(50, columns)
+    expected = sparse.csr_matrix(matrix.double().numpy()) @ x.double().numpy() + bias[:, None].numpy()
+    assert np.abs(SparseMatrix(matrix, bias)(x).numpy() - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("columns", [1, 5, 16, 85])
+def test_maxima_and_logsumexp(columns):
+    torch.manual_seed(0)
+    x = torch.randn(60, columns) * torch.tensor([0.1, 1.0, 30.0]).repeat_interleave(20)[:, None]
+    x[7] = -1e30
+    maxima, total = maxima_and_logsumexp(x, 20)
+    assert torch.equal(maxima, x.unflatten(0, (3, 20)).amax(1))
+    torch.testing.assert_close(total.double(), x.double().logsumexp(0), rtol=1e-6, atol=1e-6)
+    x[11, 0] = torch.nan
+    assert maxima_and_logsumexp(x, 20)[1].isnan().tolist() == [True] + [False] * (columns - 1)
+
+
+# The engine ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+@pytest.mark.parametrize("sparsity", [0.0, 0.8, 0.98])
+def test_the_engine_translates_as_the_model_does(sparsity, beam):
+    weights = pruned(sparsity)[0]
+    model = Transformer(SHAPE)
+    model.load_state_dict(weights)
+    texts = sources(60)
+    expected = decoding.translate(model, texts, beam, extra=10)
+    for dense in (True, False):
+        assert decoding.translate(Engine(SHAPE, weights, sparse=not dense), texts, beam, extra=10) == expected
+    assert len({tuple(answer) for answer in expected}) > 20 or sparsity > 0.9
+
+
+def test_logits_are_the_models():
+    weights = pruned(0.5)[0]
+    model = Transformer(SHAPE)
+    model.load_state_dict(weights)
+    source = torch.tensor([[5, 9, 1], [7, 1, 0]])
+    engine, logits = Engine(SHAPE, weights), []
+    with torch.inference_mode():
+        for each in (model, engine):
+            cache = each.start(each.encode(source), source)
+            each.step(torch.tensor([0, 0]), 0, cache)
+            logits.append(each.step(torch.tensor([4, 8]), 1, cache))
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
+
+
+def test_heads_and_units_that_add_nothing_are_left_out():
+    weights = pruned(0.5)[0]
+    for part in ("encoder.0.self_attention", "decoder.1.self_attention", "decoder.0.cross_attention"):
+        weights[f"{part}.value"][8:16] = 0  # the second head
+    weights["decoder.1.cross_attention.output"][:] = 0  # all heads
+    weights["encoder.1.feed_forward.inner"][:5] = 0
+    weights["encoder.1.feed_forward.outer"][:, 60:] = 0
+    model, engine = Transformer(SHAPE), Engine(SHAPE, weights)
+    model.load_state_dict(weights)
+    assert [layer.cross_attention.heads for layer in engine.decoder] == [3, 0]
+    assert len(engine.encoder[1].inner.matrix) == 64 - 5 - 4
+    assert decoding.translate(engine, sources(30), 4, extra=5) == decoding.translate(model, sources(30), 4, extra=5)
+
+
+def test_a_diverged_model_is_refused():
+    weights = random_weights()
+    weights["decoder_norm.weight"][0] = torch.nan
+    for beam in (1, 4):
+        with pytest.raises(FloatingPointError, match="diverged"):
+            decoding.translate(Engine(SHAPE, weights), sources(3), beam)
