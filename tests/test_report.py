@@ -666,7 +666,7 @@ def test_a_verdict_has_the_same_numbers_in_the_summary_as_among_the_claims(rende
         rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
         return {row[0]: row[at] for row in rows}
 
-    whole, short = numbers(judged.markdown, 3), numbers(judged.short("en-de"), 3)
+    whole, short = numbers(judged.markdown, 3), numbers(judged.short["en-de"], 3)
     del short["| Claim, en-de"], short["| ---"]
     assert len(short) > 10 and all(whole[claim] == effect for claim, effect in short.items())
 

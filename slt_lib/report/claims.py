@@ -4,7 +4,6 @@
 """
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,7 @@ CLAIM_COLUMNS = (
     "paper_effect paper_reason"
 ).split()
 CONTRAST_COLUMNS = "claim pair metric contrast sparsity effect low high detectable unit paper_effect".split()
-SHORT = ["Claim", "On the paper's tables", "Here", "Effect [95% interval]", "At", "Agree"]  # the table in the README
+SHORT = 6  # columns of the table of verdicts in the README
 NOTE = (
     "*Effect* is that of the contrast on which the verdict turns, the k-th most favourable. Positive favours the "
     "claim; for *level*, the sign is that of the difference as named. *Detectable* is the true difference that this "
@@ -36,34 +35,19 @@ CLAIMS = tuple(Claim(name, **row.pop("test"), **row) for name, row in _ROWS.item
 
 @dataclass(frozen=True)
 class Claims:
-    """The verdicts of a study; a notebook shows them as Markdown.
+    """The verdicts of a study; a notebook shows the Markdown.
 
     `frame` has one row per claim and pair and the columns of claims.csv: the effect, interval and detectable difference
     of the contrast on which the verdict turns, in `unit` and in the direction of the claim; `at` names that contrast,
-    `supported` counts those whose point estimate agrees. `differences` has the contrasts behind the verdicts.
+    `supported` counts those whose point estimate agrees. `contrasts`: every contrast behind the verdicts, as CSV.
+    `short`: pair -> the claims that the study tested as a Markdown table without the reasons, for the README.
     """
 
-    preface: str
     frame: pd.DataFrame
-    differences: pd.DataFrame
-
-    @property
-    def csv(self) -> str:
-        return _csv(self.frame)
-
-    @property
-    def contrasts(self) -> str:
-        return _csv(self.differences)
-
-    @property
-    def markdown(self) -> str:
-        tables = [_table(rows) for _, rows in self.frame.groupby("pair", sort=False)]
-        return "\n".join([self.preface, *tables])
-
-    def short(self, pair: str) -> str:
-        """The claims that the study tested on a pair as a Markdown table without the reasons, for the README."""
-        rows = self.frame[(self.frame["pair"] == pair) & (self.frame["reason"] != NO_ROWS)]
-        return "" if rows.empty else _table(rows, SHORT)
+    csv: str
+    contrasts: str
+    markdown: str
+    short: dict[str, str]
 
     def _repr_markdown_(self) -> str:
         return self.markdown
@@ -71,20 +55,27 @@ class Claims:
 
 def claims_table(figures: Figures) -> Claims:
     """Judge every claim on every pair of the study, and on the paper's own figures of that pair."""
-    rows, differences = [], []
+    rows, contrasts = [], []
     for claim, pair in itertools.product(CLAIMS, figures.pairs):
         here, paper = judge(claim, figures, pair), _on_paper(claim, pair)
         about = vars(claim) | {"claim": claim.name, "pair": pair, "unit": claim.unit}
-        theirs = {"paper_verdict": paper.verdict, "paper_effect": paper.effect, "paper_reason": paper.reason}
-        rows.append(about | vars(here) | theirs)
+        rows.append(about | vars(here) | {f"paper_{name}": value for name, value in vars(paper).items()})
         beside = {one.what: one.effect for one in paper.contrasts}
         for one in here.contrasts:
             numbers = map(claim.in_units, (one.effect, *one.bounds(), one.detectable))
             row = about | dict(zip(("effect", "low", "high", "detectable"), numbers, strict=True))
             row |= {"contrast": one.what, "sparsity": percent(one.sparsity)}
-            differences.append(row | {"paper_effect": beside.get(one.what, np.nan)})
-    frames = pd.DataFrame(rows, columns=CLAIM_COLUMNS), pd.DataFrame(differences, columns=CONTRAST_COLUMNS)
-    return Claims(_preface(figures), *frames)
+            contrasts.append(row | {"paper_effect": beside.get(one.what, np.nan)})
+    frame, pairs = pd.DataFrame(rows, columns=CLAIM_COLUMNS), figures.pairs
+    tables = [_table(frame[frame["pair"] == pair], pair) for pair in pairs]
+    tested = frame[frame["reason"] != NO_ROWS]
+    return Claims(
+        frame,
+        csv=_csv(frame),
+        contrasts=_csv(pd.DataFrame(contrasts, columns=CONTRAST_COLUMNS)),
+        markdown="\n".join([_preface(figures), *tables]),
+        short={pair: _table(tested[tested["pair"] == pair], pair, SHORT) for pair in pairs},
+    )
 
 
 def _on_paper(claim: Claim, pair: str) -> Verdict:
@@ -99,11 +90,11 @@ def _csv(frame: pd.DataFrame) -> str:
     return frame.assign(**numbers).to_csv(index=False, float_format="%.2f", lineterminator="\n")
 
 
-def _table(rows: pd.DataFrame, columns: Sequence[str] = ()) -> str:
-    """A pair's verdicts in Markdown; `columns` defaults to all."""
+def _table(rows: pd.DataFrame, pair: str, columns: int | None = None) -> str:
+    """A pair's verdicts in Markdown, the first `columns` alone; empty without rows."""
     shown = [
         {
-            "Claim": row.statement + (" (TER)" if row.metric == "ter" else ""),
+            f"Claim, {pair}": row.statement + (" (TER)" if row.metric == "ter" else ""),
             "On the paper's tables": f"{row.paper_verdict} ({_effect(row.paper_effect, row.unit)})".replace(" ()", ""),
             "Here": f"**{row.verdict}**",
             "Effect [95% interval]": _effect(row.effect, row.unit, row.low, row.high),
@@ -116,9 +107,8 @@ def _table(rows: pd.DataFrame, columns: Sequence[str] = ()) -> str:
         }
         for row in rows.itertuples()
     ]
-    columns = columns or list(shown[0])
-    head = [f"Claim, {rows['pair'].iloc[0]}", *columns[1:]]
-    return markdown_rows(head, [[line[column] or MISSING for column in columns] for line in shown])
+    body = [[cell or MISSING for cell in line.values()][:columns] for line in shown]
+    return markdown_rows(list(shown[0])[:columns], body) if shown else ""
 
 
 def _effect(effect: float, unit: str, low: float = np.nan, high: float = np.nan) -> str:

@@ -34,9 +34,16 @@ RULE = (
 
 HOLDS, FAILS, UNDECIDED, WITHHELD = "holds", "fails", "undecided", "withheld"
 NO_ROWS = "no rows"
-# The range of contrasts that agree with a claim. A relation "below" turns the contrast round.
-RELATIONS = dict.fromkeys(("above", "below", "above on most"), (0.0, inf))
-RELATIONS |= {"no loss": (-MARGIN, inf), "level": (-MARGIN, MARGIN), "clearly below": (MARGIN, inf)}
+EDGE = 1e-9  # widens the ranges that include their ends and narrows the others
+# The range of contrasts that agree with a claim. "Below" turns the contrast round.
+RELATIONS = {
+    "above": (EDGE, inf),
+    "below": (EDGE, inf),
+    "clearly below": (MARGIN + EDGE, inf),
+    "above on most": (-EDGE, inf),
+    "no loss": (-MARGIN - EDGE, inf),
+    "level": (-MARGIN - EDGE, MARGIN + EDGE),
+}
 
 
 @dataclass(frozen=True)
@@ -85,9 +92,8 @@ class Claim:
         return n // 2 + 1 if self.relation == "above on most" else n
 
     def agrees(self, effect: float, shift: float = 0.0) -> bool:
-        """Whether a point estimate lies in the range, widened by `shift`. Ends that allow equality or a loss belong."""
+        """Whether a point estimate lies in the range, widened by `shift`."""
         low, high = RELATIONS[self.relation]
-        shift += 1e-9 if self.relation in ("above on most", "no loss", "level") else -1e-9
         return low - shift <= effect <= high + shift
 
     def answer(self, bounds: tuple[float, float]) -> str:

@@ -1,11 +1,9 @@
 """How precise a number is: scores of resampled test sets, the spread between seeds, and contrasts between cells.
 
-All intervals are made in one way. The variance of a difference is that of the paired bootstrap over the lines of the
-test set (Koehn 2004) plus that between seeds. The interval is Student's t with Satterthwaite's degrees of freedom. All
-runs of a language pair are scored on the same resamples. A cell has few seeds, often two, so the variance between seeds
-is pooled over cells of similar sparsity. Runs of one seed share initial weights and data order, but two cells count as
-independent, because pairs of two seeds would leave one degree of freedom. Where the runs are correlated, the interval
-is too wide rather than too narrow.
+The variance of a difference is that of the paired bootstrap over the lines of the test set (Koehn 2004) plus that
+between seeds. Its interval is Student's t with Satterthwaite's degrees of freedom. A cell has few seeds, often two, so
+the variance between seeds is pooled over cells of similar sparsity. Two cells count as independent, although their runs
+of one seed share initial weights and data order. Where that correlates them, the interval is too wide, not too narrow.
 """
 
 import functools
@@ -47,37 +45,34 @@ def _scored(figures: Figures, pair: str) -> pd.DataFrame:
 
 @functools.lru_cache(8)
 def replicates(figures: Figures, pair: str) -> tuple[int, dict[str, dict[str, np.ndarray]]]:
-    """The number of lines of the pair's primary test set, and metric -> run -> scores [%], shape [1 + RESAMPLES].
+    """The number of lines of the pair's primary test set, and metric -> run -> scores [%] on it and on its resamples.
 
-    The first score is that of the test set itself, the others are those of its resamples. A metric has no runs if the
-    folder has no sentences. Raises InputError if runs have different lines, or if BLEU in results.csv does not follow
-    from the sentences.
+    The scores have shape [1 + RESAMPLES]. There are none without sentences. Raises InputError if runs have different
+    lines, or if BLEU in results.csv does not follow from the sentences.
     """
-    path, results, chosen = figures.path / KINDS["sentences"][0], _scored(figures, pair), figures.sentences
-    if chosen is not None:
-        chosen = chosen[(chosen["test_set"] == figures.test_set(pair)) & chosen["run"].isin(results["run"])]
-    if chosen is None or chosen.empty:
+    path, test_set, results = figures.path / KINDS["sentences"][0], figures.test_set(pair), _scored(figures, pair)
+    if (rows := figures.sentences) is not None:
+        rows = rows[(rows["test_set"] == test_set) & rows["run"].isin(results["run"])]
+    if rows is None or rows.empty:
         return 0, {metric: {} for metric in SCORES}
-    chosen = chosen.sort_values(["run", "line"], kind="stable")
-    lines = chosen.groupby("run")["line"].apply(tuple)
-    if lines.nunique() > 1:
-        test_set = figures.test_set(pair)
+    table = rows.set_index(["run", "line"])[STATISTICS].unstack()
+    if table.isna().any(axis=None):
         raise InputError(
             f"{path}: runs of {pair} on {test_set} have different lines; delete the parts and rerun the study"
         )
-    table = chosen[STATISTICS].to_numpy(float).reshape(len(lines), -1, len(STATISTICS)).transpose(1, 0, 2)
-    counts = np.vstack([np.ones((1, len(table))), line_counts(len(table))])
+    table, runs = table.to_numpy().reshape(len(table), len(STATISTICS), -1), table.index
+    lines = table.shape[-1]
     # The counts are integers far below 2^53, so these sums are exact in any order of summation.
-    sums = (counts @ table.reshape(len(table), -1)).reshape(len(counts), len(lines), len(STATISTICS))
-    columns = {name: sums[..., place, None] for place, name in enumerate(STATISTICS)}
-    scores = {name: dict(zip(lines.index, score(columns).T, strict=True)) for name, score in SCORES.items()}
+    sums = table @ np.vstack([np.ones((1, lines)), line_counts(lines)]).T
+    columns = {name: sums[:, place, :, None] for place, name in enumerate(STATISTICS)}
+    scores = {name: dict(zip(runs, score(columns), strict=True)) for name, score in SCORES.items()}
     for run, bleu in zip(results["run"], results["bleu"], strict=True):
         if run in scores["bleu"] and abs(scores["bleu"][run][0] - bleu) > AGREEMENT:
             raise InputError(
                 f"{path}: gives {scores['bleu'][run][0]:.2f} BLEU for run {run}, results.csv has {bleu:.2f}; "
                 "delete the parts and rerun the study"
             )
-    return len(table), scores
+    return lines, scores
 
 
 @functools.lru_cache(256)
@@ -192,14 +187,13 @@ def log_ratios(figures: Figures, cells: Iterable[tuple[Cell | None, Cell | None]
     for pair in cells:
         if all(pair) and not same_runs(*pair):
             over, under = ({row["seed"]: means.get(row["run"], 0) for row in cell.rows} for cell in pair)
-            seeds = [seed for seed in over if over[seed] > 0 and under.get(seed, 0) > 0]
-            what, where = " / ".join(map(_name, pair)), max(cell.sparsity for cell in pair)
-            if seeds:
-                found[what, where] = [100 * float(np.log(over[seed] / under[seed])) for seed in seeds]
+            values = [100 * np.log(over[seed] / under[seed]) for seed in over if over[seed] * under.get(seed, 0) > 0]
+            if values:
+                found[" / ".join(map(_name, pair)), max(cell.sparsity for cell in pair)] = values
     freedom = sum(len(values) - 1 for values in found.values())
     squares = sum(np.var(values) * len(values) for values in found.values())
     spread = (squares / freedom) ** 0.5 if freedom else np.nan
     return [
-        Contrast(*about, float(np.mean(values)), float(spread / len(values) ** 0.5), freedom or np.inf, freedom > 0)
+        Contrast(*about, np.mean(values), spread / len(values) ** 0.5, freedom or np.inf, freedom > 0)
         for about, values in found.items()
     ]

@@ -22,7 +22,7 @@ def summary(figures: Figures, claims: Claims | None = None) -> str:
 
     Links to plots are relative to the folder that contains `figures/`.
     """
-    verdicts = claims or claims_table(figures)
+    verdicts = (claims or claims_table(figures)).short
     parts = []
     for pair in figures.pairs:
         if not (figures.results.pair == pair).any():
@@ -32,7 +32,7 @@ def summary(figures: Figures, claims: Claims | None = None) -> str:
             name = f"bleu_{pair}.png"
             parts.append(f"![{pair}: BLEU against sparsity, one line per technique](figures/{figures.name}/{name})")
         parts.append(_scores(figures, pair))
-        parts.append(verdicts.short(pair))
+        parts.append(verdicts[pair])
         if figures.variants(pair):
             other = ablations(figures, pair).markdown.partition("\n\n")[2]
             parts.append(f"Variants of the recipes, {pair}, BLEU:\n\n{other}")
