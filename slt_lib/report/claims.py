@@ -62,10 +62,12 @@ def claims_table(figures: Figures) -> Claims:
         rows.append(about | vars(here) | {f"paper_{name}": value for name, value in vars(paper).items()})
         beside = {one.what: one.effect for one in paper.contrasts}
         for one in here.contrasts:
-            numbers = map(claim.in_units, (one.effect, *one.bounds(), one.detectable))
-            row = about | dict(zip(("effect", "low", "high", "detectable"), numbers, strict=True))
-            row |= {"contrast": one.what, "sparsity": percent(one.sparsity)}
-            contrasts.append(row | {"paper_effect": beside.get(one.what, np.nan)})
+            row = {
+                "contrast": one.what,
+                "sparsity": percent(one.sparsity),
+                "paper_effect": beside.get(one.what, np.nan),
+            }
+            contrasts.append(about | claim.numbers(one) | row)
     frame, pairs = pd.DataFrame(rows, columns=CLAIM_COLUMNS), figures.pairs
     tables = [_table(frame[frame["pair"] == pair], pair) for pair in pairs]
     tested = frame[frame["reason"] != NO_ROWS]

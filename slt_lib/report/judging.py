@@ -20,16 +20,15 @@ PRINTED = 0.1  # the paper's figures are rounded to 0.1, so a difference of two 
 RULE = (
     "A claim is about n contrasts, each a difference between two cells of the table. A contrast agrees with the claim "
     f"if it is above 0; for *no significant loss* above -{MARGIN} BLEU, for *level* within +-{MARGIN}, for *clearly* "
-    f"above {MARGIN}. The claim is that at least k contrasts agree: all n, or for *most levels* more than half of "
-    "them. Each contrast has a t interval. Its variance is that of the paired bootstrap over sentences plus that "
-    "between seeds, which is pooled over cells of similar sparsity. Magnitudes have no sentences: their contrasts are "
-    "log ratios, paired by seed. The claim holds if k intervals at error level 5%/(n - k + 1) lie inside the agreeing "
+    f"above {MARGIN}. The claim is that at least k contrasts agree: all n, or more than half of them for *most "
+    "levels*. Each contrast has a t interval. Its variance is that of the paired bootstrap over sentences plus that "
+    "between seeds, pooled over cells of similar sparsity. Magnitudes have no sentences: their contrasts are log "
+    "ratios, paired by seed. The claim holds if k intervals at error level 5%/(n - k + 1) lie inside the agreeing "
     "range. It fails if n - k + 1 intervals at error level 5%/k lie outside it, because fewer than k contrasts can "
     "then agree. Otherwise it is undecided. These levels are Bonferroni's correction for k of n hypotheses (Benjamini "
-    "and Heller 2008). A contrast supports neither side if no cell of similar sparsity has two seeds, because the "
-    "noise of training is then unknown. In a rehearsal every verdict is withheld. The paper's printed figures have no "
-    "intervals: they are judged by their point estimates, and the reason says if rounding by 0.1 could change the "
-    "verdict."
+    "and Heller 2008). A contrast supports neither side if no cell of similar sparsity has two seeds: the noise of "
+    "training is then unknown. In a rehearsal every verdict is withheld. The paper's printed figures are judged by "
+    "their point estimates, and the reason says if rounding by 0.1 could change the verdict."
 )
 
 HOLDS, FAILS, UNDECIDED, WITHHELD = "holds", "fails", "undecided", "withheld"
@@ -83,9 +82,11 @@ class Claim:
     def unit(self) -> str:
         return self.metric.upper() if self.metric in SCORES else "% growth"
 
-    def in_units(self, value: float) -> float:
-        """A contrast's number in the claim's unit: growth is estimated as 100 log ratio and shown in percent."""
-        return value if self.metric in SCORES else 100 * float(np.expm1(value / 100))
+    def numbers(self, one: Contrast) -> dict[str, float]:
+        """Effect, interval and detectable difference in the claim's unit: a log ratio is shown as growth in percent."""
+        values = np.array([one.effect, *one.bounds(), one.detectable])
+        values = values if self.metric in SCORES else 100 * np.expm1(values / 100)
+        return dict(zip(("effect", "low", "high", "detectable"), values.tolist(), strict=True))
 
     def needed(self, n: int) -> int:
         """How many of n contrasts have to agree: k of `RULE`."""
@@ -148,10 +149,10 @@ def decide(claim: Claim, contrasts: Sequence[Contrast]) -> Verdict:
     verdict, n = _verdict(claim, contrasts), len(contrasts)
     able = [one for one in contrasts if one.seeds_known or verdict != FAILS]
     decisive = sorted(able, key=claim.distance)[n - claim.needed(n)]
-    numbers = [claim.in_units(number) for number in (decisive.effect, *decisive.bounds(), decisive.detectable)]
     supported = f"{sum(claim.agrees(one.effect) for one in contrasts)} of {n}"
     reason = "; ".join(_reasons(claim, contrasts, verdict, decisive))
-    return Verdict(verdict, reason, *numbers, decisive.what, supported, tuple(contrasts))
+    about = {"at": decisive.what, "supported": supported, "contrasts": tuple(contrasts)}
+    return Verdict(verdict, reason, **claim.numbers(decisive), **about)
 
 
 def _verdict(claim: Claim, contrasts: Sequence[Contrast], shift: float = 0.0) -> str:

@@ -8,7 +8,7 @@ of one seed share initial weights and data order. Where that correlates them, th
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,16 +79,20 @@ def replicates(figures: Figures, pair: str) -> tuple[int, dict[str, dict[str, np
 def seed_spread(figures: Figures, pair: str, metric: str, sparsity: float) -> tuple[float, int]:
     """Standard deviation between seeds and its degrees of freedom, pooled over the cells in the band of this sparsity.
 
-    Cells with two seeds or more count, and runs with two names count once; (nan, 0) if there are none. The cells of one
-    chain are trained from each other, so the true degrees of freedom may be fewer.
+    (nan, 0) if none has two seeds. Runs with two names count once. The cells of one chain are trained from each other,
+    so the true degrees of freedom may be fewer.
     """
     rows = _scored(figures, pair)
     rows = rows[np.searchsorted(BANDS, rows["sparsity"] - 1e-9) == np.searchsorted(BANDS, sparsity - 1e-9)]
     cells = {frozenset(cell["run"]): cell[metric] for _, cell in rows.groupby(["technique", "variant", "sparsity"])}
-    known = [scores for scores in cells.values() if len(scores) > 1 and scores.notna().all()]
-    freedom = sum(len(scores) - 1 for scores in known)
-    squares = math.fsum(np.var(scores) * len(scores) for scores in known)  # the same in any order
-    return ((squares / freedom) ** 0.5, freedom) if freedom else (float("nan"), 0)
+    return _pooled([scores for scores in cells.values() if scores.notna().all()])
+
+
+def _pooled(groups: Collection[Sequence[float]]) -> tuple[float, int]:
+    """The standard deviation within groups and its degrees of freedom; (nan, 0) if each has a single value."""
+    freedom = sum(len(values) - 1 for values in groups)
+    squares = math.fsum(np.var(values) * len(values) for values in groups)  # the same in any order of groups
+    return ((squares / freedom) ** 0.5, freedom) if freedom else (math.nan, 0)
 
 
 def same_runs(one: Cell | None, other: Cell | None = None) -> bool:
@@ -125,16 +129,17 @@ class Contrast:
 
 
 def contrast(figures: Figures, pair: str, *cells: Cell | None, metric: str = "bleu") -> Contrast | None:
-    """The first cell less the second, each a mean over seeds, in points of the metric; or the mean of a single cell.
+    """The first cell less the second, each a mean over seeds, in points of the metric; of one cell, its mean.
 
-    None if a cell has no score, if both are the same runs, or if a run has no sentences (unless figures are printed).
+    None if a cell has no score, if both are the same runs, or if a run has no sentences and the figures are not those
+    of a printed table.
     """
     signed = list(zip((1, -1), cells, strict=False))
     if not all(cells) or np.isnan(effect := float(sum(sign * cell.mean(metric) for sign, cell in signed))):
         return None
     about = " - ".join(map(_name, cells)), max(cell.sparsity for cell in cells), effect
     if figures.printed:
-        return Contrast(*about, error=float("nan"), freedom=np.inf, printed=True)
+        return Contrast(*about, error=math.nan, freedom=math.inf, printed=True)
     lines, scores = replicates(figures, pair)
     if same_runs(*cells) or any(row["run"] not in scores[metric] for cell in cells for row in cell.rows):
         return None
@@ -149,16 +154,16 @@ def contrast(figures: Figures, pair: str, *cells: Cell | None, metric: str = "bl
     total = sum(parts.values())
     # Welch-Satterthwaite: the degrees of freedom of a sum of estimated variances
     below = sum(variance**2 / freedom for (_, freedom), variance in parts.items())
-    return Contrast(*about, total**0.5, total**2 / below if below else np.inf, seeds_known=known)
+    return Contrast(*about, total**0.5, total**2 / below if below else math.inf, seeds_known=known)
 
 
 def interval(figures: Figures, pair: str, cell: Cell, metric: str, minus: Cell | None = None) -> tuple[float, float]:
-    """The 95% interval of a cell's mean score, or of its difference to `minus`, for the plots.
+    """The 95% interval of a cell's mean score, or of its difference to `minus`; (nan, nan) without sentences.
 
-    Over sentences alone if the spread between seeds is unknown; (nan, nan) without sentences.
+    It is over sentences alone if the spread between seeds is unknown.
     """
     found = contrast(figures, pair, *filter(None, [cell, minus]), metric=metric)
-    return found.bounds() if found else (float("nan"), float("nan"))
+    return found.bounds() if found else (math.nan, math.nan)
 
 
 def _name(cell: Cell) -> str:
@@ -180,8 +185,7 @@ def mean_magnitudes(figures: Figures, column: str) -> dict[str, float]:
 def log_ratios(figures: Figures, cells: Iterable[tuple[Cell | None, Cell | None]], column: str) -> list[Contrast]:
     """100 times the log of the ratio of mean magnitudes, paired by seed, for each pair of cells that has them.
 
-    The variance between seeds is pooled over all pairs of cells; there are no sentences here. With one seed everywhere
-    the error is nan.
+    The variance between seeds is pooled over all pairs of cells. With one seed everywhere the error is nan.
     """
     means, found = mean_magnitudes(figures, column), {}
     for pair in cells:
@@ -190,10 +194,8 @@ def log_ratios(figures: Figures, cells: Iterable[tuple[Cell | None, Cell | None]
             values = [100 * np.log(over[seed] / under[seed]) for seed in over if over[seed] * under.get(seed, 0) > 0]
             if values:
                 found[" / ".join(map(_name, pair)), max(cell.sparsity for cell in pair)] = values
-    freedom = sum(len(values) - 1 for values in found.values())
-    squares = sum(np.var(values) * len(values) for values in found.values())
-    spread = (squares / freedom) ** 0.5 if freedom else np.nan
+    spread, freedom = _pooled(found.values())
     return [
-        Contrast(*about, np.mean(values), spread / len(values) ** 0.5, freedom or np.inf, freedom > 0)
+        Contrast(*about, np.mean(values), spread / len(values) ** 0.5, freedom or math.inf, freedom > 0)
         for about, values in found.items()
     ]
