@@ -364,12 +364,18 @@ def test_one_seed_decides_nothing(tmp_path):
     assert float(growth["effect"]) > 0 and growth["low"] == growth["high"] == growth["detectable"] == ""
 
 
-def test_a_cell_over_one_seed_decides_nothing_beside_others_over_two():
-    claim = next(claim for claim in report.CLAIMS if claim.name == "lt_below_mp")
+def claim_of(name):
+    return next(claim for claim in report.CLAIMS if claim.name == name)
 
+
+def made_of(*effects, error=1.0):
+    return [statistics.Contrast(f"{i}", 0.5, effect, error, 100.0) for i, effect in enumerate(effects)]
+
+
+def test_a_cell_over_one_seed_decides_nothing_beside_others_over_two():
     def told(*effects):
-        made = [statistics.Contrast(f"{i}", 0.5, effect, 0.1, 100.0, bool(i)) for i, effect in enumerate(effects)]
-        return judging.decide(claim, made)
+        first, *others = made_of(*effects, error=0.1)
+        return judging.decide(claim_of("lt_below_mp"), [dataclasses.replace(first, seeds_known=False), *others])
 
     for effects in ((2, 2), (-2, 2)):  # the sentences alone would decide both
         assert told(*effects).verdict == "undecided" and "one seed" in told(*effects).reason
@@ -377,21 +383,10 @@ def test_a_cell_over_one_seed_decides_nothing_beside_others_over_two():
 
 
 def test_an_interval_that_decides_only_before_its_correction_is_told_so():
-    claim = next(claim for claim in report.CLAIMS if claim.name == "lt_below_mp")
-
     # 95%: [-4.1, -0.1]; for ten comparisons at once: [-5.1, +0.9]
-    made = [statistics.Contrast(f"{i}", 0.5, effect, 1.0, 100.0) for i, effect in enumerate([-2.1, *[3.0] * 9])]
-    told = judging.decide(claim, made)
+    told = judging.decide(claim_of("lt_below_mp"), made_of(-2.1, *[3.0] * 9))
     assert told.verdict == "undecided" and told.high < 0
     assert told.at == "0" and "its interval, widened for 10 comparisons, includes both answers" in told.reason
-
-
-def claim_of(name):
-    return next(claim for claim in report.CLAIMS if claim.name == name)
-
-
-def made_of(*effects, error=1.0):
-    return [statistics.Contrast(f"{i}", 0.5, effect, error, 100.0) for i, effect in enumerate(effects)]
 
 
 def test_most_levels_are_more_than_half_of_them():

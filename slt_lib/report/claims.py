@@ -57,7 +57,9 @@ def claims_table(figures: Figures) -> Claims:
     """Judge every claim on every pair of the study, and on the paper's own figures of that pair."""
     rows, contrasts = [], []
     for claim, pair in itertools.product(CLAIMS, figures.pairs):
-        here, paper = judge(claim, figures, pair), _on_paper(claim, pair)
+        here, paper = judge(claim, figures, pair), judge(claim, paper_figures(), pair)
+        if paper.reason == NO_ROWS:
+            paper = Verdict(UNDECIDED, claim.paper_says)
         about = vars(claim) | {"claim": claim.name, "pair": pair, "unit": claim.unit}
         rows.append(about | vars(here) | {f"paper_{name}": value for name, value in vars(paper).items()})
         beside = {one.what: one.effect for one in paper.contrasts}
@@ -78,13 +80,6 @@ def claims_table(figures: Figures) -> Claims:
         markdown="\n".join([_preface(figures), *tables]),
         short={pair: _table(tested[tested["pair"] == pair], pair, SHORT) for pair in pairs},
     )
-
-
-def _on_paper(claim: Claim, pair: str) -> Verdict:
-    """The verdict on the paper's tables, or what the paper says where it has none."""
-    figures = paper_figures()
-    verdict = judge(claim, figures, pair) if pair in figures.pairs else Verdict(UNDECIDED, NO_ROWS)
-    return Verdict(UNDECIDED, claim.paper_says) if verdict.reason == NO_ROWS and claim.paper_says else verdict
 
 
 def _csv(frame: pd.DataFrame) -> str:

@@ -58,7 +58,7 @@ class Claim:
     levels: tuple[float, float] = (0.0, 1.0)
     variant: str = ""
     metric: str = "bleu"
-    paper_says: str = ""
+    paper_says: str = NO_ROWS
 
     def cells(self, figures: Figures, pair: str) -> list[tuple[Cell | None, Cell | None]]:
         """The pairs of cells to compare: first less second is positive if they agree with the claim."""
@@ -133,7 +133,7 @@ def judge(claim: Claim, figures: Figures, pair: str) -> Verdict:
     """The verdict of a claim on one pair: holds, fails, undecided, or withheld in a rehearsal."""
     if figures.rehearsal:
         return Verdict(WITHHELD, figures.note)
-    cells = claim.cells(figures, pair)
+    cells = claim.cells(figures, pair) if pair in figures.pairs else []
     if claim.metric in SCORES:
         found = [contrast(figures, pair, *two, metric=claim.metric) for two in cells]
     else:

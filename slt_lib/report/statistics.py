@@ -1,9 +1,9 @@
 """How precise a number is: scores of resampled test sets, the spread between seeds, and contrasts between cells.
 
-The variance of a difference is that of the paired bootstrap over the lines of the test set (Koehn 2004) plus that
-between seeds. Its interval is Student's t with Satterthwaite's degrees of freedom. A cell has few seeds, often two, so
-the variance between seeds is pooled over cells of similar sparsity. Two cells count as independent, although their runs
-of one seed share initial weights and data order. Where that correlates them, the interval is too wide, not too narrow.
+Intervals are Student's t with Satterthwaite's degrees of freedom. The variance is that of the paired bootstrap over the
+lines of the test set (Koehn 2004) plus that between seeds, pooled over cells of similar sparsity. Two cells count as
+independent, although their runs of one seed share initial weights and data order. Where that correlates them, the
+interval is too wide, not too narrow.
 """
 
 import functools

@@ -42,7 +42,7 @@ def into(figures: Figures, path: str | os.PathLike, allow_dirty: bool = False) -
     Raises InputError if the file lacks the marks, or if a row comes from uncommitted code. With `allow_dirty` the text
     says so instead.
     """
-    parts = [summary(figures)]
+    states = ""
     if dirty := uncommitted(figures):
         run, commit = next(iter(dirty.items()))
         count = f"{len(dirty)} of {len(_trainings(figures))} trainings ran on uncommitted code"
@@ -51,9 +51,9 @@ def into(figures: Figures, path: str | os.PathLike, allow_dirty: bool = False) -
                 f"{figures.path / KINDS['provenance'][0]}: {count}, such as run {run} (commit {commit or 'unknown'}); "
                 "train them again on a commit, or give --allow-dirty, and the text says so"
             )
-        parts.append(f"{count}: no commit has exactly what made these numbers.\n")
-    parts += filter(None, [cost(figures)])
-    return between(path, BEGIN.format(figures.name, figures.name, Path(path).name), END, "\n".join(parts))
+        states = f"{count}: no commit has exactly what made these numbers.\n"
+    shown = "\n".join(filter(None, [summary(figures), states, cost(figures)]))
+    return between(path, BEGIN.format(figures.name, figures.name, Path(path).name), END, shown)
 
 
 def uncommitted(figures: Figures) -> dict[str, str]:
@@ -108,13 +108,14 @@ def _scores(figures: Figures, pair: str) -> str:
         known = f": {dense.mean('bleu'):.1f} (dense)" if dense and dense.rows else ""
         return f"{title}{known}; no technique was run yet. {faults}"
     rows = _read(io.StringIO(table(figures, pair).csv))
-    rows = rows[rows.technique.isin(names)]  # by level, then by technique
-    cells = rows.bleu.mask(rows.best.str.contains("bleu"), "**" + rows.bleu + "**").to_numpy().reshape(-1, len(names))
-    lines = [[f"{level}%", *line] for level, line in zip(rows.sparsity.unique(), cells, strict=True)]
+    cells = rows.assign(bleu=rows.bleu.mask(rows.best.str.contains("bleu"), "**" + rows.bleu + "**"))
+    lines = [
+        [f"{level}%", *part.set_index("technique").bleu[names]] for level, part in cells.groupby("sparsity", sort=False)
+    ]
     body = [line for line in lines if {*line[1:]} - {MISSING, NONE}]
-    some = len(names) < len(figures.techniques(pair)) or len(body) < len(lines)
+    partial = len(names) < len(figures.techniques(pair)) or len(body) < len(lines)
     shown = f"{title}:\n\n{markdown_rows(['Sparsity', *map(label, names)], body)}"
-    return "\n".join(filter(None, [shown, faults, odd, "What is not listed was not run yet." if some else ""]))
+    return "\n".join(filter(None, [shown, faults, odd, "What is not listed was not run yet." if partial else ""]))
 
 
 def _trainings(figures: Figures) -> list[str]:
