@@ -41,7 +41,7 @@ def paper_folder(path: str | os.PathLike) -> Path:
     cells = cells.assign(technique=cells.technique.mask(level == 0, "dense"))[~repeated]
     failed = {"seed": "1", "status": "failed", "reason": "single run", "bleu": "", "ter": ""}
     rows = pd.concat([cells, cells[cells.note == "single run"].assign(**failed), pd.DataFrame([PAPER_ABLATION])])
-    rows = rows.reindex(columns=RESULT_COLUMNS).fillna(USUAL).fillna("")
+    rows = rows.reindex(columns=RESULT_COLUMNS).astype(object).fillna(USUAL).fillna("")
     study = {"study": "paper", "rehearsal": False, "printed": True, "pairs": pairs, "seeds": [0]}
     study |= {"levels": sorted({*level} - {0.0}), "steps": int(USUAL["steps"])}
     study |= {"test_sets": dict.fromkeys(pairs, [USUAL["test_set"]])}
