@@ -1,10 +1,14 @@
 """From contrasts to a verdict. `RULE` states how, and claims.md prints it."""
 
-from collections.abc import Callable, Sequence
+import itertools
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf, nan
 
 import numpy as np
 
+from slt_lib.base.settings import TECHNIQUES
 from slt_lib.report.data import Cell, Figures, percent
 from slt_lib.report.statistics import LEVEL, SCORES, Contrast, contrast, log_ratios
 
@@ -14,81 +18,112 @@ MARGIN = 0.5
 PRINTED = 0.1  # the paper's figures are rounded to 0.1, so a difference of two is known to +-0.1
 
 RULE = (
-    "A claim is a set of n contrasts, each a difference between two cells of the table. A contrast agrees with the "
-    f"claim if it is above 0; for *no significant loss* above -{MARGIN} BLEU, for *level* within +-{MARGIN}, for "
-    f"*clearly* above {MARGIN}. The claim is that at least k contrasts agree: all n, or more than half of them for "
-    "*most levels*. Each contrast has a t interval from the paired bootstrap over sentences and the variance "
-    "between seeds, which is pooled over cells of similar sparsity. Magnitudes have no sentences: their contrasts "
-    "are log ratios, paired by seed. The claim holds if k intervals lie inside the agreeing range at error level "
-    "5%/(n - k + 1). It fails if n - k + 1 intervals lie outside it at error level 5%/k, because fewer than k "
-    "contrasts can then agree. Otherwise it is undecided. This is Bonferroni's correction for k of n hypotheses "
-    "(Benjamini and Heller 2008). A claim that all contrasts agree needs no correction to hold, because each one "
-    "has to pass its test, and the full correction to fail, because one is enough. A contrast supports neither side "
-    "if no cell of similar sparsity has two seeds, because the noise of training is then unknown. In a rehearsal "
-    "every verdict is withheld. The paper's printed figures have no intervals: they are judged by their point "
-    "estimates, and the reason says if rounding by 0.1 could change the verdict."
+    "A claim is about n contrasts, each a difference between two cells of the table. A contrast agrees with the claim "
+    f"if it is above 0; for *no significant loss* above -{MARGIN} BLEU, for *level* within +-{MARGIN}, for *clearly* "
+    f"above {MARGIN}. The claim is that at least k contrasts agree: all n, or more than half of them for *most "
+    "levels*. Each contrast has a t interval. Its variance is that of the paired bootstrap over sentences plus that "
+    "between seeds, pooled over cells of similar sparsity. Magnitudes have no sentences: their contrasts are log "
+    "ratios, paired by seed. The claim holds if k intervals at error level 5%/(n - k + 1) lie inside the agreeing "
+    "range. It fails if n - k + 1 intervals at error level 5%/k lie outside it, because fewer than k contrasts can "
+    "then agree. Otherwise it is undecided. These levels are Bonferroni's correction for k of n hypotheses (Benjamini "
+    "and Heller 2008). A contrast supports neither side if no cell of similar sparsity has two seeds: the noise of "
+    "training is then unknown. In a rehearsal every verdict is withheld. The paper's printed figures are judged by "
+    "their point estimates, and the reason says if rounding by 0.1 could change the verdict."
 )
 
 HOLDS, FAILS, UNDECIDED, WITHHELD = "holds", "fails", "undecided", "withheld"
-GROWTH = "% growth"
-
-Cells = Sequence[tuple[Cell | None, Cell | None]]
+NO_ROWS = "no rows"
+EDGE = 1e-9  # widens the ranges that include their ends and narrows the others
+# The range of contrasts that agree with a claim. "Below" turns the contrast round.
+RELATIONS = {
+    "above": (EDGE, inf),
+    "below": (EDGE, inf),
+    "clearly below": (MARGIN + EDGE, inf),
+    "above on most": (-EDGE, inf),
+    "no loss": (-MARGIN - EDGE, inf),
+    "level": (-MARGIN - EDGE, MARGIN + EDGE),
+}
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of the paper, its source there, and how it is tested.
-
-    `cells(figures, pair)` returns the pairs of cells to compare, so that first less second (for TER, where lower is
-    better: second less first; for magnitudes: the ratio) agrees with the claim between `low` and `high`. `most`: more
-    than half of the contrasts have to agree, and equal scores count as agreeing. `metric`: bleu, ter, or a column of
-    magnitudes.csv. `paper_says`: what the paper says of it where it prints no figures.
-    """
+    """A statement of the paper, its source there, and how it is tested; claims.yaml explains the fields."""
 
     name: str
     statement: str
     source: str
-    cells: Callable[[Figures, str], Cells]
-    low: float = 0.0
-    high: float = float("inf")
-    most: bool = False
+    technique: str
+    relation: str
+    against: str = "default"
+    levels: tuple[float, float] = (0.0, 1.0)
+    variant: str = ""
     metric: str = "bleu"
-    paper_says: str = ""
+    paper_says: str = NO_ROWS
+
+    def cells(self, figures: Figures, pair: str) -> list[tuple[Cell | None, Cell | None]]:
+        """The pairs of cells to compare: first less second is positive if they agree with the claim."""
+        own, found = figures.own_cells(pair, self.technique), []
+        if self.variant:
+            variants = [cell for cell in figures.variants(pair) if re.fullmatch(self.variant, cell.variant)]
+            variants = [cell for cell in variants if self.technique in ("any", cell.technique)]
+            found = [(cell, figures.cell(pair, cell.technique, cell.sparsity)) for cell in variants]
+        elif self.against == "level before":
+            found = [(cell, before) for before, cell in itertools.pairwise([figures.cell(pair, "dense", 0), *own])]
+        else:
+            others = [name for name in TECHNIQUES if name != self.technique]
+            for name in others if self.against == "others" else [self.against]:
+                other = {cell.sparsity: cell for cell in figures.own_cells(pair, name)}
+                levels = [cell for cell in own if self.levels[0] < cell.sparsity <= self.levels[1]]
+                found += [(cell, other.get(0.0 if name == "dense" else cell.sparsity)) for cell in levels]
+        turned = self.relation.endswith("below") != (self.metric == "ter")
+        return [cells[::-1] for cells in found] if turned else found
 
     @property
     def unit(self) -> str:
-        return self.metric.upper() if self.metric in SCORES else GROWTH
+        return self.metric.upper() if self.metric in SCORES else "% growth"
 
-    def in_units(self, value: float) -> float:
-        """A contrast's number in the claim's unit: growth is estimated as 100 log ratio and shown in percent."""
-        return value if self.metric in SCORES else 100 * float(np.expm1(value / 100))
-
-    def agrees(self, effect: float, shift: float = 0.0) -> bool:
-        """Whether a point estimate lies in the range, widened by `shift`. Ends that allow equality or a loss belong."""
-        shift += 1e-9 if self.most or self.low < 0 else -1e-9
-        return self.low - shift <= effect <= self.high + shift
-
-    def inside(self, bounds: tuple[float, float]) -> bool:
-        return self.low < bounds[0] and bounds[1] < self.high
-
-    def outside(self, bounds: tuple[float, float]) -> bool:
-        return bounds[1] < self.low or bounds[0] > self.high
+    def numbers(self, one: Contrast) -> dict[str, float]:
+        """Effect, interval and detectable difference in the claim's unit: a log ratio is shown as growth in percent."""
+        values = np.array([one.effect, *one.bounds(), one.detectable])
+        values = values if self.metric in SCORES else 100 * np.expm1(values / 100)
+        return dict(zip(("effect", "low", "high", "detectable"), values.tolist(), strict=True))
 
     def needed(self, n: int) -> int:
         """How many of n contrasts have to agree: k of `RULE`."""
-        return n // 2 + 1 if self.most else n
+        return n // 2 + 1 if self.relation == "above on most" else n
+
+    def agrees(self, effect: float, shift: float = 0.0) -> bool:
+        """Whether a point estimate lies in the range, widened by `shift`."""
+        low, high = RELATIONS[self.relation]
+        return low - shift <= effect <= high + shift
+
+    def answer(self, bounds: tuple[float, float]) -> str:
+        """What one interval says: HOLDS inside the range, FAILS outside it, UNDECIDED across an end."""
+        low, high = RELATIONS[self.relation]
+        if low < bounds[0] and bounds[1] < high:
+            return HOLDS
+        return FAILS if bounds[1] < low or bounds[0] > high else UNDECIDED
+
+    def distance(self, one: Contrast) -> float:
+        """From a point estimate to the nearer end of the range, in half widths of its 95% interval if it has one."""
+        low, high = RELATIONS[self.relation]
+        gap, width = min(one.effect - low, high - one.effect), one.bounds()[1] - one.effect
+        return gap / width if width > 0 else gap
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A verdict with its reason and, in the claim's unit, the contrast on which it turns: the k-th most favourable."""
+    """A verdict with its reason and, in the claim's unit, the contrast on which it turns: the k-th most favourable.
+
+    `at` names that contrast, `supported` counts the contrasts whose point estimate agrees.
+    """
 
     verdict: str
     reason: str = ""
-    effect: float = float("nan")
-    low: float = float("nan")
-    high: float = float("nan")
-    detectable: float = float("nan")
+    effect: float = nan
+    low: float = nan
+    high: float = nan
+    detectable: float = nan
     at: str = ""
     supported: str = ""
     contrasts: tuple[Contrast, ...] = ()
@@ -98,83 +133,54 @@ def judge(claim: Claim, figures: Figures, pair: str) -> Verdict:
     """The verdict of a claim on one pair: holds, fails, undecided, or withheld in a rehearsal."""
     if figures.rehearsal:
         return Verdict(WITHHELD, figures.note)
-    cells = claim.cells(figures, pair)
+    cells = claim.cells(figures, pair) if pair in figures.pairs else []
     if claim.metric in SCORES:
-        turn = -1 if claim.metric == "ter" else 1
-        found = [contrast(figures, pair, *two[::turn], claim.metric) for two in cells]
+        found = [contrast(figures, pair, *two, metric=claim.metric) for two in cells]
     else:
         found = log_ratios(figures, cells, claim.metric)
     if contrasts := [one for one in found if one]:
         return decide(claim, contrasts)
     missing = claim.metric in SCORES and figures.sentences is None and not figures.printed
-    return Verdict(UNDECIDED, "no sentence statistics" if missing else "no rows")
+    return Verdict(UNDECIDED, "no sentence statistics" if missing else NO_ROWS)
 
 
 def decide(claim: Claim, contrasts: Sequence[Contrast]) -> Verdict:
     """The verdict of a claim from its contrasts, by `RULE`."""
-    verdict = _verdict(claim, contrasts)
-    decisive = _decisive(claim, contrasts, verdict)
-    low, high = (np.nan, np.nan) if decisive.printed else decisive.bounds()
-    numbers = [claim.in_units(number) for number in (decisive.effect, low, high, decisive.detectable)]
-    reason = _reason(claim, contrasts, verdict, decisive)
-    if verdict != HOLDS and not claim.most and len({one.sparsity for one in contrasts}) > 1:
-        reason += _from("all agree", contrasts, lambda one: claim.agrees(one.effect))
-        if not decisive.printed:
-            reason += _from("all intervals agree", contrasts, lambda one: claim.inside(one.bounds()))
-    supported = f"{sum(claim.agrees(one.effect) for one in contrasts)} of {len(contrasts)}"
-    return Verdict(verdict, reason, *numbers, decisive.what, supported, tuple(contrasts))
+    verdict, n = _verdict(claim, contrasts), len(contrasts)
+    able = [one for one in contrasts if one.seeds_known or verdict != FAILS]
+    decisive = sorted(able, key=claim.distance)[n - claim.needed(n)]
+    supported = f"{sum(claim.agrees(one.effect) for one in contrasts)} of {n}"
+    reason = "; ".join(_reasons(claim, contrasts, verdict, decisive))
+    about = {"at": decisive.what, "supported": supported, "contrasts": tuple(contrasts)}
+    return Verdict(verdict, reason, **claim.numbers(decisive), **about)
 
 
-def _verdict(claim: Claim, contrasts: Sequence[Contrast], shift: float = 0.0, trusting: bool = False) -> str:
-    """`shift` widens the range of printed figures; `trusting`: the sentences alone, where seeds are unknown."""
+def _verdict(claim: Claim, contrasts: Sequence[Contrast], shift: float = 0.0) -> str:
+    """`shift` widens the range of printed figures."""
     n, k = len(contrasts), claim.needed(len(contrasts))
     if contrasts[0].printed:
         return HOLDS if sum(claim.agrees(one.effect, shift) for one in contrasts) >= k else FAILS
-    known = [one for one in contrasts if one.seeds_known or trusting]
-    if sum(claim.inside(one.bounds((1 - LEVEL) / (n - k + 1))) for one in known) >= k:
-        return HOLDS
-    return FAILS if sum(claim.outside(one.bounds((1 - LEVEL) / k)) for one in known) > n - k else UNDECIDED
+    known = [one for one in contrasts if one.seeds_known]
+    for verdict, enough, times in ((HOLDS, k, n - k + 1), (FAILS, n - k + 1, k)):
+        if sum(claim.answer(one.bounds((1 - LEVEL) / times)) == verdict for one in known) >= enough:
+            return verdict
+    return UNDECIDED
 
 
-def _decisive(claim: Claim, contrasts: Sequence[Contrast], verdict: str) -> Contrast:
-    """The k-th most favourable contrast, by the distance to the range's end in widths of its interval."""
-
-    def distance(one: Contrast) -> float:
-        width = one.bounds()[1] - one.effect
-        gap = min(one.effect - claim.low, claim.high - one.effect)
-        return gap / width if width > 0 else gap  # no width: printed figures; nan: one seed's magnitudes
-
-    able = [one for one in contrasts if one.seeds_known or verdict != FAILS]
-    return sorted(able, key=distance)[len(contrasts) - claim.needed(len(contrasts))]
-
-
-def _from(words: str, contrasts: Sequence[Contrast], accepts: Callable[[Contrast], bool]) -> str:
-    """From which level on every contrast is accepted; empty if none."""
-    refused = max((one.sparsity for one in contrasts if not accepts(one)), default=-1.0)
-    above = [one.sparsity for one in contrasts if one.sparsity > refused]
-    return f"; {words} from {percent(min(above))}%" if above else ""
-
-
-def _reason(claim: Claim, contrasts: Sequence[Contrast], verdict: str, decisive: Contrast) -> str:
-    n, k = len(contrasts), claim.needed(len(contrasts))
-    if decisive.printed:
-        against = [one for one in contrasts if not claim.agrees(one.effect)]
-        equal = [one.what for one in against if abs(one.effect) < 1e-9]
-        rest = [f"{one.what} = {one.effect:+.1f}" for one in sorted(against, key=lambda one: one.effect)]
-        rest = [text for text in rest if text.partition(" = ")[0] not in equal]
-        more = f" and {len(rest) - 3} more" if len(rest) > 3 else ""
-        words = [f"equal: {', '.join(equal)}"] if equal else []
-        words += [f"against: {', '.join(rest[:3])}{more}"] if rest else []
-        moved = {_verdict(claim, contrasts, shift) for shift in (-PRINTED, PRINTED)} != {verdict}
-        return "; ".join(words + ["turns on the rounding to 0.1"] * moved)
+def _reasons(claim: Claim, contrasts: Sequence[Contrast], verdict: str, decisive: Contrast) -> list[str]:
+    n, k, reasons = len(contrasts), claim.needed(len(contrasts)), []
     if verdict == FAILS:
-        return f"contradicted by {decisive.what}"
-    if verdict == HOLDS:
-        return ""
-    if not all(one.seeds_known for one in contrasts):
-        alone = _verdict(claim, contrasts, trusting=True)
-        sure = "" if alone == UNDECIDED else f"; the sentences alone say {alone}"
-        return f"one seed: the noise of training is unknown{sure}"
-    times = k if claim.outside(decisive.bounds()) else n - k + 1 if claim.inside(decisive.bounds()) else 0
-    widened = f" once it is widened for {times} comparisons" if times else ""
-    return f"interval of {decisive.what} includes both answers{widened}"
+        reasons.append(f"contradicted by {decisive.what}")
+    elif verdict == UNDECIDED and not all(one.seeds_known for one in contrasts):
+        reasons.append("one seed: the noise of training is unknown")
+    elif verdict == UNDECIDED:
+        times = {HOLDS: n - k + 1, FAILS: k, UNDECIDED: 1}[claim.answer(decisive.bounds())]
+        widened = f", widened for {times} comparisons," if times > 1 else ""
+        reasons.append(f"its interval{widened} includes both answers")
+    refused = [one.sparsity for one in contrasts if not claim.agrees(one.effect)]
+    above = [one.sparsity for one in contrasts if one.sparsity > max(refused, default=inf)]
+    if above and k == n:
+        reasons.append(f"all agree from {percent(min(above))}%")
+    if decisive.printed and {_verdict(claim, contrasts, shift) for shift in (-PRINTED, PRINTED)} != {verdict}:
+        reasons.append("turns on the rounding to 0.1")
+    return reasons

@@ -5,21 +5,18 @@ import functools
 import json
 import os
 import tempfile
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-from slt_lib.base.files import write_bytes
-from slt_lib.report.data import HYBRID_SWITCH, RESULT_COLUMNS, Figures, csv_bytes, load
+import pandas as pd
 
-PAPER_STEPS = 500_000
-PAPER_TEST_SET = "newstest2014"
+from slt_lib.base.files import write_bytes
+from slt_lib.report.data import HYBRID_SWITCH, RESULT_COLUMNS, Figures, load
+
+USUAL = {"study": "paper", "seed": "0", "test_set": "newstest2014", "status": "ok", "steps": "500000"}
 # The one score that the paper gives only in its text (section 5, CLT; FACTS.md section 7, point 14).
-PAPER_ABLATION = {"pair": "en-de", "technique": "clt", "variant": "signs=random", "sparsity": "0.5"} | {
-    "trained_with": "clt",
-    "bleu": "24.6",
-    "ter": "67.5",
-}
+PAPER_ABLATION = {"pair": "en-de", "technique": "clt", "variant": "signs=random", "sparsity": "0.5"}
+PAPER_ABLATION |= {"trained_with": "clt", "bleu": "24.6", "ter": "67.5"}
 
 
 def paper_table() -> list[dict[str, str]]:
@@ -35,37 +32,22 @@ def paper_folder(path: str | os.PathLike) -> Path:
     the report copies them. The single run at 98% (Table 2) gets a second, failed row. `printed` in study.json says that
     the figures are rounded to 0.1 and have no sentences.
     """
-    path, pairs, rows = Path(path), {}, []
-    for source in paper_table():
-        pair, technique, sparsity = source["pair"], source["technique"], int(source["sparsity"]) / 100
-        pairs.setdefault(pair, [])
-        if technique not in pairs[pair]:
-            pairs[pair].append(technique)
-        if sparsity == 0 and technique != "mp" or technique == "mp-slt" and sparsity <= HYBRID_SWITCH:
-            continue
-        technique = "dense" if sparsity == 0 else technique
-        second = source["note"].removeprefix("trained with ") if source["note"].startswith("trained") else ""
-        trained_with = second or {"mp-slt": "slt"}.get(technique, technique)
-        row = {"pair": pair, "technique": technique, "variant": "", "trained_with": trained_with}
-        row |= {"sparsity": f"{sparsity:g}", "bleu": source["bleu"], "ter": source["ter"]}
-        rows.append(_paper_row(row | {"memory_mib": source["memory_mib"]}))
-        if source["note"] == "single run":
-            rows.append(
-                _paper_row(row | {"seed": "1", "status": "failed", "reason": "single run", "bleu": "", "ter": ""})
-            )
-    rows.append(_paper_row(PAPER_ABLATION))
-    study = {"study": "paper", "rehearsal": False, "printed": True, "pairs": pairs}
-    study |= {"levels": sorted({float(row["sparsity"]) for row in rows} - {0.0}), "seeds": [0], "steps": PAPER_STEPS}
-    study |= {"test_sets": {pair: [PAPER_TEST_SET] for pair in pairs}}
+    path, cells = Path(path), pd.DataFrame(paper_table())
+    pairs = {pair: rows.technique.unique().tolist() for pair, rows in cells.groupby("pair", sort=False)}
+    level = cells.sparsity.astype(int) / 100
+    trained_with = cells.note.str.extract("trained with (.*)")[0].fillna(cells.technique.replace("mp-slt", "slt"))
+    cells = cells.assign(sparsity=level.map("{:g}".format), trained_with=trained_with.mask(level == 0, "dense"))
+    repeated = (level == 0) & (cells.technique != "mp") | (cells.technique == "mp-slt") & (level <= HYBRID_SWITCH)
+    cells = cells.assign(technique=cells.technique.mask(level == 0, "dense"))[~repeated]
+    failed = {"seed": "1", "status": "failed", "reason": "single run", "bleu": "", "ter": ""}
+    rows = pd.concat([cells, cells[cells.note == "single run"].assign(**failed), pd.DataFrame([PAPER_ABLATION])])
+    rows = rows.reindex(columns=RESULT_COLUMNS).astype(object).fillna(USUAL).fillna("")
+    study = {"study": "paper", "rehearsal": False, "printed": True, "pairs": pairs, "seeds": [0]}
+    study |= {"levels": sorted({*level} - {0.0}), "steps": int(USUAL["steps"])}
+    study |= {"test_sets": dict.fromkeys(pairs, [USUAL["test_set"]])}
     write_bytes(path / "study.json", (json.dumps(study, indent=1) + "\n").encode())
-    table = [[row[column] for column in RESULT_COLUMNS] for row in rows]
-    write_bytes(path / "results.csv", csv_bytes(RESULT_COLUMNS, table))
+    write_bytes(path / "results.csv", rows.to_csv(index=False, lineterminator="\n").encode())
     return path
-
-
-def _paper_row(row: Mapping[str, str]) -> dict[str, str]:
-    usual = {"study": "paper", "seed": "0", "test_set": PAPER_TEST_SET, "status": "ok", "steps": str(PAPER_STEPS)}
-    return dict.fromkeys(RESULT_COLUMNS, "") | usual | dict(row)
 
 
 @functools.cache

@@ -20,17 +20,14 @@ STARTS = {
 
 def read(path: str | os.PathLike) -> list[list[str]]:
     """The rows of a stability.csv as text; none where there is no such file."""
-    if not Path(path).is_file():
-        return []
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.reader(file))[1:]
+    path = Path(path)
+    return list(csv.reader(path.read_text(encoding="utf-8").splitlines()))[1:] if path.is_file() else []
 
 
 def lines(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     """A pair's points, numbers as such, one row per seed, start, pair of copies and share."""
     frame = pd.DataFrame(read(Path(folder) / FILE), columns=COLUMNS)
-    numbers = ["sparsity", "share", "loss", "dev_bleu"]
-    return frame[frame.pair == pair].astype(dict.fromkeys(numbers, float))
+    return frame[frame.pair == pair].astype(dict.fromkeys(["sparsity", "share", "loss", "dev_bleu"], float))
 
 
 def barrier(losses: Sequence[float]) -> float:
@@ -41,11 +38,9 @@ def barrier(losses: Sequence[float]) -> float:
 def barriers(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     """One row per seed, start and pair of copies: the barrier in loss (nats per token) and in BLEU (points lost)."""
     frame = lines(folder, pair).sort_values("share")
-    found = []
-    for (seed, start, copies), line in frame.groupby(["seed", "start", "copies"]):
-        heights = barrier([*line.loss]), barrier([*-line.dev_bleu])
-        found.append([seed, start, line.sparsity.iloc[0], copies, *heights])
-    return pd.DataFrame(found, columns=["seed", "start", "sparsity", "copies", "barrier", "bleu_lost"])
+    frame = frame.assign(barrier=frame.loss, bleu_lost=-frame.dev_bleu)
+    groups = frame.groupby(["seed", "start", "sparsity", "copies"])[["barrier", "bleu_lost"]]
+    return groups.agg(lambda losses: barrier(losses.tolist())).reset_index()
 
 
 def plot_stability(folder: str | os.PathLike, pair: str) -> Figure:

@@ -1,24 +1,23 @@
 """How precise a number is: scores of resampled test sets, the spread between seeds, and contrasts between cells.
 
-All intervals are made in one way. The variance of a difference is that of the paired bootstrap over the lines of the
-test set (Koehn 2004) plus that between seeds; the interval is Student's t with Satterthwaite's degrees of freedom. The
-lines are drawn once per pair, so every run is scored on the same resamples. A cell has few seeds, often two, so the
-variance between seeds is pooled over cells of similar sparsity: sparser models differ more from seed to seed. A
-difference is paired over seeds too, but the pairs of two seeds would leave one degree of freedom. So the cells count as
-independent, although runs of one seed share initial weights and data order: where that correlates them, the interval is
-too wide rather than too narrow.
+Intervals are Student's t with Satterthwaite's degrees of freedom. The variance is that of the paired bootstrap over the
+lines of the test set (Koehn 2004) plus that between seeds, pooled over cells of similar sparsity. Two cells count as
+independent, although their runs of one seed share initial weights and data order. Where that correlates them, the
+interval is too wide, not too narrow.
 """
 
 import functools
-from collections.abc import Iterable
+import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy.special import stdtrit
 
 from slt_lib.base.errors import InputError
 from slt_lib.evaluation.scoring import corpus_bleu, corpus_ter
-from slt_lib.report.data import STATISTICS, Cell, Figures, percent, variant_label
+from slt_lib.report.data import KINDS, STATISTICS, Cell, Figures, percent, variant_label
 
 RESAMPLES = 1000
 BOOTSTRAP_SEED = 2020
@@ -38,100 +37,76 @@ def line_counts(lines: int, resamples: int = RESAMPLES) -> np.ndarray:
     return np.stack([np.bincount(row, minlength=lines) for row in drawn])
 
 
-@functools.lru_cache(8)
-def replicates(figures: Figures, pair: str) -> dict[str, dict[str, np.ndarray]]:
-    """metric -> run -> scores [%] on the pair's primary test set, [1 + RESAMPLES]: the set itself, then its resamples.
-
-    A metric has no runs if the folder has no sentences. Raises InputError if runs have different lines, or if BLEU in
-    results.csv does not follow from the sentences.
-    """
-    test_set, path = figures.test_set(pair), figures.path / "sentences.csv.gz"
+def _scored(figures: Figures, pair: str) -> pd.DataFrame:
+    """The scored rows of results.csv on the pair's primary test set."""
     rows = figures.results
-    rows = rows[(rows["pair"] == pair) & (rows["test_set"] == test_set) & (rows["status"] == "ok")]
-    if figures.sentences is None:
-        return {metric: {} for metric in SCORES}
-    chosen = figures.sentences[figures.sentences["test_set"] == test_set]
-    chosen = chosen[chosen["run"].isin(rows["run"])].sort_values(["run", "line"], kind="stable")
-    runs, sizes = np.unique(chosen["run"].to_numpy(str), return_counts=True)
-    if not len(runs):
-        return {metric: {} for metric in SCORES}
-    lines = chosen["line"].to_numpy()
-    if len(set(sizes)) > 1 or not (lines.reshape(len(runs), -1) == lines[: sizes[0]]).all():
+    return rows[(rows["pair"] == pair) & (rows["test_set"] == figures.test_set(pair)) & (rows["status"] == "ok")]
+
+
+@functools.lru_cache(8)
+def replicates(figures: Figures, pair: str) -> tuple[int, dict[str, dict[str, np.ndarray]]]:
+    """The number of lines of the pair's primary test set, and metric -> run -> scores [%] on it and on its resamples.
+
+    The scores have shape [1 + RESAMPLES]. There are none without sentences. Raises InputError if runs have different
+    lines, or if BLEU in results.csv does not follow from the sentences.
+    """
+    path, test_set, results = figures.path / KINDS["sentences"][0], figures.test_set(pair), _scored(figures, pair)
+    if (rows := figures.sentences) is not None:
+        rows = rows[(rows["test_set"] == test_set) & rows["run"].isin(results["run"])]
+    if rows is None or rows.empty:
+        return 0, {metric: {} for metric in SCORES}
+    table = rows.set_index(["run", "line"])[STATISTICS].unstack()
+    if table.isna().any(axis=None):
         raise InputError(
             f"{path}: runs of {pair} on {test_set} have different lines; delete the parts and rerun the study"
         )
-    table = chosen[STATISTICS].to_numpy(float).reshape(len(runs), -1, len(STATISTICS)).transpose(1, 0, 2)
-    counts = np.vstack([np.ones((1, len(table))), line_counts(len(table))])
+    table, runs = table.to_numpy().reshape(len(table), len(STATISTICS), -1), table.index
+    lines = table.shape[-1]
     # The counts are integers far below 2^53, so these sums are exact in any order of summation.
-    sums = (counts @ table.reshape(len(table), -1)).reshape(len(counts), len(runs), len(STATISTICS))
-    columns = {name: sums[..., place, None] for place, name in enumerate(STATISTICS)}
-    scores = {name: dict(zip(runs.tolist(), score(columns).T, strict=True)) for name, score in SCORES.items()}
-    for run, bleu in zip(rows["run"], rows["bleu"], strict=True):
+    sums = table @ np.vstack([np.ones((1, lines)), line_counts(lines)]).T
+    columns = {name: sums[:, place, :, None] for place, name in enumerate(STATISTICS)}
+    scores = {name: dict(zip(runs, score(columns), strict=True)) for name, score in SCORES.items()}
+    for run, bleu in zip(results["run"], results["bleu"], strict=True):
         if run in scores["bleu"] and abs(scores["bleu"][run][0] - bleu) > AGREEMENT:
             raise InputError(
                 f"{path}: gives {scores['bleu'][run][0]:.2f} BLEU for run {run}, results.csv has {bleu:.2f}; "
                 "delete the parts and rerun the study"
             )
-    return scores
+    return lines, scores
 
 
-def lines_of(figures: Figures, pair: str) -> int:
-    """Lines of the pair's primary test set; 0 without sentences."""
-    if figures.sentences is None:
-        return 0
-    return int(figures.sentences.loc[figures.sentences["test_set"] == figures.test_set(pair), "line"].nunique())
-
-
-def seed_matrix(figures: Figures, pair: str, cell: Cell, metric: str) -> np.ndarray | None:
-    """Scores [seeds, 1 + RESAMPLES] of a cell's runs; None if a run has no sentences."""
-    scores = replicates(figures, pair)[metric]
-    if not cell.rows or any(row["run"] not in scores for row in cell.rows):
-        return None
-    return np.stack([scores[row["run"]] for row in cell.rows])
-
-
+@functools.lru_cache(256)
 def seed_spread(figures: Figures, pair: str, metric: str, sparsity: float) -> tuple[float, int]:
-    """Standard deviation between seeds at this sparsity and its degrees of freedom, pooled over the cells of its band.
+    """Standard deviation between seeds and its degrees of freedom, pooled over the cells in the band of this sparsity.
 
-    Cells with two seeds or more count, each training once; (nan, 0) if the band has none. The cells of one chain are
-    trained from each other, so the true freedom may be lower.
+    (nan, 0) if none has two seeds. Runs with two names count once. The cells of one chain are trained from each other,
+    so the true degrees of freedom may be fewer.
     """
-    squares, freedom = _squares(figures, pair, metric)[int(np.searchsorted(BANDS, sparsity - 1e-9))]
-    return ((squares / freedom) ** 0.5, freedom) if freedom else (float("nan"), 0)
+    rows = _scored(figures, pair)
+    rows = rows[np.searchsorted(BANDS, rows["sparsity"] - 1e-9) == np.searchsorted(BANDS, sparsity - 1e-9)]
+    cells = {frozenset(cell["run"]): cell[metric] for _, cell in rows.groupby(["technique", "variant", "sparsity"])}
+    return _pooled([scores for scores in cells.values() if scores.notna().all()])
 
 
-@functools.lru_cache(8)
-def _squares(figures: Figures, pair: str, metric: str) -> list[tuple[float, int]]:
-    """Per band, the sum of squares between seeds and its degrees of freedom."""
-    cells = [figures.cell(pair, "dense", 0), *figures.variants(pair)]
-    cells += [cell for technique in figures.techniques(pair) for cell in figures.own_cells(pair, technique)]
-    bands, seen = [(0.0, 0)] * len(BANDS), set()
-    for cell in cells:
-        scores = [row[metric] for row in cell.rows] if cell else []
-        if len(scores) < 2 or np.isnan(scores).any() or (runs := _runs(cell)) in seen:
-            continue
-        seen.add(runs)
-        place = int(np.searchsorted(BANDS, cell.sparsity - 1e-9))
-        squares, freedom = bands[place]
-        bands[place] = squares + float(np.var(scores)) * len(scores), freedom + len(scores) - 1
-    return bands
+def _pooled(groups: Collection[Sequence[float]]) -> tuple[float, int]:
+    """The standard deviation within groups and its degrees of freedom; (nan, 0) if each has a single value."""
+    freedom = sum(len(values) - 1 for values in groups)
+    squares = math.fsum(np.var(values) * len(values) for values in groups)  # the same in any order of groups
+    return ((squares / freedom) ** 0.5, freedom) if freedom else (math.nan, 0)
 
 
-def _runs(cell: Cell) -> frozenset[str]:
-    return frozenset(row["run"] for row in cell.rows)
-
-
-def same_runs(one: Cell | None, other: Cell | None) -> bool:
-    """Whether two cells are the same trainings under two names, such as SLT-MP's first level and SLT's."""
-    return bool(one and other and one.rows and _runs(one) == _runs(other))
+def same_runs(one: Cell | None, other: Cell | None = None) -> bool:
+    """Whether two cells are the same runs under two names, such as SLT-MP's first level and SLT's."""
+    runs, others = ({row["run"] for row in cell.rows} if cell else set() for cell in (one, other))
+    return bool(runs) and runs == others
 
 
 @dataclass(frozen=True)
 class Contrast:
     """An estimated difference: `effect` with its standard error and degrees of freedom, its name and its sparsity.
 
-    `seeds_known` is False if the spread between seeds is unknown; `printed` is True for a difference of rounded figures
-    without an error of its own.
+    `seeds_known` is False if the spread between seeds is unknown. `printed` marks a difference of rounded figures; its
+    error is nan.
     """
 
     what: str
@@ -143,64 +118,52 @@ class Contrast:
     printed: bool = False
 
     def bounds(self, alpha: float = 1 - LEVEL) -> tuple[float, float]:
-        """The two-sided t interval at level 1 - alpha; the effect itself for printed figures."""
-        width = 0.0 if self.printed else stdtrit(self.freedom, 1 - alpha / 2) * self.error
+        """The two-sided t interval at level 1 - alpha."""
+        width = stdtrit(self.freedom, 1 - alpha / 2) * self.error
         return self.effect - width, self.effect + width
 
     @property
     def detectable(self) -> float:
-        """The smallest true difference that this design finds with 80% power at 5%, two-sided: about 2.8 errors."""
-        if self.printed:
-            return float("nan")
+        """The smallest true difference that is found with 80% power at 5%, two-sided: about 2.8 standard errors."""
         return (stdtrit(self.freedom, (1 + LEVEL) / 2) + stdtrit(self.freedom, POWER)) * self.error
 
 
-def contrast(
-    figures: Figures, pair: str, plus: Cell | None, minus: Cell | None, metric: str = "bleu"
-) -> Contrast | None:
-    """`plus` less `minus`, each a mean over seeds, in points of the metric; None if one has no score or both are one.
+def contrast(figures: Figures, pair: str, *cells: Cell | None, metric: str = "bleu") -> Contrast | None:
+    """The first cell less the second, each a mean over seeds, in points of the metric; of one cell, its mean.
 
-    None also if a run has no sentences, unless the figures are printed.
+    None if a cell has no score, if both are the same runs, or if a run has no sentences and the figures are not those
+    of a printed table.
     """
-    if plus is None or minus is None or np.isnan(effect := plus.mean(metric) - minus.mean(metric)):
+    signed = list(zip((1, -1), cells, strict=False))
+    if not all(cells) or np.isnan(effect := float(sum(sign * cell.mean(metric) for sign, cell in signed))):
         return None
+    about = " - ".join(map(_name, cells)), max(cell.sparsity for cell in cells), effect
     if figures.printed:
-        where = max(plus.sparsity, minus.sparsity)
-        return Contrast(f"{_name(plus)} - {_name(minus)}", where, effect, 0.0, np.inf, printed=True)
-    return None if same_runs(plus, minus) else _estimate(figures, pair, metric, plus, minus)
-
-
-def interval(figures: Figures, pair: str, cell: Cell, metric: str, minus: Cell | None = None) -> tuple[float, float]:
-    """The 95% interval of a cell's mean score, or of its difference to `minus`, for the plots.
-
-    Over sentences alone if the spread between seeds is unknown; (nan, nan) without sentences.
-    """
-    found = contrast(figures, pair, cell, minus, metric) if minus else _estimate(figures, pair, metric, cell)
-    return found.bounds() if found and not found.printed else (float("nan"), float("nan"))
-
-
-def _estimate(figures: Figures, pair: str, metric: str, *cells: Cell) -> Contrast | None:
-    """The mean score of one cell, or that of the first less that of the second; None without sentences."""
-    matrices = [seed_matrix(figures, pair, cell, metric) for cell in cells]
-    if any(matrix is None for matrix in matrices):
+        return Contrast(*about, error=math.nan, freedom=math.inf, printed=True)
+    lines, scores = replicates(figures, pair)
+    if same_runs(*cells) or any(row["run"] not in scores[metric] for cell in cells for row in cell.rows):
         return None
-    signs = (1, -1)[: len(cells)]
-    effect = float(sum(sign * cell.mean(metric) for sign, cell in zip(signs, cells, strict=True)))
-    draws = sum(sign * matrix.mean(axis=0)[1:] for sign, matrix in zip(signs, matrices, strict=True))
-    sentence = float(np.var(draws, ddof=1))
-    of_seeds, known = {}, True  # a spread that two cells share is one estimate
-    for cell, matrix in zip(cells, matrices, strict=True):
+    draws = [sign * np.mean([scores[metric][row["run"]] for row in cell.rows], axis=0)[1:] for sign, cell in signed]
+    # (source, degrees of freedom) -> variance. The spread that two cells of a band share is one estimate.
+    parts, known = {("sentences", max(lines - 1, 1)): float(np.var(sum(draws), ddof=1))}, True
+    for cell in cells:
         spread, freedom = seed_spread(figures, pair, metric, cell.sparsity)
         known &= freedom > 0
         if freedom:
-            of_seeds[spread, freedom] = of_seeds.get((spread, freedom), 0.0) + spread**2 / len(matrix)
-    total = sentence + sum(of_seeds.values())
-    # Welch-Satterthwaite: the freedom of a sum of estimated variances
-    parts = sentence**2 / max(lines_of(figures, pair) - 1, 1)
-    parts += sum(variance**2 / freedom for (_, freedom), variance in of_seeds.items())
-    freedom = total**2 / parts if parts else np.inf
-    what, where = " - ".join(map(_name, cells)), max(cell.sparsity for cell in cells)
-    return Contrast(what, where, effect, total**0.5, freedom, seeds_known=known)
+            parts[spread, freedom] = parts.get((spread, freedom), 0.0) + spread**2 / len(cell.rows)
+    total = sum(parts.values())
+    # Welch-Satterthwaite: the degrees of freedom of a sum of estimated variances
+    below = sum(variance**2 / freedom for (_, freedom), variance in parts.items())
+    return Contrast(*about, total**0.5, total**2 / below if below else math.inf, seeds_known=known)
+
+
+def interval(figures: Figures, pair: str, cell: Cell, metric: str, minus: Cell | None = None) -> tuple[float, float]:
+    """The 95% interval of a cell's mean score, or of its difference to `minus`; (nan, nan) without sentences.
+
+    It is over sentences alone if the spread between seeds is unknown.
+    """
+    found = contrast(figures, pair, *filter(None, [cell, minus]), metric=metric)
+    return found.bounds() if found else (math.nan, math.nan)
 
 
 def _name(cell: Cell) -> str:
@@ -222,26 +185,17 @@ def mean_magnitudes(figures: Figures, column: str) -> dict[str, float]:
 def log_ratios(figures: Figures, cells: Iterable[tuple[Cell | None, Cell | None]], column: str) -> list[Contrast]:
     """100 times the log of the ratio of mean magnitudes, paired by seed, for each pair of cells that has them.
 
-    There are no sentences here; the variance between seeds is pooled over all pairs of cells. With one seed everywhere
-    the error is nan.
+    The variance between seeds is pooled over all pairs of cells. With one seed everywhere the error is nan.
     """
-    means, found = mean_magnitudes(figures, column), []
-    for plus, minus in cells:
-        if plus and minus and not same_runs(plus, minus):
-            over, under = ({row["seed"]: means.get(row["run"], 0) for row in cell.rows} for cell in (plus, minus))
-            seeds = [seed for seed in over if over[seed] > 0 and under.get(seed, 0) > 0]
-            if seeds:
-                found.append((plus, minus, [100 * float(np.log(over[seed] / under[seed])) for seed in seeds]))
-    freedom = sum(len(values) - 1 for *_, values in found)
-    spread = (sum(np.var(values) * len(values) for *_, values in found) / freedom) ** 0.5 if freedom else np.nan
+    means, found = mean_magnitudes(figures, column), {}
+    for pair in cells:
+        if all(pair) and not same_runs(*pair):
+            over, under = ({row["seed"]: means.get(row["run"], 0) for row in cell.rows} for cell in pair)
+            values = [100 * np.log(over[seed] / under[seed]) for seed in over if over[seed] * under.get(seed, 0) > 0]
+            if values:
+                found[" / ".join(map(_name, pair)), max(cell.sparsity for cell in pair)] = values
+    spread, freedom = _pooled(found.values())
     return [
-        Contrast(
-            f"{_name(plus)} / {_name(minus)}",
-            max(plus.sparsity, minus.sparsity),
-            float(np.mean(values)),
-            float(spread / len(values) ** 0.5),
-            freedom or np.inf,
-            seeds_known=freedom > 0,
-        )
-        for plus, minus, values in found
+        Contrast(*about, np.mean(values), spread / len(values) ** 0.5, freedom or math.inf, freedom > 0)
+        for about, values in found.items()
     ]

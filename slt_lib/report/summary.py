@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 from pathlib import Path
 
 import numpy as np
@@ -22,21 +21,19 @@ def summary(figures: Figures, claims: Claims | None = None) -> str:
 
     Links to plots are relative to the folder that contains `figures/`.
     """
-    verdicts = (claims or claims_table(figures)).short
-    parts = []
+    verdicts, parts = (claims or claims_table(figures)).short, []
     for pair in figures.pairs:
         if not (figures.results.pair == pair).any():
             parts.append(f"{pair}: nothing was run yet.")
             continue
         if figures.begun(pair):
-            name = f"bleu_{pair}.png"
-            parts.append(f"![{pair}: BLEU against sparsity, one line per technique](figures/{figures.name}/{name})")
-        parts.append(_scores(figures, pair))
-        parts.append(verdicts[pair])
+            plot = f"figures/{figures.name}/bleu_{pair}.png"
+            parts.append(f"![{pair}: BLEU against sparsity, one line per technique]({plot})")
+        parts += [_scores(figures, pair), verdicts[pair]]
         if figures.variants(pair):
             other = ablations(figures, pair).markdown.partition("\n\n")[2]
             parts.append(f"Variants of the recipes, {pair}, BLEU:\n\n{other}")
-    return "\n\n".join(filter(None, (part.strip() for part in parts))) + "\n"
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
 def into(figures: Figures, path: str | os.PathLike, allow_dirty: bool = False) -> Path:
@@ -61,16 +58,9 @@ def into(figures: Figures, path: str | os.PathLike, allow_dirty: bool = False) -
 
 def uncommitted(figures: Figures) -> dict[str, str]:
     """run -> commit of the trainings whose provenance is not a clean commit hash."""
-    path = figures.path / KINDS["provenance"][0]
-    rows = _read(path.read_text(encoding="utf-8")) if path.is_file() else pd.DataFrame({"run": [], "commit": []})
-    commits = dict(zip(rows["run"], rows["commit"], strict=True))
-    found = {run: commits.get(run, "") for run in _trainings(figures)}
-    clean = "[0-9a-f]{7,64}"  # several if a training was interrupted and resumed
-    return {run: commit for run, commit in found.items() if not re.fullmatch(f"{clean}( {clean})*", commit)}
-
-
-def _trainings(figures: Figures) -> list[str]:
-    return sorted({run.partition("+")[0] for run in figures.results.run})
+    commits = _provenance(figures).set_index("run")["commit"].reindex(_trainings(figures), fill_value="")
+    clean = commits.str.fullmatch("[0-9a-f]{7,64}( [0-9a-f]{7,64})*")  # several if a training was resumed
+    return commits[~clean].to_dict()
 
 
 def between(path: str | os.PathLike, begin: str, end: str, shown: str) -> Path:
@@ -88,54 +78,54 @@ def between(path: str | os.PathLike, begin: str, end: str, shown: str) -> Path:
     return path
 
 
+def cost(figures: Figures) -> str:
+    """Computing time and machine of the runs, from provenance.csv; empty if it is missing."""
+    rows = _provenance(figures)
+    seconds = pd.to_numeric(rows["seconds"], errors="coerce")
+    rows, hours = rows[seconds > 0], seconds[seconds > 0].sum() / 3600
+    if rows.empty:
+        return ""
+    speed = pd.to_numeric(rows["tokens_per_second"], errors="coerce").to_numpy()
+    columns = ("device", "threads", "precision", "torch")
+    device, threads, precision, torch = (" and ".join(sorted({*rows[column]} - {""})) for column in columns)
+    return (
+        f"The training times of {len(rows)} runs of {figures.steps:,} steps total {hours:.1f} hours, at a median of "
+        f"{np.median(speed):,.0f} target tokens/s ({device}, threads per training: {threads}, {precision}, torch "
+        f"{torch}). Each run's time and speed: `figures/{figures.name}/provenance.csv`.\n"
+    )
+
+
 def _scores(figures: Figures, pair: str) -> str:
     """BLEU of Table 1, without the techniques and levels that have not been run yet."""
-    rows = _read(table(figures, pair).csv)
     tried = {*figures.begun(pair), *(technique for technique, _ in figures.failures(pair))}
     names = [name for name in figures.techniques(pair) if name in tried]
-    body, missing = [], len(names) < len(figures.techniques(pair))
-    for level in dict.fromkeys(rows.sparsity):
-        line = rows[rows.sparsity == level].set_index("technique")
-        if all(line.bleu[name] in (MISSING, NONE) for name in names):
-            missing = True
-            continue
-        marked = {name: ("**{}**" if "bleu" in line.best[name].split() else "{}") for name in names}
-        body.append([f"{level}%", *(marked[name].format(line.bleu[name]) for name in names)])
+    odd, faults = uneven(figures, pair), failed(figures, pair)
     seeds = sorted({int(seed) for seed in figures.results[figures.results.pair == pair].seed})
-    several = f"means over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
-    if odd := uneven(figures, pair):
-        several = "means over the seeds that each cell has"
-    title = f"BLEU on {pair}, {figures.test_set(pair)}, {several}"
+    over = f"means over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
+    title = f"BLEU on {pair}, {figures.test_set(pair)}, {'means over the seeds that each cell has' if odd else over}"
     if not names:
         dense = figures.cell(pair, "dense", 0)
         known = f": {dense.mean('bleu'):.1f} (dense)" if dense and dense.rows else ""
-        return " ".join(filter(None, [f"{title}{known}; no technique was run yet.", failed(figures, pair)]))
-    shown = f"{title}:\n\n{markdown_rows(['Sparsity', *map(label, names)], body)}"
-    return "\n".join(
-        filter(None, [shown, failed(figures, pair), odd, "What is not listed was not run yet." if missing else ""])
-    )
-
-
-def cost(figures: Figures) -> str:
-    """Computing time and machine of the runs, from provenance.csv; empty if it is missing."""
-    path = figures.path / KINDS["provenance"][0]
-    if not path.is_file():
-        return ""
-    rows = _read(path.read_text(encoding="utf-8"))
-    numbers = rows[["seconds", "target_tokens", "tokens_per_second"]].apply(pd.to_numeric, errors="coerce")
-    known = numbers.seconds.notna() & (numbers.seconds > 0)
-    if not known.any():
-        return ""
-    hours = numbers.seconds[known].sum() / 3600
-    how = [
-        " and ".join(sorted(set(rows[column][known]) - {""})) for column in ("device", "threads", "precision", "torch")
+        return f"{title}{known}; no technique was run yet. {faults}"
+    rows = _read(io.StringIO(table(figures, pair).csv))
+    cells = rows.assign(bleu=rows.bleu.mask(rows.best.str.contains("bleu"), "**" + rows.bleu + "**"))
+    lines = [
+        [f"{level}%", *part.set_index("technique").bleu[names]] for level, part in cells.groupby("sparsity", sort=False)
     ]
-    return (
-        f"The training times of {known.sum()} runs of {figures.steps:,} steps total {hours:.1f} hours, at a median of "
-        f"{np.median(numbers.tokens_per_second[known]):,.0f} target tokens/s ({how[0]}, threads per training: "
-        f"{how[1]}, {how[2]}, torch {how[3]}). Each run's time and speed: `figures/{figures.name}/provenance.csv`.\n"
-    )
+    body = [line for line in lines if {*line[1:]} - {MISSING, NONE}]
+    partial = len(names) < len(figures.techniques(pair)) or len(body) < len(lines)
+    shown = f"{title}:\n\n{markdown_rows(['Sparsity', *map(label, names)], body)}"
+    return "\n".join(filter(None, [shown, faults, odd, "What is not listed was not run yet." if partial else ""]))
 
 
-def _read(text: str) -> pd.DataFrame:
-    return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+def _trainings(figures: Figures) -> list[str]:
+    return sorted({run.partition("+")[0] for run in figures.results.run})
+
+
+def _provenance(figures: Figures) -> pd.DataFrame:
+    path = figures.path / KINDS["provenance"][0]
+    return _read(path) if path.is_file() else pd.DataFrame(columns=KINDS["provenance"][1], dtype=str)
+
+
+def _read(source: Path | io.StringIO) -> pd.DataFrame:
+    return pd.read_csv(source, dtype=str, keep_default_na=False)
