@@ -14,31 +14,14 @@ from types import SimpleNamespace
 import numpy as np
 
 from slt_lib.base.errors import InputError
-from slt_lib.data.lexicon import (
-    ADJECTIVE,
-    DATA,
-    MANNER,
-    MODAL,
-    NAME,
-    NOUN,
-    NP,
-    NUMBERS,
-    OFTEN,
-    PRONOUN,
-    TIME,
-    VERB,
-    Clause,
-    Sentence,
-)
+from slt_lib.data import lexicon as lex
+from slt_lib.data.lexicon import NOUN, NP, VERB, Clause, Sentence
 from slt_lib.data.syntax import render
 
 LANGUAGES = ("en", "de", "fr")
 MOST = 1_000_000  # the most sentences of one call; the grammar has far more, but drawing them takes minutes
 _VERBS = [key for key, verb in VERB.items() if verb.subjects for _ in range(2 if verb.objects else 1)]
-_SAYING = [key for key, verb in VERB.items() if "saying" in verb.flags]
-_WEIGHTED = {
-    name: [key for key, weight in weights.items() for _ in range(weight)] for name, weights in DATA["weights"].items()
-}
+_SAYING, _MODALS = ([key for key, verb in VERB.items() if flag in verb.flags] for flag in ("saying", "modal"))
 
 
 def generate(counts: Mapping[str, int], seed: int, structure: bool = False) -> dict[str, list[tuple]]:
@@ -96,11 +79,9 @@ class Phrase:
     french: str
 
     @classmethod
-    def of(cls, np: NP) -> Phrase:
-        kind = "pronoun" if np.head in PRONOUN else "name"
-        if np.head in NOUN:
-            return cls(np.head, "noun", np.plural, *NOUN[np.head].gender)
-        return cls(np.head, kind, np.index > 2, "", np.gender)
+    def of(cls, phrase: NP) -> Phrase:
+        word = lex.HEAD[phrase.head]
+        return cls(phrase.head, word.type, phrase.index > 2, *word.gender)
 
 
 @dataclass(frozen=True)
@@ -136,13 +117,10 @@ class ClauseStructure:
 
     @classmethod
     def of(cls, c: Clause, type: str, depth: int) -> ClauseStructure:
-        named = {role: part and Phrase.of(part) for role, part in (("subj", c.subj), ("obj", c.obj), ("to", c.to))}
-        agrees_with = named["subj"]
-        named[c.gap] = None
-        subject, object, recipient = named["subj"], named["obj"], named["to"]
-        return cls(
-            type, depth, c.verb, c.modal, c.tense, agrees_with.plural, c.neg, subject, object, recipient, agrees_with
-        )
+        agrees_with = Phrase.of(c.subj)
+        parts = {"subj": c.subj, "obj": c.obj, "to": c.to} | {c.gap: None}
+        named = [Phrase.of(parts[role]) if parts[role] else None for role in ("subj", "obj", "to")]
+        return cls(type, depth, c.verb, c.modal, c.tense, agrees_with.plural, c.neg, *named, agrees_with)
 
 
 @dataclass(frozen=True)
@@ -193,7 +171,7 @@ def _nouns(kinds: str) -> list[str]:
 
 
 def _adjectives(of: NP, compared: bool = False) -> list[str]:
-    return [key for key, adj in ADJECTIVE.items() if of.kind in adj.kinds and (adj.more or not compared)]
+    return [key for key, adj in lex.ADJECTIVE.items() if of.kind in adj.kinds and (adj.more or not compared)]
 
 
 def _unclear(verb: SimpleNamespace, subj: NP, tense: str) -> bool:
@@ -222,20 +200,20 @@ class _Draw:
         countable = len(NOUN[head].en) > 1
         plural = countable and self.chance(25)
         weights = f"{'plural' if plural else 'singular'} {'subject' if subject else 'object'}"
-        det = self.pick(_WEIGHTED["mass" if NOUN[head].kind in "MD" else weights])
+        det = self.pick(lex.WEIGHTED["mass" if NOUN[head].kind in "MD" else weights])
         if not countable and det in ("a", "this", "every"):
             det = "my"
         if definite and det in ("bare", "a", "number", "many", "every"):
             det = "the"
         if det in ("number", "my"):
-            det = self.pick(NUMBERS if det == "number" else PRONOUN)
+            det = self.pick(lex.NUMBERS if det == "number" else lex.PRONOUN)
         phrase = NP(head, det, plural)
         if self.chance(30):
             phrase = replace(phrase, adj=self.pick(_adjectives(phrase)))
         if not rich or det != "the" or phrase.kind == "K":
             return phrase
         if self.chance(20):
-            owner = NP(self.pick(NAME if self.chance(40) else _nouns("PK")))
+            owner = NP(self.pick(lex.NAME if self.chance(40) else _nouns("PK")))
             return replace(phrase, owner=owner) if owner.head != head else phrase
         return self.relative(phrase) if self.chance(25) else phrase
 
@@ -253,13 +231,13 @@ class _Draw:
 
     def someone(self, kinds: str, definite: bool = False, rich: bool = False) -> NP:
         if "P" in kinds and (way := self.pick("pppnn......")) != ".":
-            return NP(self.pick(PRONOUN if way == "p" else NAME))
+            return NP(self.pick(lex.PRONOUN if way == "p" else lex.NAME))
         return self.noun(kinds, definite, True, rich)
 
     def object(self, kinds: str, subj: NP, definite: bool, rich: bool = False) -> NP:
         heads = ()
         if "P" in kinds and self.chance(35):
-            heads = NAME if self.chance(35) else PRONOUN
+            heads = lex.NAME if self.chance(35) else lex.PRONOUN
         while True:
             phrase = NP(self.pick(heads)) if heads else self.noun(kinds, definite, False, rich)
             # "I see us" and "you see you" would be reflexive.
@@ -270,31 +248,21 @@ class _Draw:
     def place(self) -> NP:
         return replace(self.noun("LHG", True), plural=False)
 
-    def predicate(self, verb: SimpleNamespace, tense: str, ask: str | None) -> tuple[str, str, bool]:
-        """Tense, modal and negation."""
-        tense = tense or self.pick(_WEIGHTED["tenses"])
-        state, modal = "state" in verb.flags, ""
-        if tense == "prog" and state:
-            tense = "pres"
-        if tense in ("pres", "past") and self.chance(18):
-            modal = self.pick(MODAL)
-            if state and MODAL[modal].zu or tense == "past" and not MODAL[modal].zu:
-                modal = ""
-        neg = ask is None and tense != "prog" and modal in ("", "can", "want") and self.chance(20)
-        return tense, modal, neg
-
     def clause(self, tense: str = "", subj: NP | None = None, plain: bool = False, ask: str | None = None) -> Clause:
         """plain: without time, frequency, owners and relative clauses; ask: the question word of a question."""
         while True:
             verb = VERB[key := self.pick(_VERBS)]
-            if (
-                subj
-                and subj.kind not in verb.subjects
-                or ask == "where"
-                and ("no place" in verb.flags or key == "stay")
-            ):
+            if subj and subj.kind not in verb.subjects:
                 continue
-            when, modal, neg = self.predicate(verb, tense, ask)
+            if ask == "where" and ("no place" in verb.flags or key == "stay"):
+                continue
+            when, modal, state = tense or self.pick(lex.WEIGHTED["tenses"]), "", "state" in verb.flags
+            when = "pres" if state and when == "prog" else when
+            if when in ("pres", "past") and self.chance(18):
+                modal = self.pick(_MODALS)
+                if state and VERB[modal].zu or when == "past" and not VERB[modal].zu:
+                    modal = ""
+            neg = ask is None and when != "prog" and modal in ("", "can", "want") and self.chance(20)
             who = subj or self.someone(verb.subjects, neg, not plain)
             if modal in ("hope", "promise", "want", "try") and who.kind == "A":
                 continue
@@ -303,7 +271,7 @@ class _Draw:
                 break
         c = Clause(who, key, tense=when, modal=modal, neg=neg)
         if not (plain or neg or modal) and when in ("pres", "past") and self.chance(15):
-            c = replace(c, often=self.pick(OFTEN))
+            c = replace(c, often=self.pick(lex.OFTEN))
         if verb.objects:
             c = self.objects(c, verb, rich=not plain and not who.rel)
         return self.adverbials(c, verb, plain or bool(who.rel or c.obj and c.obj.rel), ask)
@@ -311,7 +279,7 @@ class _Draw:
     def objects(self, c: Clause, verb: SimpleNamespace, rich: bool) -> Clause:
         definite = "definite" in verb.flags or c.negative and (verb.case != "A" or bool(verb.de_prep))
         obj = self.object(verb.objects, c.subj, definite, rich and not c.negative)
-        if c.negative and obj.det in ("many", *NUMBERS):
+        if c.negative and obj.det in ("many", *lex.NUMBERS):
             obj = replace(obj, det="the")
         if "singular" in verb.flags:
             obj = replace(obj, plural=False)
@@ -322,22 +290,22 @@ class _Draw:
         """Manner, place and time; busy: no time, and less often a place."""
         manner, place, time, front = (), None, (), False
         if not ("state" in verb.flags or c.neg or c.often or busy or c.to) and self.chance(12):
-            manner = self.pick(MANNER)
+            manner = self.pick(lex.MANNER)
         at_place = c.obj and (c.obj.kind in "LHG" or c.obj.rel)
         if not at_place and ask != "where" and "no place" not in verb.flags:
             if c.verb == "stay" or self.chance(12 if busy or c.to else 25):
                 place = self.place()
         if not busy and not c.often and c.tense != "prog" and ask != "when" and self.chance(30):
             front = ask is None and self.chance(45)
-            if front or not (c.modal and MODAL[c.modal].zu):
-                time = self.pick(TIME[c.tense])
+            if front or not (c.modal and VERB[c.modal].zu):
+                time = self.pick(lex.TIME[c.tense])
         return replace(c, manner=manner, place=place, time=time, front=front)
 
     def being(self, tense: str = "", plain: bool = False) -> Clause:
         who = self.someone(self.pick(("PKA", "TEOCVR", "LHG", "FMD")), True, not plain)
         tense = tense or self.pick(("pres", "pres", "past", "fut"))
         neg = not who.rel and self.chance(25)
-        time = self.pick(TIME[tense]) if tense != "pres" and not plain and not who.rel and self.chance(30) else ()
+        time = self.pick(lex.TIME[tense]) if tense != "pres" and not plain and not who.rel and self.chance(30) else ()
         front = bool(time) and self.chance(45)
         who = replace(who, adj="") if who.adj and self.chance(80) else who
         c = Clause(who, "be", tense=tense, neg=neg, time=time, front=front)
@@ -352,7 +320,7 @@ class _Draw:
         return replace(c, adj=self.pick([adj for adj in _adjectives(who) if adj != who.adj]))
 
     def sentence(self) -> Sentence:
-        kind, word = self.pick(_WEIGHTED["sentences"]), ""
+        kind, word = self.pick(lex.WEIGHTED["sentences"]), ""
         if kind == "statement":
             return Sentence(kind, (self.clause(),))
         if kind == "copula":
@@ -365,5 +333,5 @@ class _Draw:
             speaker, word = self.someone("PK", True), self.pick(_SAYING)
             return Sentence(kind, (either(plain=self.chance(60)),), word, speaker)
         first, second = (either, self.clause) if kind == "when" else (self.clause, either)
-        word, *tenses = self.pick(DATA["pairs"][kind])
+        word, *tenses = self.pick(lex.DATA["pairs"][kind])
         return Sentence(kind, (first(tenses[0], plain=True), second(tenses[1], plain=True)), word)

@@ -10,39 +10,37 @@ from types import SimpleNamespace
 
 import yaml
 
-DATA = yaml.load(
-    Path(__file__).with_name("grammar.yaml").read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-)
+_TEXT = Path(__file__).with_name("grammar.yaml").read_text(encoding="utf-8")
+DATA = yaml.load(_TEXT, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _table(name: str) -> dict[str, SimpleNamespace]:
-    """The words of a table; their fields are explained in grammar.yaml."""
+    """The words of a table of grammar.yaml, which explains their fields."""
     return {key: SimpleNamespace(**DATA["defaults"][name] | row) for key, row in DATA[name].items()}
 
 
 def _times(pattern: list[str]) -> list[tuple[str, ...]]:
     """The adverbials that a row of `times` stands for: "next {days}" gives one for each day."""
-    lists = re.findall(r"{(\w+)}", pattern[0])
-    choices = product(*(DATA[name] for name in lists))
-    return [
-        tuple(
-            text.format(**{name: row[i] for name, row in zip(lists, rows, strict=True)})
-            for i, text in enumerate(pattern)
-        )
-        for rows in choices
-    ]
+    names = re.findall(r"{(\w+)}", pattern[0])
+    choices = [dict(zip(names, rows, strict=True)) for rows in product(*(DATA[name] for name in names))]
+    # In the text of a language, "{days}" becomes "{days[i]}" with the number of the language.
+    texts = [re.sub(r"}", f"[{language}]}}", text) for language, text in enumerate(pattern)]
+    return [tuple(text.format(**words) for text in texts) for words in choices]
 
 
-NOUN, ADJECTIVE, VERB, MODAL = _table("nouns"), _table("adjectives"), _table("verbs"), _table("modals")
+NOUN, ADJECTIVE, VERB = _table("nouns"), _table("adjectives"), _table("verbs")
 PRONOUN, DETERMINER = _table("pronouns"), _table("determiners")
 NAME = {
-    name: SimpleNamespace(kind="P", index=2, gender=["", gender], en=[name] * 2, de=[name] * 3, fr=[name] * 4)
-    for name, gender in DATA["names"].items()
+    name: SimpleNamespace(type="name", kind="P", index=2, en=[name] * 2, de=[name] * 3, fr=[name] * 4, gender=genders)
+    for name, genders in DATA["names"].items()
 }
 HEAD = NOUN | PRONOUN | NAME
 NUMBERS = [row[0] for row in DATA["numbers"]]
 OFTEN, MANNER = [tuple(row) for row in DATA["often"]], [tuple(row) for row in DATA["manners"]]
 TIME = {tense: [time for row in rows for time in _times(row)] for tense, rows in DATA["times"].items()}
+WEIGHTED = {  # each key as often as its weight
+    name: [key for key, weight in weights.items() for _ in range(weight)] for name, weights in DATA["weights"].items()
+}
 
 
 @dataclass(frozen=True, slots=True)
