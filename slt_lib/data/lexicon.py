@@ -20,12 +20,10 @@ def _table(name: str) -> dict[str, SimpleNamespace]:
 
 
 def _times(pattern: list[str]) -> list[tuple[str, ...]]:
-    """The adverbials that a row of `times` stands for: "next {days}" gives one for each day."""
-    names = re.findall(r"{(\w+)}", pattern[0])
+    """The adverbials that a row of `times` stands for: "next {days[0]}" gives one for each day."""
+    names = re.findall(r"{(\w+)", pattern[0])
     choices = [dict(zip(names, rows, strict=True)) for rows in product(*(DATA[name] for name in names))]
-    # In the text of a language, "{days}" becomes "{days[i]}" with the number of the language.
-    texts = [re.sub(r"}", f"[{language}]}}", text) for language, text in enumerate(pattern)]
-    return [tuple(text.format(**words) for text in texts) for words in choices]
+    return [tuple(text.format(**words) for text in pattern) for words in choices]
 
 
 NOUN, ADJECTIVE, VERB = _table("nouns"), _table("adjectives"), _table("verbs")
