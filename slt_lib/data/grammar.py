@@ -118,9 +118,9 @@ class ClauseStructure:
     @classmethod
     def of(cls, c: Clause, type: str, depth: int) -> ClauseStructure:
         agrees_with = Phrase.of(c.subj)
-        parts = {"subj": c.subj, "obj": c.obj, "to": c.to} | {c.gap: None}
-        named = [Phrase.of(parts[role]) if parts[role] else None for role in ("subj", "obj", "to")]
-        return cls(type, depth, c.verb, c.modal, c.tense, agrees_with.plural, c.neg, *named, agrees_with)
+        parts = (None if c.gap == "subj" else c.subj, None if c.gap == "obj" else c.obj, c.to)
+        phrases = [Phrase.of(part) if part else None for part in parts]
+        return cls(type, depth, c.verb, c.modal, c.tense, agrees_with.plural, c.neg, *phrases, agrees_with)
 
 
 @dataclass(frozen=True)

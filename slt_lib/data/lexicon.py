@@ -59,7 +59,9 @@ class NP:
     @property
     def index(self) -> int:
         """Person and number, 0 to 4: I, you, he or she or it, we, they."""
-        return 2 + 2 * self.plural if self.head in NOUN else HEAD[self.head].index
+        if self.head in NOUN:
+            return 4 if self.plural else 2
+        return HEAD[self.head].index
 
     @property
     def kind(self) -> str:

@@ -1,11 +1,12 @@
 """The rules of the grammar corpus: agreement, case and word order of English, German and French.
 
 `render` turns an abstract `lexicon.Sentence` into one sentence per language, without a random choice. The rules of a
-language fill the parts of a clause; grammar.yaml says in which order they stand.
+language make the parts of a clause; grammar.yaml has their order.
 """
 
 import re
 from collections import defaultdict
+from collections.abc import Callable
 
 from slt_lib.data import lexicon as lex
 from slt_lib.data.lexicon import NP, Clause, Sentence
@@ -20,7 +21,7 @@ def render(sentence: Sentence) -> tuple[str, str, str]:
     return _text(en, clauses, _english, _EN), _text(de, clauses, _german, _DE), _text(fr, clauses, _french, _FR)
 
 
-def _text(template: str, clauses: tuple[Clause, ...], rule, language: dict) -> str:
+def _text(template: str, clauses: tuple[Clause, ...], rule: Callable[[Clause, str], str], language: dict) -> str:
     text = re.sub(r"{(\d) ?(\w*)}", lambda part: rule(clauses[int(part[1])], part[2] or "plain").strip(), template)
     # A subordinate clause ends with a comma, and so may the clause around it.
     text = re.sub(r"[ ,]*,", ",", " ".join(text.split()))
@@ -30,8 +31,8 @@ def _text(template: str, clauses: tuple[Clause, ...], rule, language: dict) -> s
     return text[0].upper() + text[1:]
 
 
-def _parts(c: Clause, language: int, np_rule) -> defaultdict[str, str]:
-    """The parts that need no rule of their own in a language; all others are empty."""
+def _parts(c: Clause, language: int, np_rule: Callable[..., str]) -> defaultdict[str, str]:
+    """The parts of a clause that all languages make alike; the others are still empty."""
     time, often, manner = ("".join(words[language : language + 1]) for words in (c.time, c.often, c.manner))
     parts = defaultdict(str, {"front" if c.front else "time": time, "often": often, "manner": manner})
     parts["subject"] = "" if c.gap == "subj" else np_rule(c.subj, "N")
@@ -118,7 +119,7 @@ def _np_de(np: NP, case: str, prep: str = "", negated: bool = False) -> str:
 
 
 def _verbs_de(c: Clause) -> tuple[str, str, str]:
-    """Finite verb, the end of the verbal bracket, and the infinitive with zu that follows in a clause of its own."""
+    """Finite verb, the form or prefix that ends the clause, and the infinitive with "zu" in a clause of its own."""
     verb, head, zu = lex.VERB[c.verb], lex.VERB[c.modal or c.verb], ""
     finite, end = head.de_present, head.prefix
     if c.tense == "fut":
@@ -168,7 +169,7 @@ def _adj_fr(adj: str, np: NP, before: str = " ") -> str:
 
 
 def _np_fr(np: NP, case: str = "", prep: str = "", negated: bool = False) -> str:
-    """case: "N", "A" or "D" of a pronoun before the verb, "" of a stressed one; negated: with "de"."""
+    """case: "N", "A" or "D" for a pronoun before the verb, "" for a stressed one; negated: "de" for an article."""
     if np.head not in lex.NOUN:
         return f"{prep} {lex.HEAD[np.head].fr['NAD'.index(case) if case and not prep else 3]}"
     word, before = lex.NOUN[np.head].fr[np.plural], np.adj and lex.ADJECTIVE[np.adj].before
@@ -200,17 +201,17 @@ def _verbs_fr(c: Clause) -> tuple[str, str, str, str]:
     """Finite verb, participle, and the infinitive with what links it."""
     verb, head, be = lex.VERB[c.verb], lex.VERB[c.modal or c.verb], lex.VERB["be"]
     finite, participle, link, infinitive = head.fr_present, "", "", ""
-    if c.tense == "fut":
-        finite = [head.fr[2] + ending for ending in _FR["future"]]
-    elif c.tense == "past" and head.fr_past:
+    if c.modal:
+        link, infinitive = head.fr_prep, verb.fr[0]
+    if c.tense == "past" and head.fr_past:
         finite = head.fr_past
     elif c.tense == "past":
         finite = be.fr_present if head.être else _FR["avoir"]
         participle = head.fr[1] if c.modal else _participle(c)
-    if c.tense == "prog":
+    elif c.tense == "fut" and not c.modal:
+        finite = [head.fr[2] + ending for ending in _FR["future"]]
+    elif c.tense == "prog" and not c.modal:
         finite, link, infinitive = be.fr_present, "en train de", verb.fr[0]
-    elif c.modal:
-        link, infinitive = head.fr_prep, verb.fr[0]
     return finite[c.subj.index], participle, link, infinitive
 
 
