@@ -22,6 +22,7 @@ LANGUAGES = ("en", "de", "fr")
 MOST = 1_000_000  # the most sentences of one call; the grammar has far more, but drawing them takes minutes
 _VERBS = [key for key, verb in VERB.items() if verb.subjects for _ in range(2 if verb.objects else 1)]
 _SAYING, _MODALS = ([key for key, verb in VERB.items() if flag in verb.flags] for flag in ("saying", "modal"))
+_PRONOUNS, _NAMES = list(lex.PRONOUN), list(lex.NAME)
 
 
 def generate(counts: Mapping[str, int], seed: int, structure: bool = False) -> dict[str, list[tuple]]:
@@ -170,8 +171,9 @@ def _nouns(kinds: str) -> list[str]:
     return [key for key, noun in NOUN.items() if noun.kind in kinds]
 
 
-def _adjectives(of: NP, compared: bool = False) -> list[str]:
-    return [key for key, adj in lex.ADJECTIVE.items() if of.kind in adj.kinds and (adj.more or not compared)]
+@cache
+def _adjectives(kind: str, compared: bool = False) -> list[str]:
+    return [key for key, adj in lex.ADJECTIVE.items() if kind in adj.kinds and (adj.more or not compared)]
 
 
 def _unclear(verb: SimpleNamespace, subj: NP, tense: str) -> bool:
@@ -189,7 +191,7 @@ class _Draw:
     def pick(self, items):
         if not self.block:
             self.block = self.bits.random_raw(8192).tolist()
-        return list(items)[self.block.pop() % len(items)]
+        return items[self.block.pop() % len(items)]
 
     def chance(self, percent: int) -> bool:
         return self.pick(range(100)) < percent
@@ -206,14 +208,14 @@ class _Draw:
         if definite and det in ("bare", "a", "number", "many", "every"):
             det = "the"
         if det in ("number", "my"):
-            det = self.pick(lex.NUMBERS if det == "number" else lex.PRONOUN)
+            det = self.pick(lex.NUMBERS if det == "number" else _PRONOUNS)
         phrase = NP(head, det, plural)
         if self.chance(30):
-            phrase = replace(phrase, adj=self.pick(_adjectives(phrase)))
+            phrase = replace(phrase, adj=self.pick(_adjectives(phrase.kind)))
         if not rich or det != "the" or phrase.kind == "K":
             return phrase
         if self.chance(20):
-            owner = NP(self.pick(lex.NAME if self.chance(40) else _nouns("PK")))
+            owner = NP(self.pick(_NAMES if self.chance(40) else _nouns("PK")))
             return replace(phrase, owner=owner) if owner.head != head else phrase
         return self.relative(phrase) if self.chance(25) else phrase
 
@@ -231,13 +233,13 @@ class _Draw:
 
     def someone(self, kinds: str, definite: bool = False, rich: bool = False) -> NP:
         if "P" in kinds and (way := self.pick("pppnn......")) != ".":
-            return NP(self.pick(lex.PRONOUN if way == "p" else lex.NAME))
+            return NP(self.pick(_PRONOUNS if way == "p" else _NAMES))
         return self.noun(kinds, definite, True, rich)
 
     def object(self, kinds: str, subj: NP, definite: bool, rich: bool = False) -> NP:
         heads = ()
         if "P" in kinds and self.chance(35):
-            heads = lex.NAME if self.chance(35) else lex.PRONOUN
+            heads = _NAMES if self.chance(35) else _PRONOUNS
         while True:
             phrase = NP(self.pick(heads)) if heads else self.noun(kinds, definite, False, rich)
             # "I see us" and "you see you" would be reflexive.
@@ -313,11 +315,11 @@ class _Draw:
         if way == "l" and who.kind not in "LHG":
             return replace(c, place=self.place())
         if way == "c":
-            adj = self.pick(_adjectives(who, compared=True))
+            adj = self.pick(_adjectives(who.kind, compared=True))
             than = self.object(who.kind, who, True)
             if adj not in (than.adj, who.adj):
                 return replace(c, adj=adj, than=than)
-        return replace(c, adj=self.pick([adj for adj in _adjectives(who) if adj != who.adj]))
+        return replace(c, adj=self.pick([adj for adj in _adjectives(who.kind) if adj != who.adj]))
 
     def sentence(self) -> Sentence:
         kind, word = self.pick(lex.WEIGHTED["sentences"]), ""
