@@ -6,40 +6,23 @@ The words are in grammar.yaml and lexicon.py, the rules of the three languages i
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 
 from slt_lib.base.errors import InputError
-from slt_lib.data.lexicon import (
-    ADJECTIVE,
-    MANNER,
-    MODAL,
-    NAMES,
-    NOUN,
-    NP,
-    NUMBER,
-    OFTEN,
-    PRONOUN,
-    QUESTION,
-    SAYING,
-    TIME,
-    VERB,
-    Clause,
-    Sentence,
-    Verb,
-)
+from slt_lib.data import lexicon as lex
+from slt_lib.data.lexicon import NOUN, NP, VERB, Clause, Sentence
 from slt_lib.data.syntax import render
 
 LANGUAGES = ("en", "de", "fr")
 MOST = 1_000_000  # the most sentences of one call; the grammar has far more, but drawing them takes minutes
-_VERBS = [key for key, verb in VERB.items() for _ in range(2 if verb.objects else 1)]
-_NUMBERS, _PRONOUNS, _NAMES = list(NUMBER), list(PRONOUN), list(NAMES)
-_MODALS, _QUESTIONS = list(MODAL), [word for word in QUESTION if word]
-_KINDS = {"statement": 9, "copula": 3, "question": 3, "because": 3, "that": 3, "when": 2, "but": 2}
-_KINDS = [kind for kind, weight in _KINDS.items() for _ in range(weight)]
+_VERBS = [key for key, verb in VERB.items() if verb.subjects for _ in range(2 if verb.objects else 1)]
+_SAYING, _MODALS = ([key for key, verb in VERB.items() if flag in verb.flags] for flag in ("saying", "modal"))
+_PRONOUNS, _NAMES = list(lex.PRONOUN), list(lex.NAME)
 
 
 def generate(counts: Mapping[str, int], seed: int, structure: bool = False) -> dict[str, list[tuple]]:
@@ -67,7 +50,7 @@ def generate(counts: Mapping[str, int], seed: int, structure: bool = False) -> d
         while len(made) < count:
             sentence = draw.sentence()
             triple = render(sentence)
-            keys = {f"{language}:{text}" for language, text in zip(LANGUAGES, triple, strict=True)}
+            keys = set(enumerate(triple))
             if seen.isdisjoint(keys):
                 seen |= keys
                 made.append((triple, Structure.of(sentence)) if structure else triple)
@@ -97,11 +80,9 @@ class Phrase:
     french: str
 
     @classmethod
-    def of(cls, np: NP | None) -> Phrase | None:
-        if np is None:
-            return None
-        kind = "noun" if np.head in NOUN else "name" if np.head in NAMES else "pronoun"
-        return cls(np.head, kind, np.index > 2, NOUN[np.head].gender[0] if kind == "noun" else "", np.gender)
+    def of(cls, phrase: NP) -> Phrase:
+        word = lex.HEAD[phrase.head]
+        return cls(phrase.head, word.type, phrase.index > 2, *word.gender)
 
 
 @dataclass(frozen=True)
@@ -111,7 +92,7 @@ class ClauseStructure:
     Attributes:
         type: "main", "because", "that", "when", "if" or "relative".
         depth: number of clauses around it; 0 for a main clause.
-        verb: key of the verb in grammar.yaml ("look for"), "be", or a verb of saying ("think").
+        verb: key of the verb in grammar.yaml ("look for", "be", "think").
         modal: the verb that takes `verb` as an infinitive ("can", "want", ...), or "".
         tense: "pres", "prog" (English progressive), "past" or "fut".
         plural: number of the finite verb.
@@ -137,20 +118,10 @@ class ClauseStructure:
 
     @classmethod
     def of(cls, c: Clause, type: str, depth: int) -> ClauseStructure:
-        subject = Phrase.of(c.subj)
-        return cls(
-            type=type,
-            depth=depth,
-            verb=c.verb,
-            modal=c.modal,
-            tense=c.tense,
-            plural=subject.plural,
-            negated=c.neg,
-            subject=None if c.gap == "subj" else subject,
-            object=None if c.gap == "obj" else Phrase.of(c.obj),
-            recipient=Phrase.of(c.to),
-            agrees_with=subject,
-        )
+        agrees_with = Phrase.of(c.subj)
+        parts = (None if c.gap == "subj" else c.subj, None if c.gap == "obj" else c.obj, c.to)
+        phrases = [Phrase.of(part) if part else None for part in parts]
+        return cls(type, depth, c.verb, c.modal, c.tense, agrees_with.plural, c.neg, *phrases, agrees_with)
 
 
 @dataclass(frozen=True)
@@ -171,31 +142,25 @@ class Structure:
 
     @classmethod
     def of(cls, sentence: Sentence) -> Structure:
-        clauses, deepest = [], 0
+        types = {"because": ("main", "because"), "that": ("main", "that"), "when": (sentence.word, "main")}
+        typed = zip(sentence.spoken, types.get(sentence.kind, ("main", "main")), strict=False)
+        parts = [part for clause, type in typed for part in _walk(clause, int(type != "main"), type)]
+        clauses = tuple(ClauseStructure.of(*part) for part in parts if isinstance(part[0], Clause))
+        return cls(sentence.kind, clauses, max(depth for _, _, depth in parts), sentence)
 
-        def phrase(part: NP | None, depth: int) -> None:
-            nonlocal deepest
-            if part is None:
-                return
-            deepest = max(deepest, depth)
-            phrase(part.owner, depth + 1)
-            if part.rel:
-                clause(part.rel, "relative", depth + 1)
 
-        def clause(c: Clause, type: str, depth: int) -> None:
-            nonlocal deepest
-            deepest = max(deepest, depth)
-            clauses.append(ClauseStructure.of(c, type, depth))
-            gaps = {"subj": c.subj, "obj": c.obj}
-            for part in (c.subj, c.to, c.obj, c.than, c.place):
-                phrase(None if part is gaps.get(c.gap) else part, depth)
-
-        types = {"because": ("main", "because"), "that": ("that",), "when": (sentence.word, "main")}
-        if sentence.kind == "that":
-            clause(Clause(sentence.speaker, sentence.word), "main", 0)
-        for c, type in zip(sentence.clauses, types.get(sentence.kind, ("main", "main")), strict=False):
-            clause(c, type, int(type != "main"))
-        return cls(sentence.kind, tuple(clauses), deepest, sentence)
+def _walk(part: Clause | NP, depth: int, type: str = "") -> Iterator[tuple[Clause | NP, str, int]]:
+    """The part and all phrases and clauses in it, each with its type, if it is a clause, and its depth."""
+    yield part, type, depth
+    if isinstance(part, Clause):
+        for role in ("subj", "to", "obj", "than", "place"):
+            if role != part.gap and (phrase := getattr(part, role)):
+                yield from _walk(phrase, depth)
+        return
+    if part.owner:
+        yield from _walk(part.owner, depth + 1)
+    if part.rel:
+        yield from _walk(part.rel, depth + 1, "relative")
 
 
 # Drawing ------------------------------------------------------------
@@ -208,10 +173,10 @@ def _nouns(kinds: str) -> list[str]:
 
 @cache
 def _adjectives(kind: str, compared: bool = False) -> list[str]:
-    return [key for key, adj in ADJECTIVE.items() if kind in adj.kinds and (adj.more or not compared)]
+    return [key for key, adj in lex.ADJECTIVE.items() if kind in adj.kinds and (adj.more or not compared)]
 
 
-def _unclear(verb: Verb, subj: NP, tense: str) -> bool:
+def _unclear(verb: SimpleNamespace, subj: NP, tense: str) -> bool:
     """Whether English does not tell past from present ("they read")."""
     return tense in ("pres", "past") and verb.en[0] == verb.en[2] and subj.index != 2
 
@@ -234,30 +199,25 @@ class _Draw:
     def noun(self, kinds: str, definite: bool = False, subject: bool = False, rich: bool = False) -> NP:
         """rich: may have an owner or a relative clause."""
         head = self.pick(_nouns(kinds))
-        countable, mass = len(NOUN[head].en) > 1, NOUN[head].kind in "MD"
+        countable = len(NOUN[head].en) > 1
         plural = countable and self.chance(25)
-        if mass:
-            dets = ["bare"] * 3 + ["the", "my"]
-        elif plural:
-            dets = ["the"] * 4 + ["my", "this", "number", "number", "many"] + ["bare"] * (0 if subject else 2)
-        else:
-            dets = ["the"] * 5 + ["a"] * 3 + ["my", "my", "this"] + ["every"] * subject
-        det = self.pick(dets)
+        weights = f"{'plural' if plural else 'singular'} {'subject' if subject else 'object'}"
+        det = self.pick(lex.WEIGHTED["mass" if NOUN[head].kind in "MD" else weights])
         if not countable and det in ("a", "this", "every"):
             det = "my"
         if definite and det in ("bare", "a", "number", "many", "every"):
             det = "the"
         if det in ("number", "my"):
-            det = self.pick(_NUMBERS if det == "number" else _PRONOUNS)
-        adj = self.pick(_adjectives(NOUN[head].kind)) if self.chance(30) else ""
-        phrase = NP(head, det, plural, adj)
-        if rich and det == "the" and phrase.kind != "K":
-            if self.chance(20):
-                owner = NP(self.pick(_NAMES if self.chance(40) else _nouns("PK")))
-                return replace(phrase, owner=owner) if owner.head != head else phrase
-            if self.chance(25):
-                return self.relative(phrase)
-        return phrase
+            det = self.pick(lex.NUMBERS if det == "number" else _PRONOUNS)
+        phrase = NP(head, det, plural)
+        if self.chance(30):
+            phrase = replace(phrase, adj=self.pick(_adjectives(phrase.kind)))
+        if not rich or det != "the" or phrase.kind == "K":
+            return phrase
+        if self.chance(20):
+            owner = NP(self.pick(_NAMES if self.chance(40) else _nouns("PK")))
+            return replace(phrase, owner=owner) if owner.head != head else phrase
+        return self.relative(phrase) if self.chance(25) else phrase
 
     def relative(self, phrase: NP) -> NP:
         tense = self.pick(("pres", "pres", "past"))
@@ -272,13 +232,11 @@ class _Draw:
         return phrase
 
     def someone(self, kinds: str, definite: bool = False, rich: bool = False) -> NP:
-        if "P" in kinds:
-            way = self.pick("pppnn......")
-            if way != ".":
-                return NP(self.pick(_PRONOUNS if way == "p" else _NAMES))
+        if "P" in kinds and (way := self.pick("pppnn......")) != ".":
+            return NP(self.pick(_PRONOUNS if way == "p" else _NAMES))
         return self.noun(kinds, definite, True, rich)
 
-    def object(self, kinds: str, subj: NP, definite: bool, rich: bool) -> NP:
+    def object(self, kinds: str, subj: NP, definite: bool, rich: bool = False) -> NP:
         heads = ()
         if "P" in kinds and self.chance(35):
             heads = _NAMES if self.chance(35) else _PRONOUNS
@@ -292,19 +250,6 @@ class _Draw:
     def place(self) -> NP:
         return replace(self.noun("LHG", True), plural=False)
 
-    def predicate(self, verb: Verb, tense: str, ask: str | None) -> tuple[str, str, bool]:
-        """Tense, modal and negation."""
-        tense = tense or self.pick(("pres", "pres", "prog", "past", "past", "fut"))
-        state, modal = "state" in verb.flags, ""
-        if tense == "prog" and state:
-            tense = "pres"
-        if tense in ("pres", "past") and self.chance(18):
-            modal = self.pick(_MODALS)
-            if state and MODAL[modal].zu or tense == "past" and not MODAL[modal].zu:
-                modal = ""
-        neg = ask is None and tense != "prog" and modal in ("", "can", "want") and self.chance(20)
-        return tense, modal, neg
-
     def clause(self, tense: str = "", subj: NP | None = None, plain: bool = False, ask: str | None = None) -> Clause:
         """plain: without time, frequency, owners and relative clauses; ask: the question word of a question."""
         while True:
@@ -313,7 +258,13 @@ class _Draw:
                 continue
             if ask == "where" and ("no place" in verb.flags or key == "stay"):
                 continue
-            when, modal, neg = self.predicate(verb, tense, ask)
+            when, modal, state = tense or self.pick(lex.WEIGHTED["tenses"]), "", "state" in verb.flags
+            when = "pres" if state and when == "prog" else when
+            if when in ("pres", "past") and self.chance(18):
+                modal = self.pick(_MODALS)
+                if state and VERB[modal].zu or when == "past" and not VERB[modal].zu:
+                    modal = ""
+            neg = ask is None and when != "prog" and modal in ("", "can", "want") and self.chance(20)
             who = subj or self.someone(verb.subjects, neg, not plain)
             if modal in ("hope", "promise", "want", "try") and who.kind == "A":
                 continue
@@ -322,42 +273,41 @@ class _Draw:
                 break
         c = Clause(who, key, tense=when, modal=modal, neg=neg)
         if not (plain or neg or modal) and when in ("pres", "past") and self.chance(15):
-            c = replace(c, often=self.pick(OFTEN))
+            c = replace(c, often=self.pick(lex.OFTEN))
         if verb.objects:
             c = self.objects(c, verb, rich=not plain and not who.rel)
         return self.adverbials(c, verb, plain or bool(who.rel or c.obj and c.obj.rel), ask)
 
-    def objects(self, c: Clause, verb: Verb, rich: bool) -> Clause:
-        negative = c.neg or c.never
-        definite = "definite" in verb.flags or negative and (verb.case != "A" or bool(verb.de_prep))
-        obj = self.object(verb.objects, c.subj, definite, rich and not negative)
-        if negative and (obj.det == "many" or obj.det in NUMBER):
+    def objects(self, c: Clause, verb: SimpleNamespace, rich: bool) -> Clause:
+        definite = "definite" in verb.flags or c.negative and (verb.case != "A" or bool(verb.de_prep))
+        obj = self.object(verb.objects, c.subj, definite, rich and not c.negative)
+        if c.negative and obj.det in ("many", *lex.NUMBERS):
             obj = replace(obj, det="the")
         if "singular" in verb.flags:
             obj = replace(obj, plural=False)
-        to = self.object("PK", c.subj, True, False) if "recipient" in verb.flags else None
+        to = self.object("PK", c.subj, True) if "recipient" in verb.flags else None
         return replace(c, obj=obj, to=to)
 
-    def adverbials(self, c: Clause, verb: Verb, busy: bool, ask: str | None) -> Clause:
+    def adverbials(self, c: Clause, verb: SimpleNamespace, busy: bool, ask: str | None) -> Clause:
         """Manner, place and time; busy: no time, and less often a place."""
         manner, place, time, front = (), None, (), False
         if not ("state" in verb.flags or c.neg or c.often or busy or c.to) and self.chance(12):
-            manner = self.pick(MANNER)
+            manner = self.pick(lex.MANNER)
         at_place = c.obj and (c.obj.kind in "LHG" or c.obj.rel)
-        if "no place" not in verb.flags and not at_place and ask != "where":
+        if not at_place and ask != "where" and "no place" not in verb.flags:
             if c.verb == "stay" or self.chance(12 if busy or c.to else 25):
                 place = self.place()
         if not busy and not c.often and c.tense != "prog" and ask != "when" and self.chance(30):
             front = ask is None and self.chance(45)
-            if front or not (c.modal and MODAL[c.modal].zu):
-                time = self.pick(TIME[c.tense])
+            if front or not (c.modal and VERB[c.modal].zu):
+                time = self.pick(lex.TIME[c.tense])
         return replace(c, manner=manner, place=place, time=time, front=front)
 
     def being(self, tense: str = "", plain: bool = False) -> Clause:
         who = self.someone(self.pick(("PKA", "TEOCVR", "LHG", "FMD")), True, not plain)
         tense = tense or self.pick(("pres", "pres", "past", "fut"))
         neg = not who.rel and self.chance(25)
-        time = self.pick(TIME[tense]) if tense != "pres" and not plain and not who.rel and self.chance(30) else ()
+        time = self.pick(lex.TIME[tense]) if tense != "pres" and not plain and not who.rel and self.chance(30) else ()
         front = bool(time) and self.chance(45)
         who = replace(who, adj="") if who.adj and self.chance(80) else who
         c = Clause(who, "be", tense=tense, neg=neg, time=time, front=front)
@@ -366,31 +316,24 @@ class _Draw:
             return replace(c, place=self.place())
         if way == "c":
             adj = self.pick(_adjectives(who.kind, compared=True))
-            than = self.object(who.kind, who, True, False)
+            than = self.object(who.kind, who, True)
             if adj not in (than.adj, who.adj):
                 return replace(c, adj=adj, than=than)
         return replace(c, adj=self.pick([adj for adj in _adjectives(who.kind) if adj != who.adj]))
 
     def sentence(self) -> Sentence:
-        kind, word = self.pick(_KINDS), ""
+        kind, word = self.pick(lex.WEIGHTED["sentences"]), ""
         if kind == "statement":
             return Sentence(kind, (self.clause(),))
         if kind == "copula":
             return Sentence(kind, (self.being(),))
         if kind == "question":
-            word = self.pick(_QUESTIONS) if self.chance(55) else ""
+            word = self.pick(("where", "when", "why")) if self.chance(55) else ""
             return Sentence(kind, (self.clause(ask=word),), word)
         either = self.being if self.chance(30) else self.clause
-        if kind == "because":
-            tense = self.pick(("pres", "past", "fut"))
-            clauses = self.clause(tense, plain=True), either("past" if tense == "past" else "pres", plain=True)
-        elif kind == "that":
-            speaker, word = self.someone("PK", True), self.pick(list(SAYING))
+        if kind == "that":
+            speaker, word = self.someone("PK", True), self.pick(_SAYING)
             return Sentence(kind, (either(plain=self.chance(60)),), word, speaker)
-        elif kind == "when":
-            word, tense = self.pick((("when", "pres"), ("if", "fut")))
-            clauses = either("pres", plain=True), self.clause(tense, plain=True)
-        else:
-            tense = self.pick(("pres", "past"))
-            clauses = self.clause(tense, plain=True), either(tense, plain=True)
-        return Sentence(kind, clauses, word)
+        first, second = (either, self.clause) if kind == "when" else (self.clause, either)
+        word, *tenses = self.pick(lex.DATA["pairs"][kind])
+        return Sentence(kind, (first(tenses[0], plain=True), second(tenses[1], plain=True)), word)

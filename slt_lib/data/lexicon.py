@@ -2,120 +2,43 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import yaml
 
-
-class Noun(NamedTuple):
-    kind: str
-    gender: list  # German, French
-    en: list
-    de: list
-    fr: list
-    weak: bool = False
-    genitive: str = ""
-    at: list = []
-
-    def german(self, plural: bool, case: str) -> str:
-        """The German form; case: N, A, D or G."""
-        if plural:
-            return self.de[1] + ("n" if case == "D" and self.de[1][-1] not in "ns" else "")
-        if self.weak and case != "N":
-            return self.de[1]
-        return self.genitive if case == "G" and self.genitive else self.de[0]
+_TEXT = Path(__file__).with_name("grammar.yaml").read_text(encoding="utf-8")
+DATA = yaml.load(_TEXT, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
-class Adjective(NamedTuple):
-    kinds: str
-    de: str
-    fr: list
-    more: list = []
-    stem: str = ""
-    before: bool = False
+def _table(name: str) -> dict[str, SimpleNamespace]:
+    """The words of a table of grammar.yaml, which explains their fields."""
+    return {key: SimpleNamespace(**DATA["defaults"][name] | row) for key, row in DATA[name].items()}
 
 
-class Verb(NamedTuple):
-    subjects: str
-    en: list
-    de: list
-    de_present: list
-    fr: list
-    fr_present: list
-    objects: str = ""
-    flags: list = []
-    particle: str = ""
-    prefix: str = ""
-    case: str = ""
-    de_prep: str = ""
-    fr_prep: str = ""
-    sein: bool = False
-    être: bool = False
+def _times(pattern: list[str]) -> list[tuple[str, ...]]:
+    """The adverbials that a row of `times` stands for: "next {days[0]}" gives one for each day."""
+    names = re.findall(r"{(\w+)", pattern[0])
+    choices = [dict(zip(names, rows, strict=True)) for rows in product(*(DATA[name] for name in names))]
+    return [tuple(text.format(**words) for text in pattern) for words in choices]
 
 
-class Modal(NamedTuple):
-    en: list
-    de: list
-    de_present: list
-    fr: list
-    fr_present: list
-    to: str = ""
-    zu: bool = False
-    fr_prep: str = ""
-
-
-class Saying(NamedTuple):
-    en: list
-    de: list
-    fr: list
-
-
-class Pronoun(NamedTuple):
-    index: int
-    gender: str
-    en: list
-    de: list
-    fr: list
-
-
-def _table(rows: dict, kind: type) -> dict:
-    return {key: kind(**row) for key, row in rows.items()}
-
-
-def _triples(rows: list) -> dict[str, tuple[str, str, str]]:
-    return {row[0]: tuple(row) for row in rows}
-
-
-def _times(words: dict) -> dict[str, list[tuple[str, str, str]]]:
-    """Tense -> adverbials of time, those of weekdays and of spans of time included."""
-    times = {tense: [tuple(row) for row in rows] for tense, rows in words["times"].items()}
-    for en, de, fr in words["days"]:
-        times["pres"].append((f"on {en}s", f"{de.lower()}s", f"le {fr}"))
-        times["past"].append((f"last {en}", f"letzten {de}", f"{fr} dernier"))
-        times["fut"].append((f"next {en}", f"nächsten {de}", f"{fr} prochain"))
-    for number in words["numbers"]:
-        for en, de, fr in words["units"]:
-            times["past"].append((f"{number[0]} {en} ago", f"vor {number[1]} {de}", f"il y a {number[2]} {fr}"))
-            times["fut"].append((f"in {number[0]} {en}", f"in {number[1]} {de}", f"dans {number[2]} {fr}"))
-    return times
-
-
-_WORDS = yaml.load(
-    Path(__file__).with_name("grammar.yaml").read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-)
-ENGLISH, GERMAN, FRENCH = _WORDS["english"], _WORDS["german"], _WORDS["french"]
-NOUN = _table(_WORDS["nouns"], Noun)
-ADJECTIVE = _table(_WORDS["adjectives"], Adjective)
-VERB = _table(_WORDS["verbs"], Verb)
-MODAL = _table(_WORDS["modals"], Modal)
-SAYING = _table(_WORDS["saying"], Saying)
-PRONOUN = _table(_WORDS["pronouns"], Pronoun)
-NAMES = _WORDS["names"]
-NUMBER, QUESTION = _triples(_WORDS["numbers"]), _triples(_WORDS["questions"])
-OFTEN, MANNER = list(_triples(_WORDS["often"]).values()), list(_triples(_WORDS["manners"]).values())
-TIME = _times(_WORDS)
+NOUN, ADJECTIVE, VERB = _table("nouns"), _table("adjectives"), _table("verbs")
+PRONOUN, DETERMINER = _table("pronouns"), _table("determiners")
+NAME = {
+    name: SimpleNamespace(type="name", kind="P", index=2, en=[name] * 2, de=[name] * 3, fr=[name] * 4, gender=genders)
+    for name, genders in DATA["names"].items()
+}
+HEAD = NOUN | PRONOUN | NAME
+NUMBERS = [row[0] for row in DATA["numbers"]]
+OFTEN, MANNER = [tuple(row) for row in DATA["often"]], [tuple(row) for row in DATA["manners"]]
+TIME = {tense: [time for row in rows for time in _times(row)] for tense, rows in DATA["times"].items()}
+WEIGHTED = {  # each key as often as its weight
+    name: [key for key, weight in weights.items() for _ in range(weight)] for name, weights in DATA["weights"].items()
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,30 +59,30 @@ class NP:
     @property
     def index(self) -> int:
         """Person and number, 0 to 4: I, you, he or she or it, we, they."""
-        return PRONOUN[self.head].index if self.head in PRONOUN else 4 if self.plural else 2
+        if self.head in NOUN:
+            return 4 if self.plural else 2
+        return HEAD[self.head].index
 
     @property
     def kind(self) -> str:
         """The class of the noun; "P" for a name or pronoun."""
-        return NOUN[self.head].kind if self.head in NOUN else "P"
+        return HEAD[self.head].kind
 
     @property
     def gender(self) -> str:
         """The French gender."""
-        if self.head in NOUN:
-            return NOUN[self.head].gender[1]
-        return NAMES[self.head] if self.head in NAMES else PRONOUN[self.head].gender
+        return HEAD[self.head].gender[1]
 
     @property
     def indefinite(self) -> bool:
-        return self.head in NOUN and (self.det in ("a", "bare", "many") or self.det in NUMBER)
+        return self.det in ("a", "bare", "many", *NUMBERS)
 
 
 @dataclass(frozen=True, slots=True)
 class Clause:
     """One finite verb with its arguments and adverbials.
 
-    verb: a verb of the lexicon, or "be" with `adj` (and `than`) or `place`; tense: pres, prog, past, fut; modal: the
+    verb: a verb of the lexicon; "be" has `adj` (and `than`) or `place`; tense: pres, prog, past, fut; modal: the
     verb that takes `verb` as an infinitive; often, manner, time: (English, German, French); front: `time` comes first;
     gap: the argument ("subj", "obj") that the relative pronoun stands for.
     """
@@ -181,8 +104,9 @@ class Clause:
     gap: str = ""
 
     @property
-    def never(self) -> bool:
-        return self.often[:1] == ("never",)
+    def negative(self) -> bool:
+        """Whether it holds "not" or "never"."""
+        return self.neg or self.often[:1] == ("never",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,3 +122,8 @@ class Sentence:
     clauses: tuple[Clause, ...]
     word: str = ""
     speaker: NP | None = None
+
+    @property
+    def spoken(self) -> tuple[Clause, ...]:
+        """All clauses, that of the speaker included."""
+        return (Clause(self.speaker, self.word), *self.clauses) if self.speaker else self.clauses

@@ -19,26 +19,26 @@ def translate(
     batch_sentences: int = 64,
     progress: Callable[[int], object] | None = None,
 ) -> list[list[int]]:
-    """Translate sentences of ids; the answers come in the order of the sources, without EOS.
+    """Translate sentences of ids; the translations have the order of the sources and no EOS.
 
-    A hypothesis of log probability p and length L (EOS counted) scores p / ((5 + L) / 6) ** alpha, and has at most
-    len(source) + extra ids. `beam=1` is plain greedy search, as in tensor2tensor. The model is used in eval mode and
-    left in the mode it was in. Batching changes a result by float error at most; equal scores go to the lower id.
+    A hypothesis with log probability p and length L (EOS included) scores p / ((5 + L) / 6) ** alpha. It has at most
+    len(source) + extra ids. `beam=1` is greedy search, as in tensor2tensor. Of equal scores, the lower id wins. The
+    batch size changes results only by rounding errors. The model is run in eval mode; afterwards its mode is restored.
 
     Args:
         model: offers `encode(source [B, S]) -> memory`, `start(memory, source) -> cache` (a dict of tensors, batch
             first) and `step(previous [B], position, cache) -> logits [B, V]`, which updates the cache in place. Entries
             named `self_*` belong to one hypothesis, all others to its sentence.
         sources: ids of each sentence, each ending in EOS (1); no padding (0).
-        beam: hypotheses kept a sentence.
-        alpha: exponent of the length penalty, 0 or more; 0 means none.
-        extra: ids that a translation may be longer than its source.
-        batch_sentences: sentences searched at once. The search holds `beam` times as many rows.
+        beam: number of hypotheses per sentence.
+        alpha: exponent of the length penalty, 0 or more; 0 means no penalty.
+        extra: number of ids by which a translation may be longer than its source.
+        batch_sentences: sentences per batch. The model runs on `beam` times as many rows.
         progress: called with the number of sentences finished since its last call, such as `tqdm.update`.
 
     Raises:
         ValueError: a source without ids, `beam` or `batch_sentences` below 1, `alpha` or `extra` below 0.
-        FloatingPointError: the model's logits hold NaN, as those of a diverged training do.
+        FloatingPointError: the model's logits hold NaN, as after a training that has diverged.
     """
     if beam < 1 or batch_sentences < 1:
         raise ValueError(f"beam and batch_sentences must be at least 1, not {beam} and {batch_sentences}")
@@ -67,7 +67,7 @@ def translate(
 
 
 def _greedy(model: nn.Module, sources: Sequence[Sequence[int]], extra: int) -> list[list[int]]:
-    """Translations of one batch by the most probable next id."""
+    """Translations of one batch by greedy search."""
     numbers, limits, cache = _begin(model, sources, extra)
     answers: list[list[int]] = [[] for _ in sources]
     done = torch.zeros_like(numbers, dtype=torch.bool)
@@ -76,7 +76,7 @@ def _greedy(model: nn.Module, sources: Sequence[Sequence[int]], extra: int) -> l
     while len(numbers):
         values, previous = model.step(previous, tokens.shape[1], cache).max(dim=1)
         _refuse_nan(values)
-        # A sentence that is done stays in the batch for a while: what it says there is not heard.
+        # A sentence that is done may stay in the batch; its further ids are replaced by EOS.
         tokens = torch.cat([tokens, previous.masked_fill(done, EOS)[:, None]], dim=1)
         done |= (previous == EOS) | (tokens.shape[1] >= limits)
         if _worth_dropping(done):
@@ -92,10 +92,10 @@ def _beam_search(
 ) -> list[list[int]]:
     """Translations of one batch by tensor2tensor's beam search.
 
-    Of a sentence's continuations the 2 * beam most probable are looked at: those that end compete for the finished
-    hypotheses, the `beam` best of the others stay alive. tensor2tensor keeps `beam` finished ones but answers with the
-    best, so only that one is kept here. A sentence is done when its best finished score is above the most that its best
-    alive hypothesis can still reach: a log probability, which only falls, over the penalty at full length.
+    Each step takes the 2 * beam most probable continuations of a sentence. Those that end in EOS are finished. The
+    `beam` best of the others stay alive. tensor2tensor keeps `beam` finished hypotheses and returns the best; only that
+    one is kept here. A sentence is done when its best finished score is above the bound of its best alive hypothesis:
+    the log probability so far, which can only fall, divided by the penalty at full length.
     """
     numbers, limits, cache = _begin(model, sources, extra)
     answers: list[list[int]] = [[] for _ in sources]
@@ -103,7 +103,7 @@ def _beam_search(
     find_best = getattr(model, "best", best_of)
     full_penalty = ((5 + limits.double()) / 6) ** alpha
     best = torch.full_like(full_penalty, -torch.inf)
-    # Before the first id the hypotheses of a sentence are all alike: one of them is enough.
+    # Before the first id, the hypotheses of a sentence are equal, so one is enough.
     previous = torch.full_like(numbers, PAD)[:, None]  # [sentences, width], as are the log probabilities
     total = torch.zeros_like(previous, dtype=torch.float)
     alive = previous.new_empty(*previous.shape, 0)  # [sentences, width, ids so far]
@@ -123,7 +123,7 @@ def _beam_search(
         best = torch.where(better, score.double(), best)
         _record(answers, numbers[better], grown[better, which[better]])
 
-        # A stable sort of the flags leaves the alive ones in their order of probability.
+        # The stable sort keeps the alive continuations in order of probability.
         kept = ending.to(torch.uint8).argsort(dim=1, stable=True)[:, :beam]
         total = values.masked_fill(ending, -torch.inf).gather(1, kept)
         previous, alive = ids.gather(1, kept), _pick(grown, kept)
@@ -144,7 +144,7 @@ def _beam_search(
 
 
 def _begin(model: nn.Module, sources: Sequence[Sequence[int]], extra: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The number of each sentence [B], the most ids of its translation [B], and the model's cache."""
+    """The index of each sentence [B], the maximum length of its translation [B], and the model's cache."""
     device = next(model.parameters()).device
     longest = max(len(ids) for ids in sources)
     source = torch.tensor([list(ids) + [PAD] * (longest - len(ids)) for ids in sources], device=device)
@@ -158,10 +158,10 @@ def best_of(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def sorted_top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of each row and their places, descending; of equal ones the lower place comes first.
+    """The `count` largest values of each row and their places, descending; of equal values, the lower place is first.
 
-    `torch.topk` leaves the order of equal values open, and a model with many weights pruned has equal logits: the ids
-    whose embeddings are all zero. One value more than asked shows whether a tie reaches over the edge. Raises
+    `torch.topk` does not define the order of equal values. A heavily pruned model has equal logits: those of the ids
+    whose embeddings are all zero. One value more than `count` shows whether the last value ties with the next. Raises
     FloatingPointError for NaN.
     """
     count = min(count, scores.shape[1])
@@ -200,7 +200,7 @@ def _select(cache, own: Tensor, shared: Tensor) -> None:
 
 
 def _worth_dropping(done: Tensor) -> bool:
-    """Whether enough sentences are done for a smaller batch to repay the copying of the cache."""
+    """Whether so many sentences are done that a smaller batch saves more time than copying the cache costs."""
     return 8 * int(done.sum()) >= len(done)
 
 

@@ -1,7 +1,7 @@
-"""BLEU and TER from sentence statistics that are computed once (sacrebleu; settings: FACTS.md, section 5).
+"""BLEU and TER by sacrebleu (settings: FACTS.md, section 5).
 
-`sentence_statistics` reads the text; all scores, intervals and tests are functions of the counts that it returns, so a
-stored table of counts is enough to compute them again.
+`sentence_statistics` turns text into counts. Scores, intervals and tests are functions of these counts, so a stored
+table of counts is enough to compute them again.
 """
 
 import functools
@@ -16,11 +16,14 @@ from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
 from slt_lib.base.processes import cores, pool
 
-BLEU_COLUMNS = ("sys_len", "ref_len", "m1", "m2", "m3", "m4", "t1", "t2", "t3", "t4")
-TER_COLUMNS = ("ter_edits", "ter_words")
-TER_13A_COLUMNS = ("ter13a_edits", "ter13a_words")
+COLUMNS = {  # the counts of each metric
+    "bleu": ("sys_len", "ref_len", "m1", "m2", "m3", "m4", "t1", "t2", "t3", "t4"),
+    "ter": ("ter_edits", "ter_words"),
+    "ter_13a": ("ter13a_edits", "ter13a_words"),
+}
 
 Statistics = Mapping[str, ArrayLike]
+CorpusScore = Callable[[Statistics], float | np.ndarray]
 
 
 class Score(NamedTuple):
@@ -31,7 +34,7 @@ class Score(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """System a minus system b: the difference, its interval, and the p value of there being none."""
+    """System a minus system b: the difference, its interval, and the p value of the hypothesis that there is none."""
 
     difference: float
     low: float
@@ -40,29 +43,25 @@ class Comparison(NamedTuple):
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
-    """Corpus BLEU, cased, 13a tokens, of detokenised text against one reference a line.
+    """Corpus BLEU of detokenised text: cased, 13a tokens, one reference a line.
 
     Raises ValueError if the lists differ in length or are empty, as `ter`, `ter_13a` and `sentence_statistics` do.
     """
-    return Score(corpus_bleu(_bleu_statistics(hypotheses, references)), signatures()["bleu"])
+    return Score(corpus_bleu(_counts("bleu", hypotheses, references)), signatures()["bleu"])
 
 
 def bleu_of_each(systems: Sequence[Sequence[str]], references: Sequence[str]) -> list[float]:
-    """BLEU of many systems on one test set, in processes, one a core, that stay for the next call.
+    """BLEU of many systems on one test set, computed in one process per core. The processes stay for the next call.
 
-    A thousand lines take a tenth of a second, which many models on a GPU would wait for.
+    BLEU of a thousand lines takes a tenth of a second; in one process, many models on a GPU would wait for it.
     """
     workers = min(cores(), 32)
     if len(systems) > 1 and len(references) >= 100 and workers > 2:
         try:
-            return list(_processes(workers).map(_bleu_value, systems, [references] * len(systems)))
+            return [score.value for score in _processes(workers).map(bleu, systems, [references] * len(systems))]
         except (BrokenExecutor, OSError):  # a script without a main guard can't be opened by another process
             _processes.cache_clear()
-    return [_bleu_value(system, references) for system in systems]
-
-
-def _bleu_value(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    return bleu(hypotheses, references).value
+    return [bleu(system, references).value for system in systems]
 
 
 @functools.cache
@@ -72,24 +71,21 @@ def _processes(workers: int) -> ProcessPoolExecutor:
 
 def ter(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
     """Corpus TER of raw text with sacrebleu's defaults: the setting to compare with the paper (FACTS.md, section 5)."""
-    return Score(corpus_ter(_ter_statistics(hypotheses, references)), signatures()["ter"])
+    return Score(corpus_ter(_counts("ter", hypotheses, references)), signatures()["ter"])
 
 
 def ter_13a(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
-    """Corpus TER of both sides in 13a tokens, lowercased: the conventional figure, some nine points lower."""
-    return Score(corpus_ter_13a(_ter_13a_statistics(hypotheses, references)), signatures()["ter_13a"])
+    """Corpus TER of 13a tokens, lowercased: the conventional setting, about nine points lower than `ter`."""
+    return Score(corpus_ter_13a(_counts("ter_13a", hypotheses, references)), signatures()["ter_13a"])
 
 
 def signatures() -> dict[str, str]:
     """sacrebleu's signatures of `bleu`, `ter` and `ter_13a`; `tok` of the last names both tokenizers in their order."""
-    bleu_metric, ter_metric = BLEU(), TER()
-    bleu_metric.num_refs = ter_metric.num_refs = 1
-    ter_signature = str(ter_metric.get_signature())
-    return {
-        "bleu": str(bleu_metric.get_signature()),
-        "ter": ter_signature,
-        "ter_13a": ter_signature.replace("tok:tercom", "tok:13a+tercom"),
-    }
+    metrics = {"bleu": BLEU(), "ter": TER()}
+    for metric in metrics.values():
+        metric.num_refs = 1
+    found = {name: str(metric.get_signature()) for name, metric in metrics.items()}
+    return found | {"ter_13a": found["ter"].replace("tok:tercom", "tok:13a+tercom")}
 
 
 def sentence_statistics(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
@@ -102,21 +98,33 @@ def sentence_statistics(hypotheses: Sequence[str], references: Sequence[str]) ->
     Raises:
         ValueError: the lists differ in length or are empty.
     """
-    return (
-        _bleu_statistics(hypotheses, references)
-        | _ter_statistics(hypotheses, references)
-        | _ter_13a_statistics(hypotheses, references)
-    )
+    return {name: array for metric in COLUMNS for name, array in _counts(metric, hypotheses, references).items()}
+
+
+def _counts(metric: str, hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
+    """The `COLUMNS` of a metric, each [lines]."""
+    if len(hypotheses) != len(references):
+        raise ValueError(f"{len(hypotheses)} hypotheses against {len(references)} references: their numbers must agree")
+    if len(hypotheses) == 0:
+        raise ValueError("there are no lines to score")
+    if metric == "ter_13a":
+        tokenize = Tokenizer13a()
+        hypotheses, references = ([tokenize(line) for line in lines] for lines in (hypotheses, references))
+    # `force` only silences a warning about text that looks tokenised, as the output of a bad model may.
+    scorer = BLEU(force=True) if metric == "bleu" else TER()
+    # With one reference a line, TER's average reference length is a whole number.
+    counts = np.array(scorer._extract_corpus_statistics(hypotheses, [references])).astype(np.int64)
+    return dict(zip(COLUMNS[metric], counts.T, strict=True))
 
 
 def corpus_bleu(statistics: Statistics) -> float | np.ndarray:
-    """BLEU in percent from counts summed over the last axis, as sacrebleu computes it (smoothing exp, all four orders).
+    """BLEU in percent from counts summed over the last axis, computed as in sacrebleu (smoothing exp, all four orders).
 
     `statistics` maps the BLEU columns to arrays [..., lines]: a dict from `sentence_statistics`, a pandas DataFrame
     with a row for each line, resampled counts [resamples, lines], or sums that are already made [resamples, 1]. Returns
     a float for [lines], else an array [...].
     """
-    totals = _totals(statistics, BLEU_COLUMNS)
+    totals = _totals(statistics, "bleu")
     system, reference, matched, total = totals[0], totals[1], totals[2:6], totals[6:10]
     with np.errstate(divide="ignore", invalid="ignore"):
         smoothed = 1 / (2.0 ** np.cumsum(matched == 0, axis=0) * total)
@@ -128,12 +136,12 @@ def corpus_bleu(statistics: Statistics) -> float | np.ndarray:
 
 def corpus_ter(statistics: Statistics) -> float | np.ndarray:
     """TER of raw text in percent from `ter_edits` and `ter_words` [..., lines]; axes as in `corpus_bleu`."""
-    return _edit_rate(_totals(statistics, TER_COLUMNS))
+    return _edit_rate(statistics, "ter")
 
 
 def corpus_ter_13a(statistics: Statistics) -> float | np.ndarray:
     """TER of 13a tokens in percent from `ter13a_edits` and `ter13a_words` [..., lines]; axes as in `corpus_bleu`."""
-    return _edit_rate(_totals(statistics, TER_13A_COLUMNS))
+    return _edit_rate(statistics, "ter_13a")
 
 
 def bootstrap_interval(
@@ -141,9 +149,9 @@ def bootstrap_interval(
     resamples: int = 1000,
     seed: int = 12345,
     level: float = 0.95,
-    score: Callable[[Statistics], float | np.ndarray] = corpus_bleu,
+    score: CorpusScore = corpus_bleu,
 ) -> tuple[float, float]:
-    """Percentile interval of a corpus score over test sets drawn line by line with replacement (Koehn 2004)."""
+    """Percentile interval of a corpus score over resamples of the test lines, drawn with replacement (Koehn 2004)."""
     return _interval(_resampled(statistics, resamples, seed, score), level)
 
 
@@ -153,12 +161,12 @@ def paired_bootstrap(
     resamples: int = 1000,
     seed: int = 12345,
     level: float = 0.95,
-    score: Callable[[Statistics], float | np.ndarray] = corpus_bleu,
+    score: CorpusScore = corpus_bleu,
 ) -> Comparison:
     """System a minus system b on the same lines, both scored on the same resamples.
 
-    The p value is two-sided, from the resampled differences shifted to a mean of zero, as in sacrebleu's paired
-    bootstrap but for ties, which count against a difference: a system is not significantly different from itself.
+    The p value is two-sided and comes from the resampled differences, shifted to a mean of zero, as in sacrebleu's
+    paired bootstrap. Unlike there, ties count against a difference: a system compared with itself has p = 1.
 
     Raises:
         ValueError: the two have counts of different numbers of lines.
@@ -172,63 +180,34 @@ def paired_bootstrap(
     return Comparison(difference, *_interval(drawn, level), (extreme + 1) / (resamples + 1))
 
 
-def _bleu_statistics(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
-    # `force` only silences a warning about text that looks tokenised, which a bad model's output may.
-    return _extract(BLEU(force=True), BLEU_COLUMNS, hypotheses, references)
-
-
-def _ter_statistics(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
-    return _extract(TER(), TER_COLUMNS, hypotheses, references)
-
-
-def _ter_13a_statistics(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
-    tokenize = Tokenizer13a()
-    return _extract(TER(), TER_13A_COLUMNS, [tokenize(x) for x in hypotheses], [tokenize(x) for x in references])
-
-
-def _extract(
-    metric: BLEU | TER, columns: Sequence[str], hypotheses: Sequence[str], references: Sequence[str]
-) -> dict[str, np.ndarray]:
-    if len(hypotheses) != len(references):
-        raise ValueError(f"{len(hypotheses)} hypotheses against {len(references)} references: their numbers must agree")
-    if len(hypotheses) == 0:
-        raise ValueError("there are no lines to score")
-    # With one reference a line, TER's average reference length is a whole number.
-    counts = np.array(metric._extract_corpus_statistics(hypotheses, [references])).astype(np.int64)
-    return dict(zip(columns, counts.T, strict=True))
-
-
-def _totals(statistics: Statistics, columns: Sequence[str]) -> np.ndarray:
+def _totals(statistics: Statistics, metric: str) -> np.ndarray:
     """Sums over lines: [columns, ...]."""
-    return np.stack([np.asarray(statistics[column]).sum(axis=-1) for column in columns])
+    return np.stack([np.asarray(statistics[column]).sum(axis=-1) for column in COLUMNS[metric]])
 
 
-def _edit_rate(totals: np.ndarray) -> float | np.ndarray:
-    edits, words = totals
+def _edit_rate(statistics: Statistics, metric: str) -> float | np.ndarray:
+    edits, words = _totals(statistics, metric)
     with np.errstate(divide="ignore", invalid="ignore"):
         rate = np.where(words > 0, edits / words, edits > 0)
     return _float_or_array(100.0 * rate)
 
 
-def _resampled(
-    statistics: Statistics, resamples: int, seed: int, score: Callable[[Statistics], float | np.ndarray]
-) -> np.ndarray:
+def _resampled(statistics: Statistics, resamples: int, seed: int, score: CorpusScore) -> np.ndarray:
     """Scores [resamples]; one seed draws the same lines for every system."""
     lines = _lines(statistics)
     drawn = np.random.default_rng(seed).integers(lines, size=(resamples, lines))
     times = np.stack([np.bincount(row, minlength=lines) for row in drawn]).astype(np.float64)
     # Sums of counts are exact in float64, and a matrix product is much faster than gathering every line.
-    columns = (column for column in (*BLEU_COLUMNS, *TER_COLUMNS, *TER_13A_COLUMNS) if column in statistics)
+    columns = [column for metric in COLUMNS.values() for column in metric if column in statistics]
     return score({column: (times @ np.asarray(statistics[column], dtype=np.float64))[:, None] for column in columns})
 
 
 def _interval(scores: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return tuple(np.quantile(scores, [(1 - level) / 2, (1 + level) / 2]).tolist())
 
 
 def _lines(statistics: Statistics) -> int:
-    return len(np.asarray(statistics[next(iter(statistics))]))
+    return len(statistics[next(iter(statistics))])
 
 
 def _float_or_array(values: np.ndarray) -> float | np.ndarray:

@@ -1,9 +1,10 @@
-"""Two inner loops of translation on a CPU, as machine code that LLVM makes for this processor.
+"""Three inner loops of translation on a CPU, as machine code that LLVM makes for this processor.
 
 `SparseMatrix` multiplies: no maintained package multiplies unstructured sparse matrices quickly on a CPU. The kernel
 keeps a block of columns of one result row in registers and adds each kept weight times its part of an operand row.
-`maxima_and_logsumexp` reads the logits of a step twice where torch would read and write them several times. llvmlite
-compiles both when they are first needed, in about a tenth of a second; no compiler has to be installed.
+`attention` serves many small groups of queries, for which a library spends more time on calls and copies than on
+products. `maxima_and_logsumexp` reads the logits of a step twice where torch would read and write them several times.
+llvmlite compiles all three when they are first needed, in about a tenth of a second; no compiler has to be installed.
 """
 
 import contextlib
@@ -17,7 +18,9 @@ from llvmlite import ir
 from torch import Tensor
 
 WIDTHS = (64, 16, 4, 1)  # columns that are computed side by side; wide parts first
-FLOAT, SHORT, INT, LONG, POINTER = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.PointerType()
+LANES, TOGETHER = 16, 4  # slots and queries that attention computes side by side
+FLOAT, POINTER, FLAG = ir.FloatType(), ir.PointerType(), ir.IntType(1)
+SHORT, INT, LONG = (ir.IntType(bits) for bits in (16, 32, 64))
 
 # exp(x) for x <= 0 is 2^n * p(r), where x = n * ln 2 + r. Adding ROUND leaves the whole number n in the low bits of a
 # float. The coefficients are those of Cephes' expf, whose error is at most 2 units in the last place.
@@ -82,6 +85,19 @@ class Writer(ir.IRBuilder):
         known = self.module.globals.get(name)
         return self.call(known or ir.Function(self.module, ir.FunctionType(a.type, [a.type] * 3), name), [a, b, c])
 
+    def reduce(self, operation: str, vector: ir.Value, *first: ir.Value) -> ir.Value:
+        """All entries of a vector as one number; `operation`: fadd, after a `first` number, or fmax."""
+        name = f"llvm.vector.reduce.{operation}.v{vector.type.count}f32"
+        kinds = [value.type for value in (*first, vector)]
+        known = self.module.globals.get(name)
+        function = known or ir.Function(self.module, ir.FunctionType(FLOAT, kinds), name)
+        return self.call(function, [*first, vector], fastmath=("reassoc",))
+
+    def larger(self, place: ir.Value, value: ir.Value) -> None:
+        """Keep the larger of a variable and `value`."""
+        known = self.load(place)
+        self.store(self.select(self.fcmp_ordered(">", value, known), value, known), place)
+
     def exp(self, x: ir.Value, width: int) -> ir.Value:
         """exp of a vector of numbers up to 0; NaN stays NaN."""
         number = lambda value: self.spread(FLOAT(value), width)  # noqa: E731
@@ -116,18 +132,14 @@ def _reduce(code: Writer, blocks, size, x, maxima, sums, n) -> None:
     column, rows = code.variable(LONG(0)), code.mul(blocks, size)
     for width in WIDTHS[1:]:
         lowest = code.spread(FLOAT(float("-inf")), width)
-
-        def larger(place, value):
-            code.store(code.select(code.fcmp_ordered(">", value, code.load(place)), value, code.load(place)), place)  # noqa: B023
-
         with code.going_on(column, n, width) as c:
             highest = code.variable(lowest)
             with code.loop(LONG(0), blocks) as block:
                 of_block, first = code.variable(lowest), code.mul(block, size)
                 with code.loop(first, code.add(first, size)) as row:
-                    larger(of_block, code.part(x, code.add(code.mul(row, n), c), width))
+                    code.larger(of_block, code.part(x, code.add(code.mul(row, n), c), width))
                 code.put(maxima, code.add(code.mul(block, n), c), code.load(of_block))
-                larger(highest, code.load(of_block))
+                code.larger(highest, code.load(of_block))
             most, total = code.load(highest), code.variable(code.spread(FLOAT(0.0), width))
             with code.loop(LONG(0), rows) as row:
                 value = code.part(x, code.add(code.mul(row, n), c), width)
@@ -136,7 +148,69 @@ def _reduce(code: Writer, blocks, size, x, maxima, sums, n) -> None:
             code.put(sums, code.add(n, c), code.load(total))
 
 
-ARGUMENTS = {_multiply: [LONG, *[POINTER] * 6, LONG], _reduce: [LONG, LONG, *[POINTER] * 3, LONG]}
+def _attend(code: Writer, heads, size, sentences, queries, slots, wide, q, k, v, bias, y, scratch) -> None:
+    """y = softmax(q k + bias) v for each head and sentence.
+
+    q and y: [heads, size, sentences, queries]; k and v: [sentences, heads, size, slots]; bias: [sentences, queries if
+    `wide` else 1, slots]; scratch: [TOGETHER, slots]. `slots` is a multiple of LANES.
+    """
+    lowest, zero = code.spread(FLOAT(float("-inf")), LANES), code.spread(FLOAT(0.0), LANES)
+    with code.loop(LONG(0), sentences) as sentence, code.loop(LONG(0), heads) as head:
+
+        def of_queries(d):  # where the numbers of feature d of this head and sentence begin
+            row = code.add(code.mul(head, size), d)  # noqa: B023
+            return code.mul(code.add(code.mul(row, sentences), sentence), queries)  # noqa: B023
+
+        def of_slots(d):
+            row = code.add(code.mul(sentence, heads), head)  # noqa: B023
+            return code.mul(code.add(code.mul(row, size), d), slots)  # noqa: B023
+
+        first = code.variable(LONG(0))
+        for count in (TOGETHER, 1):
+            each = range(count)
+            with code.going_on(first, queries, count) as query:
+                most = [code.variable(lowest) for _ in each]
+                with code.loop(LONG(0), slots, LANES) as s:
+                    sums = []
+                    for i in each:
+                        row = code.add(code.mul(sentence, queries), code.add(query, LONG(i)))
+                        row = code.select(wide, row, sentence)
+                        sums.append(code.variable(code.part(bias, code.add(code.mul(row, slots), s), LANES)))
+                    with code.loop(LONG(0), size) as d:
+                        keys, at = code.part(k, code.add(of_slots(d), s), LANES), code.add(of_queries(d), query)
+                        for i, total in enumerate(sums):
+                            one = code.spread(code.at(q, code.add(at, LONG(i))), LANES)
+                            code.store(code.fma(one, keys, code.load(total)), total)
+                    for i, total in enumerate(sums):
+                        code.put(scratch, code.add(code.mul(LONG(i), slots), s), code.load(total))
+                        code.larger(most[i], code.load(total))
+                highest = [code.spread(code.reduce("fmax", code.load(place)), LANES) for place in most]
+                norms = [code.variable(zero) for _ in each]
+                with code.loop(LONG(0), slots, LANES) as s:
+                    for i in each:
+                        at = code.add(code.mul(LONG(i), slots), s)
+                        power = code.exp(code.fsub(code.part(scratch, at, LANES), highest[i]), LANES)
+                        code.put(scratch, at, power)
+                        code.store(code.fadd(code.load(norms[i]), power), norms[i])
+                norms = [code.reduce("fadd", code.load(place), FLOAT(0.0)) for place in norms]
+                with code.loop(LONG(0), size) as d:
+                    sums, begin = [code.variable(zero) for _ in each], of_slots(d)
+                    with code.loop(LONG(0), slots, LANES) as s:
+                        values = code.part(v, code.add(begin, s), LANES)
+                        for i, total in enumerate(sums):
+                            power = code.part(scratch, code.add(code.mul(LONG(i), slots), s), LANES)
+                            code.store(code.fma(power, values, code.load(total)), total)
+                    for i, total in enumerate(sums):
+                        answer = code.fdiv(code.reduce("fadd", code.load(total), FLOAT(0.0)), norms[i])
+                        at = code.add(code.add(of_queries(d), query), LONG(i))
+                        code.store(answer, code.gep(y, [at], source_etype=FLOAT))
+
+
+ARGUMENTS = {
+    _multiply: [LONG, *[POINTER] * 6, LONG],
+    _reduce: [LONG, LONG, *[POINTER] * 3, LONG],
+    _attend: [*[LONG] * 5, FLAG, *[POINTER] * 6],
+}
 
 
 @functools.cache
@@ -161,7 +235,7 @@ def _compiled() -> tuple:
     builder.getModulePassManager().run(parsed, builder)
     engine = llvm.create_mcjit_compiler(parsed, machine)
     engine.finalize_object()
-    types = {LONG: ctypes.c_int64, POINTER: ctypes.c_void_p}
+    types = {LONG: ctypes.c_int64, POINTER: ctypes.c_void_p, FLAG: ctypes.c_bool}
     return engine, *(
         ctypes.CFUNCTYPE(None, *(types[kind] for kind in kinds))(engine.get_function_address(write.__name__))
         for write, kinds in ARGUMENTS.items()
@@ -194,3 +268,16 @@ def maxima_and_logsumexp(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
     maxima, sums = torch.empty(blocks, n), torch.empty(2, n)
     _compiled()[2](blocks, size, *(tensor.data_ptr() for tensor in (x, maxima, sums)), n)
     return maxima, sums[0] + sums[1].log()
+
+
+def attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """softmax(queries * keys + bias) * values: queries [H, d, B, Q] -> [H, d, B, Q], contiguous.
+
+    keys and values [B, H, d, K]; bias [B, Q or 1, K]; K is a multiple of LANES.
+    """
+    heads, size, sentences, count = queries.shape
+    y, scratch = torch.empty_like(queries), torch.empty(TOGETHER, keys.shape[3])
+    tensors = queries, keys, values, bias, y, scratch
+    wide = bias.shape[1] > 1
+    _compiled()[3](heads, size, sentences, count, keys.shape[3], wide, *(tensor.data_ptr() for tensor in tensors))
+    return y
