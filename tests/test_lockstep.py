@@ -22,6 +22,7 @@ from slt_lib.train.greedy import translate_all
 from slt_lib.train.lockstep import train_together
 from slt_lib.train.loop import Start, train
 from slt_lib.train.stack import EAGER, Stack
+from slt_lib.train.state import TrainState
 from slt_lib.transformer import dropout_masks, dropout_sites, glorot, prunable, smoothed_cross_entropy, theta_0
 
 STEPS = 12
@@ -355,7 +356,7 @@ def test_all_that_diverge(data, settings, starts, tmp_path):
 # Decoding ------------------------------------------------------------
 
 
-def test_translations_are_those_of_each_model_alone(study, data, settings, tmp_path):
+def test_translations_are_those_of_each_model_alone(study, data, settings):
     made = []
     for seed in range(4):
         weights = theta_0(study.model(), seed)
@@ -363,15 +364,11 @@ def test_translations_are_those_of_each_model_alone(study, data, settings, tmp_p
         weights["embedding"][decoding.EOS] *= 1.5
         made.append(Start(weights, None, None, "adafactor", seed, 0))
     made[2].weights["embedding"][7] = math.nan
-    states = [
-        lockstep.open_ticket(settings, start, folder).state
-        for start, folder in zip(made, folders(tmp_path, 4), strict=True)
-    ]
-    stack = Stack(settings, len(data.vocabulary), states, [0] * 4)
+    stack = Stack(settings, len(data.vocabulary), [TrainState.begin(start) for start in made], [0] * 4)
     sources = data.source.lists()[:21]
-    found = translate_all(stack.model, stack.leaves, sources, 8, 256, [0, 2, 3])
-    assert found[1] is None and found[2] is None  # not asked for; not a number
-    for i in (0, 3):
+    found = translate_all(stack.model, stack.named(), sources, 8)
+    assert found[2] is None  # not a number
+    for i in (0, 1, 3):
         model = study.model()
         model.load_state_dict(made[i].weights)
         assert found[i] == decoding.translate(model, sources, 1, extra=8)

@@ -5,9 +5,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils.rnn import pad_sequence
 
-from slt_lib.evaluation import decoding
+from slt_lib.base import devices
+from slt_lib.evaluation.decoding import EOS, PAD
+from slt_lib.train.loop import DEV_BATCH
 from slt_lib.transformer import Transformer
+
+MOST_ROWS = 32768  # sentences times models decoded at once on CUDA, at most
 
 
 class _Method(nn.Module):
@@ -23,42 +28,45 @@ class _Method(nn.Module):
 
 @torch.no_grad()
 def translate_all(
-    model: Transformer,
-    stacked: Mapping[str, Tensor],
-    sources: Sequence[Sequence[int]],
-    extra: int,
-    rows: int,
-    standing: Sequence[int],
+    model: Transformer, stacked: Mapping[str, Tensor], sources: Sequence[Sequence[int]], extra: int
 ) -> list[list[list[int]] | None]:
-    """Greedy translations by each model in `standing`, as `decoding.translate` gives them; None if its logits hold NaN.
+    """Greedy translations by each model, as `decoding.translate` gives them; None if its logits hold NaN.
 
-    `stacked`: weights of `model` by name, [models, *shape]. `rows` sentences are decoded at once, the same by all
-    models; a sentence leaves the batch when all models have ended it. `standing` are numbers of models; the result of
-    the others is None.
+    `stacked`: weights of `model` by name, [models, *shape]. All models decode the same sentences at once; on CUDA as
+    many as half of the free memory holds.
     """
+    weights = {f"model.{name}": weight for name, weight in stacked.items()}
     count, where = len(stacked["embedding"]), stacked["embedding"].device
-    answers = [[] for _ in range(count * len(sources))]
-    lost = torch.ones(count, dtype=torch.bool, device=where)
-    lost[list(standing)] = False
-    weights = {f"model.{name}": leaf.detach() for name, leaf in stacked.items()}
-    order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
-    for first in range(0, len(order), rows):
-        chosen = order[first : first + rows]
-        numbers = torch.arange(count)[:, None] * len(sources) + torch.tensor(chosen)
-        _greedy(_Method(model), weights, [sources[index] for index in chosen], numbers.to(where), extra, answers, lost)
-    by_model = [answers[i * len(sources) : (i + 1) * len(sources)] for i in range(count)]
-    return [None if gone else found for gone, found in zip(lost.tolist(), by_model, strict=True)]
+    source = pad_sequence([torch.tensor(ids) for ids in sources], batch_first=True, padding_value=PAD).to(where)
+    limits = (source != PAD).sum(1) + extra
+    # one column more than the longest translation: each ends in EOS
+    found = torch.full((count, len(source), source.shape[1] + extra + 1), EOS, device=where)
+    lost = torch.zeros(count, dtype=torch.bool, device=where)
+    for numbers in limits.argsort(descending=True, stable=True).split(_rows(model, count, found.shape[2], where)):
+        _greedy(_Method(model), weights, source, limits, numbers, found, lost)
+    answers = [[ids[: ids.index(EOS)] for ids in sentences] for sentences in found.tolist()]
+    return [None if gone else answer for gone, answer in zip(lost.tolist(), answers, strict=True)]
 
 
-def _greedy(model: _Method, weights, sources, numbers: Tensor, extra: int, answers: list, lost: Tensor) -> None:
-    """Translate one batch. `numbers` [models, sentences]: the places of its translations in `answers`.
+def _rows(model: Transformer, count: int, length: int, where: torch.device) -> int:
+    """How many sentences `count` models decode at once, for translations of at most `length` ids."""
+    if where.type != "cuda":
+        return DEV_BATCH
+    cached = 4 * model.shape.layers * model.shape.hidden * length  # keys and values of both attentions
+    bytes_per_row = 4 * (3 * cached + 4 * model.shape.vocabulary)  # a grown cache is made next to the one before
+    most = devices.free_memory(where) // 2 // bytes_per_row // count
+    return min(max(1, most), MOST_ROWS // count + 1)
 
-    Marks a model whose logits hold NaN in `lost` [models].
+
+def _greedy(model: _Method, weights, source: Tensor, limits: Tensor, numbers: Tensor, found: Tensor, lost: Tensor):
+    """Translate the sentences `numbers` of `source`, each up to its limit, into `found` [models, sentences, ids].
+
+    Marks a model whose logits hold NaN in `lost` [models]. A sentence leaves the batch when all models have ended it.
     """
-    longest = max(len(ids) for ids in sources)
-    padded = [[*ids, *[decoding.PAD] * (longest - len(ids))] for ids in sources]
-    source = torch.tensor(padded, device=numbers.device)
-    limits = torch.tensor([len(ids) + extra for ids in sources], device=numbers.device)
+    source, limits = source[numbers], limits[numbers]
+    source = source[:, : int((source != PAD).sum(1).max())]
+    done = lost[:, None].repeat(1, len(numbers))
+    previous = torch.full_like(done, PAD, dtype=torch.long)
 
     def begin(weights):
         memory = functional_call(model, weights, ("encode", source))
@@ -66,22 +74,19 @@ def _greedy(model: _Method, weights, sources, numbers: Tensor, extra: int, answe
 
     def advance(weights, previous, cache):
         cache = dict(cache)
-        return functional_call(model, weights, ("step", previous, tokens.shape[2], cache)), cache
+        return functional_call(model, weights, ("step", previous, position, cache)), cache
 
     cache = torch.vmap(begin)(weights)
-    previous = torch.full_like(numbers, decoding.PAD)
-    tokens = numbers.new_empty(*numbers.shape, 0)
-    done = lost[:, None].expand_as(numbers).clone()
-    while numbers.shape[1]:
+    for position in range(int(limits.max())):
         logits, cache = torch.vmap(advance)(weights, previous, cache)
         values, previous = logits.max(dim=2)
         lost |= values.isnan().any(1)
-        tokens = torch.cat([tokens, previous.masked_fill(done, decoding.EOS)[:, :, None]], dim=2)
-        done |= (previous == decoding.EOS) | (tokens.shape[2] >= limits) | lost[:, None]
+        found[:, numbers, position] = previous.masked_fill(done, EOS)
+        done |= (previous == EOS) | (position + 1 >= limits) | lost[:, None]
         ended = done.all(0)
-        if decoding._worth_dropping(ended):
-            decoding._record(answers, numbers[:, ended].flatten(), tokens[:, ended].flatten(0, 1))
+        if 8 * int(ended.sum()) >= len(ended):  # a smaller batch repays the copying of the cache
             stay = (~ended).nonzero()[:, 0]
-            numbers, done, previous, tokens = (x.index_select(1, stay) for x in (numbers, done, previous, tokens))
-            limits = limits[stay]
+            if not len(stay):
+                return
+            numbers, limits, done, previous = numbers[stay], limits[stay], done[:, stay], previous[:, stay]
             cache = {name: value.index_select(1, stay) for name, value in cache.items()}
