@@ -26,7 +26,6 @@ from slt_lib.base.store import RunFolder
 from slt_lib.data.vocabulary import Encoded
 from slt_lib.train import lockstep
 from slt_lib.train.checkpoint import Job, checkpoints, silent
-from slt_lib.train.greedy import translate_all
 from slt_lib.train.provenance import processor
 from slt_lib.train.stack import Stack
 from slt_lib.train.state import Data, Start
@@ -91,9 +90,9 @@ def measured(settings: params.Training, data: Data, count: int, seconds: float, 
                 if time.monotonic() - began > seconds:
                     break
     passed = time.monotonic() - began
-    translate_all(stack.model, stack.named(), data.dev_source.lists()[:8], 2)  # libraries get ready
+    stack.translate(data.dev_source.lists()[:8], 2)  # libraries get ready
     began = time.monotonic()
-    translate_all(stack.model, stack.named(), data.dev_source.lists(), 20)  # untrained: no sentence ends early
+    stack.translate(data.dev_source.lists(), 20)  # untrained: no sentence ends early
     return {
         "tokens_per_second": tokens / passed,
         "step_ms": 1000 * passed / taken,

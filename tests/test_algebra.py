@@ -858,7 +858,7 @@ def test_a_chain_that_fails_stops_alone(make_study, monkeypatch):
     def fragile(settings, data, start, *rest, **options):
         with pytest.MonkeyPatch.context() as patch:
             if start.seed == 2 and start.depth == 1:
-                patch.setattr(training, "_loss", lambda *_: torch.tensor(math.nan))
+                patch.setattr(training._Loss, "forward", lambda *_: torch.tensor(math.nan))
             return real(settings, data, start, *rest, **options)
 
     monkeypatch.setattr(training, "train", fragile)

@@ -18,7 +18,6 @@ from slt_lib.techniques import mp, slt
 from slt_lib.train import lockstep
 from slt_lib.train import loop as training
 from slt_lib.train.checkpoint import weights_hash
-from slt_lib.train.greedy import translate_all
 from slt_lib.train.lockstep import train_together
 from slt_lib.train.loop import Start, train
 from slt_lib.train.stack import EAGER, Stack
@@ -218,7 +217,7 @@ def test_low_precision_is_low(data, settings, starts, tmp_path, monkeypatch):
     """Autocast reaches the model under vmap: its matrix products are of the low type."""
     kinds, real = set(), transformer.linear
     monkeypatch.setattr(transformer, "linear", lambda *a: kinds.add((y := real(*a)).dtype) or y)
-    monkeypatch.setattr(lockstep, "translate_all", lambda model, stacked, sources, *_: [[[3]] * len(sources)])
+    monkeypatch.setattr(Stack, "translate", lambda self, sources, extra: [[[3]] * len(sources)])
     for precision, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         low = settings.model_copy(update={"steps": 2, "precision": precision, "checkpoint": 1.0})
         train_together(low, data, starts()[:1], folders(tmp_path / precision, 1))
@@ -366,7 +365,7 @@ def test_translations_are_those_of_each_model_alone(study, data, settings):
     made[2].weights["embedding"][7] = math.nan
     stack = Stack(settings, len(data.vocabulary), [TrainState.begin(start) for start in made], [0] * 4)
     sources = data.source.lists()[:21]
-    found = translate_all(stack.model, stack.named(), sources, 8)
+    found = stack.translate(sources, 8)
     assert found[2] is None  # not a number
     for i in (0, 1, 3):
         model = study.model()

@@ -24,7 +24,6 @@ from slt_lib.data.batches import Batches, Position
 from slt_lib.evaluation import scoring
 from slt_lib.evaluation.decoding import DIVERGED
 from slt_lib.train.checkpoint import Job, Report, silent
-from slt_lib.train.greedy import translate_all
 from slt_lib.train.loop import dev_bleu, dev_sentences, train
 from slt_lib.train.stack import Stack
 from slt_lib.train.state import Data, NotFinite, Start
@@ -224,7 +223,7 @@ def _dev_bleu(training: Training, data: Data, stack: Stack, group: list[Job]) ->
                 scores[i] = dev_bleu(stack.solo(i), data, training)
         return scores
     sources, references = dev_sentences(data, training)
-    found = translate_all(stack.model, stack.named(), sources, training.dev_extra)
+    found = stack.translate(sources, training.dev_extra)
     for i, job in _standing(group).items():
         if found[i] is None:
             job.state.failure = f"logits not finite on dev: {DIVERGED}"

@@ -1,4 +1,4 @@
-"""The weights of many tickets on one device, and the step that trains them all.
+"""The weights of many tickets on one device, the step that trains them all, and their greedy translations.
 
 Weights are stacked along a leading axis, and the model's own code runs under `torch.func.vmap`. Each ticket has its own
 mask, sentences, dropout and optimizer statistics; no number of one reaches another. On CUDA the whole step is captured
@@ -10,16 +10,31 @@ import sys
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils.rnn import pad_sequence
 
 from slt_lib.base import devices
 from slt_lib.base.settings import Training
+from slt_lib.evaluation.decoding import EOS, PAD
+from slt_lib.train.loop import DEV_BATCH
 from slt_lib.train.state import TrainState
 from slt_lib.train.step import Parameters, dropout_plan, new_model, new_optimizer, set_rate, step
 from slt_lib.transformer import Batch, Transformer, prunable, smoothed_cross_entropy
 
 EAGER = 3  # steps before the graph is captured: they allocate optimizer state and workspaces of libraries
+MOST_ROWS = 32768  # sentences times tickets decoded at once on CUDA, at most
+
+
+class _Method(nn.Module):
+    """A model whose methods `functional_call` can call."""
+
+    def __init__(self, model: Transformer):
+        super().__init__()
+        self.model = model
+
+    def forward(self, method: str, *arguments):
+        return getattr(self.model, method)(*arguments)
 
 
 class Stack:
@@ -30,7 +45,7 @@ class Stack:
     """
 
     def __init__(self, training: Training, vocabulary: int, states: Sequence[TrainState], of_stream: Sequence[int]):
-        self.training, self.count, self.device = training, len(states), devices.device()
+        self.training, self.device = training, devices.device()
         self.model = new_model(training, vocabulary).to(self.device).requires_grad_(False)
         named = dict(self.model.named_parameters())
         masked = prunable(named) if any(state.mask is not None or state.start.gradual for state in states) else {}
@@ -66,9 +81,8 @@ class Stack:
         """The tensors that a step reads; a graph finds them at the same address in each replay."""
         batch, streams = self.training.batch, max(of_stream) + 1
         self.sites, self.rates = dropout_plan(self.training, self.model.shape)
-        dropped = {site: (size, self.rates[kind]) for site, (kind, size) in self.sites.items() if self.rates[kind] > 0}
-        self.dropped = {site: (size, 1 / (1 - rate)) for site, (size, rate) in dropped.items()}
-        self.counts = [math.prod(size) for size, _ in dropped.values()]
+        self.dropped = {site: where for site, where in self.sites.items() if self.rates[where[0]] > 0}
+        self.counts = [math.prod(size) for _, size in self.dropped.values()]
         self.of_stream = torch.tensor(of_stream, device=self.device)
         self.ids = torch.zeros(7, streams, batch.rows, batch.length, dtype=torch.long, device=self.device)
         self.bits = torch.zeros(streams, sum(self.counts), dtype=torch.bool, device=self.device)
@@ -122,8 +136,8 @@ class Stack:
         batch = Batch(*self.ids.index_select(1, self.of_stream).unbind(0))
         bits = self.bits.index_select(0, self.of_stream).split(self.counts, dim=1)
         drop = {
-            site: kept.view(-1, *size) * scale
-            for (site, (size, scale)), kept in zip(self.dropped.items(), bits, strict=True)
+            site: kept.view(-1, *size) * (1 / (1 - self.rates[kind]))
+            for (site, (kind, size)), kept in zip(self.dropped.items(), bits, strict=True)
         }
         losses = torch.vmap(self._loss)(self.named(), batch, drop)
         weights = list(self.parameters.weights.values())
@@ -147,7 +161,7 @@ class Stack:
     def named(self) -> dict[str, Tensor]:
         """Views of the weights by name, [tickets, *shape]."""
         weights = self.parameters.weights
-        return {n: w for key, names in self.families.items() for n, w in zip(names, weights[key].unbind(), strict=True)}
+        return {name: w for key, names in self.families.items() for name, w in zip(names, weights[key], strict=True)}
 
     def weights(self, i: int) -> dict[str, Tensor]:
         """Views of the weights of ticket `i`."""
@@ -168,7 +182,7 @@ class Stack:
 
     def on_cpu(self) -> list[tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]]:
         """Weights and optimizer statistics of each ticket on the CPU, as in `TrainState`; valid until the next step."""
-        found = [({}, {}) for _ in range(self.count)]
+        found = [({}, {}) for _ in self.of_stream]
         for key, names in self.families.items():
             family = self.parameters.weights[key]
             slots = {slot: value.cpu() for slot, value in self.parameters.optimizer.state[family].items()}
@@ -178,3 +192,63 @@ class Stack:
                     weights[name] = family[j, i]
                     optimizer[name] = {s: v[j, i] if v.dim() else v.clone() for s, v in slots.items()}
         return found
+
+    # Decoding ------------------------------------------------------------
+
+    @torch.no_grad()
+    def translate(self, sources: Sequence[Sequence[int]], extra: int) -> list[list[list[int]] | None]:
+        """Greedy translations by each ticket, as `decoding.translate` gives them; None if its logits hold NaN."""
+        lost = torch.zeros_like(self.of_stream, dtype=torch.bool)
+        source = pad_sequence([torch.tensor(ids) for ids in sources], batch_first=True, padding_value=PAD)
+        source = source.to(self.device)
+        limits = (source != PAD).sum(1) + extra
+        # one column more than the longest translation: each ends in EOS
+        found = torch.full((len(lost), len(source), source.shape[1] + extra + 1), EOS, device=self.device)
+        for numbers in limits.argsort(descending=True, stable=True).split(self._rows(found.shape[2])):
+            self._translate(source, limits, numbers, found, lost)
+        answers = [[ids[: ids.index(EOS)] for ids in sentences] for sentences in found.tolist()]
+        return [None if gone else answer for gone, answer in zip(lost.tolist(), answers, strict=True)]
+
+    def _rows(self, length: int) -> int:
+        """How many sentences are decoded at once, for translations of at most `length` ids."""
+        if self.device.type != "cuda":
+            return DEV_BATCH
+        shape, count = self.model.shape, len(self.of_stream)
+        cached = 4 * shape.layers * shape.hidden * length  # keys and values of both attentions
+        bytes_per_row = 4 * (3 * cached + 4 * shape.vocabulary)  # a grown cache is made next to the one before
+        most = devices.free_memory(self.device) // 2 // bytes_per_row // count
+        return min(max(1, most), MOST_ROWS // count + 1)
+
+    def _translate(self, source: Tensor, limits: Tensor, numbers: Tensor, found: Tensor, lost: Tensor) -> None:
+        """Translate the sentences `numbers` of `source`, each up to its limit, into `found` [tickets, sentences, ids].
+
+        Marks a ticket whose logits hold NaN in `lost` [tickets]. A sentence leaves the batch when all have ended it.
+        """
+        model, weights = _Method(self.model), {f"model.{name}": weight for name, weight in self.named().items()}
+        source, limits = source[numbers], limits[numbers]
+        source = source[:, : int((source != PAD).sum(1).max())]
+        done = lost[:, None].repeat(1, len(numbers))
+        previous = torch.full_like(done, PAD, dtype=torch.long)
+
+        def begin(weights):
+            memory = functional_call(model, weights, ("encode", source))
+            return functional_call(model, weights, ("start", memory, source))
+
+        def advance(weights, previous, cache):
+            cache = dict(cache)
+            return functional_call(model, weights, ("step", previous, position, cache)), cache
+
+        cache = torch.vmap(begin)(weights)
+        for position in range(int(limits.max())):
+            logits, cache = torch.vmap(advance)(weights, previous, cache)
+            values, previous = logits.max(dim=2)
+            lost |= values.isnan().any(1)
+            found[:, numbers, position] = previous.masked_fill(done, EOS)
+            done |= (previous == EOS) | (position + 1 >= limits) | lost[:, None]
+            ended = done.all(0)
+            if 8 * int(ended.sum()) >= len(ended):  # a smaller batch repays the copying of the cache
+                stay = (~ended).nonzero()[:, 0]
+                if not len(stay):
+                    return
+                numbers, limits, done, previous = numbers[stay], limits[stay], done[:, stay], previous[:, stay]
+                cache = {name: value.index_select(1, stay) for name, value in cache.items()}
