@@ -44,7 +44,8 @@ def weights_hash(weights: Mapping[str, Tensor]) -> str:
 class Job:
     """A training under way: its settings, its state, and its files in `folder`.
 
-    A new job continues from the state that the folder holds. `kept`: steps after which the weights are saved.
+    It continues from the state that the folder holds. `kept`: steps whose weights stay. `checkpoints`: steps after
+    which dev is scored and the resume file is written. `report`: see `loop.train`.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Job:
             report(self.state.step, None)
 
     def _resumed(self, start: Start) -> TrainState | None:
-        """The state in the resume file; one that is damaged or belongs to another training is reported and removed."""
+        """The state in the resume file. A file that is damaged or of another training is reported and removed."""
         path = self.folder / RESUME
         if not path.exists():
             return None
@@ -79,7 +80,7 @@ class Job:
 
     @contextlib.contextmanager
     def failing(self):
-        """Context in which NotFinite is recorded as the failure of this training."""
+        """Context that records NotFinite as the failure of this training."""
         try:
             yield
         except NotFinite as error:

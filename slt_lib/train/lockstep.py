@@ -96,11 +96,14 @@ def train_together(
         except torch.cuda.OutOfMemoryError:
             many = f"{len(group)} tickets in lockstep do not fit into the memory of {device}"
             raise InputError(f"{many}; set SLT_LOCKSTEP to fewer, and they go on where they were") from None
+        for job in group:
+            if job.state.failure:  # its record does not wait for the others
+                job.finish(data)
     return [job.finish(data) for job in jobs]
 
 
 def _standing(group: Sequence[Job]) -> dict[int, Job]:
-    """The jobs that have not failed, by their number in the group."""
+    """Number in the group -> job, of the jobs that have not failed."""
     return {i: job for i, job in enumerate(group) if job.state.failure is None}
 
 
@@ -153,7 +156,7 @@ def inputs_of(
 ) -> Iterator[tuple[Tensor, Tensor, list[int], list[Position]]]:
     """The inputs of each step from `first` on, without end.
 
-    Yields ids [7, streams, rows, length], dropout bits [streams, sites], and the tokens and position of each stream.
+    Yields ids [7, streams, rows, length], dropout bits [streams, entries], and the tokens and position of each stream.
     They are drawn a few steps ahead by threads, since numpy releases the interpreter lock while it draws.
     """
 
@@ -183,7 +186,7 @@ def inputs_of(
 
 
 def _count(job: Job, losses: list[float], tokens: list[int]) -> None:
-    """Count the steps up to the present one. Raises NotFinite at the first whose loss is not finite."""
+    """Add the losses and tokens of the last steps to the state. Raises NotFinite at a loss that is not finite."""
     for step, (loss, count) in enumerate(zip(losses, tokens, strict=True), start=job.state.step + 1 - len(losses)):
         if not math.isfinite(loss):
             raise NotFinite(f"loss not finite at step {step}")
