@@ -25,8 +25,7 @@ from slt_lib.base.errors import InputError
 from slt_lib.base.store import RunFolder
 from slt_lib.data.vocabulary import Encoded
 from slt_lib.train import lockstep
-from slt_lib.train.checkpoint import checkpoints
-from slt_lib.train.loop import silent
+from slt_lib.train.checkpoint import Job, checkpoints, silent
 from slt_lib.train.provenance import processor
 from slt_lib.train.stack import Stack
 from slt_lib.train.state import Data, Start
@@ -70,16 +69,15 @@ def measured(settings: params.Training, data: Data, count: int, seconds: float, 
     for i in range(count):
         seed = seeds[i % len(seeds)]
         start = Start(weights[seed], mask, None, settings.optimizer, seed, 0)
-        group.append(lockstep.open_ticket(settings, start, RunFolder(folder / str(i))))
+        group.append(Job(settings, start, RunFolder(folder / str(i))))
     streams, of_stream = lockstep.streams_of(settings, data, group)
-    stack = Stack(settings, vocabulary, [ticket.state for ticket in group], of_stream)
+    stack = Stack(settings, vocabulary, [job.state for job in group], of_stream)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    steps, warm = range(1_000_000), 10 if device.type == "cuda" else 2
+    warm = 10 if device.type == "cuda" else 2
     tokens, taken, losses = 0, 0, None
-    inputs = lockstep.inputs_of(streams, stack, steps)
-    with contextlib.closing(inputs):
-        for step, (ids, bits, counts, _) in zip(steps, inputs, strict=True):
+    with contextlib.closing(lockstep.inputs_of(streams, stack, 0)) as inputs:
+        for step, (ids, bits, counts, _) in enumerate(inputs):
             losses = stack.step(ids, bits, step)
             if step < warm:
                 losses.tolist()
@@ -92,9 +90,9 @@ def measured(settings: params.Training, data: Data, count: int, seconds: float, 
                 if time.monotonic() - began > seconds:
                     break
     passed = time.monotonic() - began
-    lockstep.translate_dev(stack, data.dev_source.lists()[:8], 2, range(count))  # libraries get ready
+    stack.translate(data.dev_source.lists()[:8], 2)  # libraries get ready
     began = time.monotonic()
-    lockstep.translate_dev(stack, data.dev_source.lists(), 20, range(count))  # untrained: no sentence ends early
+    stack.translate(data.dev_source.lists(), 20)  # untrained: no sentence ends early
     return {
         "tokens_per_second": tokens / passed,
         "step_ms": 1000 * passed / taken,

@@ -355,8 +355,8 @@ def test_noise_depends_on_the_depth_and_the_copy(study):
     for order, depth, copy in [("fresh", 0, 0), ("fresh", 1, 0), ("fresh", 0, 1), ("fresh", 1, 1), ("same", 3, 0)]:
         settings = study.params.training.model_copy(update={"order": order})
         start = Start({}, None, None, "adafactor", 1, depth, copy)
-        batches, noise = training.new_batches(settings, study.data, start), training.noise_of(settings, start)
-        [drop] = dropout_masks({"x": ("relu", (64,))}, rates, 1, noise, 0).values()
+        batches = training.new_batches(settings, study.data, start)
+        [drop] = dropout_masks({"x": ("relu", (64,))}, rates, 1, batches.noise, 0).values()
         seen[order, depth, copy] = tuple(batches.order(0)[:20]), tuple(drop.tolist())
     assert seen.pop(("same", 3, 0)) == seen["fresh", 0, 0]  # as at depth 0, on purpose
     orders, drops = zip(*seen.values(), strict=True)
@@ -858,7 +858,7 @@ def test_a_chain_that_fails_stops_alone(make_study, monkeypatch):
     def fragile(settings, data, start, *rest, **options):
         with pytest.MonkeyPatch.context() as patch:
             if start.seed == 2 and start.depth == 1:
-                patch.setattr(training, "_loss", lambda *_: torch.tensor(math.nan))
+                patch.setattr(training._Loss, "forward", lambda *_: torch.tensor(math.nan))
             return real(settings, data, start, *rest, **options)
 
     monkeypatch.setattr(training, "train", fragile)

@@ -18,10 +18,10 @@ from slt_lib.techniques import mp, slt
 from slt_lib.train import lockstep
 from slt_lib.train import loop as training
 from slt_lib.train.checkpoint import weights_hash
-from slt_lib.train.greedy import translate_all
 from slt_lib.train.lockstep import train_together
 from slt_lib.train.loop import Start, train
 from slt_lib.train.stack import EAGER, Stack
+from slt_lib.train.state import TrainState
 from slt_lib.transformer import dropout_masks, dropout_sites, glorot, prunable, smoothed_cross_entropy, theta_0
 
 STEPS = 12
@@ -217,7 +217,7 @@ def test_low_precision_is_low(data, settings, starts, tmp_path, monkeypatch):
     """Autocast reaches the model under vmap: its matrix products are of the low type."""
     kinds, real = set(), transformer.linear
     monkeypatch.setattr(transformer, "linear", lambda *a: kinds.add((y := real(*a)).dtype) or y)
-    monkeypatch.setattr(lockstep, "translate_all", lambda model, stacked, sources, *_: [[[3]] * len(sources)])
+    monkeypatch.setattr(Stack, "translate", lambda self, sources, extra: [[[3]] * len(sources)])
     for precision, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         low = settings.model_copy(update={"steps": 2, "precision": precision, "checkpoint": 1.0})
         train_together(low, data, starts()[:1], folders(tmp_path / precision, 1))
@@ -355,7 +355,7 @@ def test_all_that_diverge(data, settings, starts, tmp_path):
 # Decoding ------------------------------------------------------------
 
 
-def test_translations_are_those_of_each_model_alone(study, data, settings, tmp_path):
+def test_translations_are_those_of_each_model_alone(study, data, settings):
     made = []
     for seed in range(4):
         weights = theta_0(study.model(), seed)
@@ -363,15 +363,11 @@ def test_translations_are_those_of_each_model_alone(study, data, settings, tmp_p
         weights["embedding"][decoding.EOS] *= 1.5
         made.append(Start(weights, None, None, "adafactor", seed, 0))
     made[2].weights["embedding"][7] = math.nan
-    states = [
-        lockstep.open_ticket(settings, start, folder).state
-        for start, folder in zip(made, folders(tmp_path, 4), strict=True)
-    ]
-    stack = Stack(settings, len(data.vocabulary), states, [0] * 4)
+    stack = Stack(settings, len(data.vocabulary), [TrainState.begin(start) for start in made], [0] * 4)
     sources = data.source.lists()[:21]
-    found = translate_all(stack.model, stack.leaves, sources, 8, 256, [0, 2, 3])
-    assert found[1] is None and found[2] is None  # not asked for; not a number
-    for i in (0, 3):
+    found = stack.translate(sources, 8)
+    assert found[2] is None  # not a number
+    for i in (0, 1, 3):
         model = study.model()
         model.load_state_dict(made[i].weights)
         assert found[i] == decoding.translate(model, sources, 1, extra=8)

@@ -364,8 +364,8 @@ def test_the_paper_s_last_four_checkpoints_compete(begin, monkeypatch, tmp_path)
 
 
 def test_the_curve(begin, cheap, monkeypatch, tmp_path):
-    losses, real = [], training._loss
-    monkeypatch.setattr(training, "_loss", lambda *a: losses.append(real(*a)) or losses[-1])
+    losses, real = [], training._Loss.forward
+    monkeypatch.setattr(training._Loss, "forward", lambda *a: losses.append(real(*a)) or losses[-1])
     record = train(*begin("gradual"), RunFolder(tmp_path / "run"))
     sizes = [w.numel() for w in prunable(begin()[2].weights).values()]
     for point in record["curve"]:
@@ -471,8 +471,8 @@ def test_weights_that_are_not_finite_when_pruned_are_recorded(begin, cheap, monk
 
 def test_a_failure_after_a_checkpoint_keeps_the_curve(begin, cheap, monkeypatch, tmp_path):
     losses = iter(range(1, 99))
-    real = training._loss
-    monkeypatch.setattr(training, "_loss", lambda *a: real(*a) * (math.nan if next(losses) == 8 else 1))
+    real = training._Loss.forward
+    monkeypatch.setattr(training._Loss, "forward", lambda *a: real(*a) * (math.nan if next(losses) == 8 else 1))
     folder = RunFolder(tmp_path / "run")
     record = train(*begin("gradual"), folder, keep=(3,))
     assert record["reason"] == "loss not finite at step 8"

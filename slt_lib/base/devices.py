@@ -26,6 +26,12 @@ def device() -> torch.device:
     raise InputError(f"SLT_DEVICE={asked}: no such device here; there are {there}")
 
 
+def free_memory(where: torch.device) -> int:
+    """Bytes of a CUDA device that are free, or held unused by torch."""
+    free, _ = torch.cuda.mem_get_info(where)
+    return free + torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
+
+
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
     """`torch.set_num_threads` for a while: the same count gives the same bytes, wherever the call comes from."""

@@ -42,8 +42,7 @@ def group():
         raise InputError(f"WORLD_SIZE is {count}, but RANK is not set: start it with torchrun, or unset WORLD_SIZE")
     where, here = device(), int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     if where.type == "cuda":
-        if here > torch.cuda.device_count():
-            gpus = torch.cuda.device_count()
+        if here > (gpus := torch.cuda.device_count()):
             raise InputError(f"{here} processes share {gpus} GPUs here; torchrun --nproc-per-node {gpus} at most")
         torch.cuda.set_device(where)
     dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
@@ -51,17 +50,6 @@ def group():
     yield  # after an error the group is not destroyed: the process exits, and torchrun ends the job
     _control = None
     dist.destroy_process_group()
-
-
-@contextlib.contextmanager
-def alone():
-    """Context in which this process behaves as the only one; the others wait for it."""
-    global _control
-    held, _control = _control, None
-    try:
-        yield
-    finally:
-        _control = held
 
 
 def size() -> int:
@@ -80,14 +68,18 @@ def first() -> bool:
 
 
 def broadcast(make: Callable):
-    """Run `make` on rank 0 and broadcast the result; the other processes do not call it."""
+    """Run `make` on rank 0, as if it were the only process, and return its result in all processes."""
+    global _control
     if _control is None:
         return make()
-    value = [None]
+    held, value = _control, [None]
     if first():
-        with alone():
+        _control = None
+        try:
             value = [make()]
-    dist.broadcast_object_list(value, src=0, group=_control)
+        finally:
+            _control = held
+    dist.broadcast_object_list(value, src=0, group=held)
     return value[0]
 
 
@@ -99,6 +91,12 @@ def in_turn():
     yield
     if first() and _control is not None:
         dist.barrier(_control)
+
+
+def _gathered(value) -> list:
+    values = [None] * size()
+    dist.all_gather_object(values, value, group=_control)
+    return values
 
 
 def agree(make: Callable[[], object]) -> bool:
@@ -125,12 +123,6 @@ def spread(items: list, work: Callable[[list], list]) -> list:
     return results
 
 
-def _gathered(value) -> list:
-    values = [None] * size()
-    dist.all_gather_object(values, value, group=_control)
-    return values
-
-
 def mean(value: Tensor) -> Tensor:
     """Mean of a tensor over the processes, returned in all of them."""
     if _control is None:
@@ -150,8 +142,3 @@ def parallel(module: nn.Module) -> nn.Module:
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # a name that older versions lack
         # buffers hold constants, and their sizes may differ between processes
         return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
-
-
-def apart(module: nn.Module):
-    """Context that accumulates gradients locally; the next backward pass outside of it averages the sums."""
-    return contextlib.nullcontext() if _control is None else module.no_sync()

@@ -22,9 +22,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             return linear(_rounded(x), _rounded(weight), bias).bfloat16()
     if not _served(x, weight):
         return F.linear(x, weight, bias)
-    if torch.is_grad_enabled():
-        return _Linear.apply(x, weight, bias)
-    return _onednn(x, weight, bias)
+    return _Linear.apply(x, weight, bias)
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:

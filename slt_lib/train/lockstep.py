@@ -5,13 +5,13 @@ the two can continue what the other has begun, and their weights agree within fl
 """
 
 import contextlib
+import itertools
 import math
 import os
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,19 +21,17 @@ from slt_lib.base.errors import InputError
 from slt_lib.base.settings import Training
 from slt_lib.base.store import RunFolder
 from slt_lib.data.batches import Batches, Position
-from slt_lib.evaluation import decoding, scoring
-from slt_lib.train.checkpoint import Marks, finish, keep_weights, marks_of, resume, write_checkpoint
-from slt_lib.train.greedy import translate_all
-from slt_lib.train.loop import DEV_BATCH, Report, dev_bleu, dev_sentences, silent, train
+from slt_lib.evaluation import scoring
+from slt_lib.evaluation.decoding import DIVERGED
+from slt_lib.train.checkpoint import Job, Report, silent
+from slt_lib.train.loop import dev_bleu, dev_sentences, train
 from slt_lib.train.stack import Stack
-from slt_lib.train.state import Data, NotFinite, Start, TrainState
-from slt_lib.train.step import grown_mask, new_batches, noise_of
+from slt_lib.train.state import Data, NotFinite, Start
+from slt_lib.train.step import grown_mask, mask_updates, must_be_finite, new_batches
 from slt_lib.transformer import dropout_kept
 
 WRITERS = 8  # files written at once
 AHEAD = 4  # steps whose sentences and dropout are drawn before they are needed
-DECODED_ROWS = 32768  # sentences times tickets decoded at once on CUDA, at most
-
 
 # How many ------------------------------------------------------------
 
@@ -50,15 +48,9 @@ def group_size(training: Training, vocabulary: int) -> int:
         raise InputError(f"SLT_LOCKSTEP={asked}: not a whole number from 1; it says how many tickets train at once")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         return 1
-    if asked or (device := devices.device()).type == "cpu":
+    if asked or devices.device().type == "cpu":
         return int(asked or 1)
-    return max(1, int(0.7 * _free(device) / bytes_per_ticket(training, vocabulary)))
-
-
-def _free(device: torch.device) -> int:
-    """Bytes of a CUDA device that are free, or held unused by torch."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(1, int(0.7 * devices.free_memory(devices.device()) / bytes_per_ticket(training, vocabulary)))
 
 
 def bytes_per_ticket(training: Training, vocabulary: int) -> int:
@@ -70,17 +62,6 @@ def bytes_per_ticket(training: Training, vocabulary: int) -> int:
 
 
 # Training ------------------------------------------------------------
-
-
-@dataclass
-class TicketState:
-    """A ticket in lockstep: its state at its last checkpoint, where it writes, and its record once it has ended."""
-
-    state: TrainState
-    folder: RunFolder
-    marks: Marks
-    report: Report = silent
-    record: dict | None = None
 
 
 def train_together(
@@ -105,196 +86,149 @@ def train_together(
         return [train(training, data, *each) for each in parts]
     if len({start.optimizer for start in starts}) > 1:
         raise ValueError("tickets in lockstep need one optimizer")
-    tickets = [open_ticket(training, *each) for each in parts]
-    while True:
-        for ticket in tickets:
-            if ticket.record is None and (ticket.state.failure or ticket.state.step == training.steps):
-                dropped = new_batches(training, data, ticket.state.start).dropped
-                ticket.record = finish(ticket.folder, training, ticket.state, dropped)
-        running = [ticket for ticket in tickets if ticket.record is None]
-        if not running:
-            return [ticket.record for ticket in tickets]
-        first, *later = sorted({ticket.state.step for ticket in running})
-        group = [ticket for ticket in running if ticket.state.step == first]
-        device = devices.device()
+    jobs, device = [Job(training, *each) for each in parts], devices.device()
+    while running := [job for job in _standing(jobs).values() if job.state.step < training.steps]:
+        first, *later = sorted({job.state.step for job in running})
+        group = [job for job in running if job.state.step == first]
         try:
             with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
                 _advance(training, data, group, later[0] if later else training.steps)
         except torch.cuda.OutOfMemoryError:
             many = f"{len(group)} tickets in lockstep do not fit into the memory of {device}"
             raise InputError(f"{many}; set SLT_LOCKSTEP to fewer, and they go on where they were") from None
+        for job in group:
+            if job.state.failure:  # its record does not wait for the others
+                job.finish(data)
+    return [job.finish(data) for job in jobs]
 
 
-def open_ticket(
-    training: Training, start: Start, folder: RunFolder, keep: Collection[int] = (), report: Report = silent
-) -> TicketState:
-    """A ticket with the state that its folder holds."""
-    ticket = TicketState(resume(folder, training, start), folder, marks_of(training, start, keep), report)
-    if ticket.state.step:
-        report(ticket.state.step, None)
-    return ticket
+def _standing(group: Sequence[Job]) -> dict[int, Job]:
+    """Number in the group -> job, of the jobs that have not failed."""
+    return {i: job for i, job in enumerate(group) if job.state.failure is None}
 
 
-def _advance(training: Training, data: Data, group: list[TicketState], last: int) -> None:
+def _advance(training: Training, data: Data, group: list[Job], last: int) -> None:
     """Train `group`, all at one step, up to step `last` or the checkpoint at which one of them has failed."""
     began, first = time.monotonic(), group[0].state.step
     streams, of_stream = streams_of(training, data, group)
-    stack = Stack(training, len(data.vocabulary), [ticket.state for ticket in group], of_stream)
-    checkpoints = set(group[0].marks.checkpoints)
-    stops = checkpoints.union(*({*ticket.marks.kept, *ticket.marks.updates} for ticket in group))
+    stack = Stack(training, len(data.vocabulary), [job.state for job in group], of_stream)
+    updates = [mask_updates(training, job.state.start) for job in group]
+    stops = set(group[0].checkpoints).union(*updates, *(job.kept for job in group))
     losses, tokens = [], []
-    inputs = inputs_of(streams, stack, range(first, last))
-    with contextlib.closing(inputs):
-        for number, (ids, bits, counts, positions) in zip(range(first, last), inputs, strict=True):
-            losses.append(stack.step(ids, bits, number))
+    with contextlib.closing(inputs_of(streams, stack, first)) as inputs:
+        for step, (ids, bits, counts, positions) in zip(range(first + 1, last + 1), inputs, strict=False):
+            losses.append(stack.step(ids, bits, step - 1))
             tokens.append(counts)
-            done = number + 1
-            if done not in stops:
+            if step not in stops:
                 continue
-            for i, values in enumerate(torch.stack(losses).t().tolist()):  # waits for the device
-                _add_losses(group[i], values, [counts[of_stream[i]] for counts in tokens], done)
+            since = torch.stack(losses).t().tolist()  # waits for the device
+            for i, job in _standing(group).items():
+                state, stream = job.state, of_stream[i]
+                state.step, state.position, state.weights = step, positions[stream], stack.weights(i)
+                with job.failing():
+                    _count(job, since[i], [counts[stream] for counts in tokens])
+                    if step in updates[i]:
+                        state.mask = grown_mask(training, state)
+                        stack.set_mask(i, state.mask)
+                    if step in job.kept and step not in job.checkpoints:
+                        job.keep_weights()
             losses, tokens = [], []
-            for i, ticket in enumerate(group):
-                if done in ticket.marks.updates:
-                    _prune(training, stack, i, ticket, done)
-                if ticket.state.failure is None and done in ticket.marks.kept - checkpoints:
-                    ticket.state.step, ticket.state.weights = done, stack.weights(i)
-                    keep_weights(ticket.folder, ticket.state)
-            if done in checkpoints:
-                for ticket, stream in zip(group, of_stream, strict=True):
-                    ticket.state.step, ticket.state.position = done, positions[stream]
+            if step in group[0].checkpoints:
                 _checkpoint(training, data, stack, group, began)
                 began = time.monotonic()
-                if any(ticket.state.failure for ticket in group):
+                if len(_standing(group)) < len(group):
                     return
 
 
-def streams_of(training: Training, data: Data, group: Sequence[TicketState]) -> tuple[list[Batches], list[int]]:
+def streams_of(training: Training, data: Data, group: Sequence[Job]) -> tuple[list[Batches], list[int]]:
     """The streams of batches of a group, and the number of each ticket's: tickets of one seed and noise share one."""
-    streams = {}
-    keys = [(ticket.state.start.seed, noise_of(training, ticket.state.start)) for ticket in group]
-    for key, ticket in zip(keys, group, strict=True):
-        if key not in streams:
-            streams[key] = new_batches(training, data, ticket.state.start)
-            streams[key].position = ticket.state.position
-    numbers = {key: number for number, key in enumerate(streams)}
-    return list(streams.values()), [numbers[key] for key in keys]
+    streams, of_stream = {}, []
+    for job in group:
+        batches = new_batches(training, data, job.state.start)
+        batches.position = job.state.position
+        streams.setdefault((batches.seed, batches.noise), batches)
+        of_stream.append(list(streams).index((batches.seed, batches.noise)))
+    return list(streams.values()), of_stream
 
 
 def inputs_of(
-    streams: Sequence[Batches], stack: Stack, steps: range
-) -> Iterator[tuple[Tensor, list[Tensor], list[int], list[Position]]]:
-    """The inputs of each step: ids [7, streams, rows, length], and per stream dropout bits, tokens and position.
+    streams: Sequence[Batches], stack: Stack, first: int
+) -> Iterator[tuple[Tensor, Tensor, list[int], list[Position]]]:
+    """The inputs of each step from `first` on, without end.
 
+    Yields ids [7, streams, rows, length], dropout bits [streams, entries], and the tokens and position of each stream.
     They are drawn a few steps ahead by threads, since numpy releases the interpreter lock while it draws.
     """
 
     def pinned(tensor: Tensor) -> Tensor:
         return tensor.pin_memory() if stack.device.type == "cuda" else tensor
 
-    def sentences():
-        batches = [(next(stream), stream.position) for stream in streams]
-        ids = torch.stack([torch.stack(batch) for batch, _ in batches], dim=1)
-        return pinned(ids), [batch.tokens for batch, _ in batches], [position for _, position in batches]
+    def sentences() -> tuple[Tensor, list[int], list[Position]]:
+        batches = [next(stream) for stream in streams]
+        ids = torch.stack([torch.stack(batch) for batch in batches], dim=1)
+        return pinned(ids), [batch.tokens for batch in batches], [stream.position for stream in streams]
 
-    def bits(stream: Batches, step: int) -> Tensor:
-        kept = dropout_kept(stack.sites, stack.rates, stream.seed, stream.noise, step)
-        return pinned(torch.cat([values.flatten() for values in kept.values()]))
+    def bits(step: int) -> Tensor:
+        drawn = torch.empty(stack.bits.shape, dtype=torch.bool)
+        for row, stream in zip(drawn, streams, strict=True):
+            kept = dropout_kept(stack.sites, stack.rates, stream.seed, stream.noise, step).values()
+            for part, values in zip(row.split(stack.counts), kept, strict=True):
+                part.copy_(values.flatten())
+        return pinned(drawn)
 
-    def collected(batch, drawn):
-        ids, tokens, positions = batch.result()
-        return ids, [each.result() for each in drawn], tokens, positions
-
-    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(8) as many:  # sentences come in order, dropout in any
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(AHEAD) as many:  # sentences come in order, dropout in any
         waiting = deque()
-        for step in steps:
-            drawn = [many.submit(bits, stream, step) for stream in streams if stack.counts]
-            waiting.append((one.submit(sentences), drawn))
+        for step in itertools.count(first):
+            waiting.append((one.submit(sentences), many.submit(bits, step)))
             if len(waiting) > AHEAD:
-                yield collected(*waiting.popleft())
-        while waiting:
-            yield collected(*waiting.popleft())
+                batch, drawn = (future.result() for future in waiting.popleft())
+                yield batch[0], drawn, *batch[1:]
 
 
-def _add_losses(ticket: TicketState, losses: list[float], tokens: list[int], step: int) -> None:
-    """Add the losses and tokens of the steps up to `step`, or record at which of them the loss was not finite."""
-    state = ticket.state
-    for at, (loss, count) in enumerate(zip(losses, tokens, strict=True), start=step + 1 - len(losses)):
-        if state.failure is None and not math.isfinite(loss):
-            state.failure = f"loss not finite at step {at}"
-        if state.failure is None:
-            state.loss += loss
-            state.since += 1
-            state.tokens += count
-    if state.failure is None:
-        ticket.report(len(losses), None)
-
-
-def _prune(training: Training, stack: Stack, i: int, ticket: TicketState, step: int) -> None:
-    """Give a gradual ticket its next mask."""
-    state = ticket.state
-    try:
-        if state.failure is None:
-            state.mask = grown_mask(training, state.start, step, ticket.marks.end, stack.weights(i), state.mask)
-            stack.set_mask(i, state.mask)
-    except NotFinite as error:
-        state.failure = str(error)
+def _count(job: Job, losses: list[float], tokens: list[int]) -> None:
+    """Add the losses and tokens of the last steps to the state. Raises NotFinite at a loss that is not finite."""
+    for step, (loss, count) in enumerate(zip(losses, tokens, strict=True), start=job.state.step + 1 - len(losses)):
+        if not math.isfinite(loss):
+            raise NotFinite(f"loss not finite at step {step}")
+        job.state.count(loss, count)
+    job.report(len(losses), None)
 
 
 # Checkpoints ------------------------------------------------------------
 
 
-def _checkpoint(training: Training, data: Data, stack: Stack, group: list[TicketState], began: float) -> None:
+def _checkpoint(training: Training, data: Data, stack: Stack, group: list[Job], began: float) -> None:
     """Score dev and write the files of each ticket that has not failed. `began`: time of the checkpoint before."""
-    for ticket, finite in zip(group, stack.finite(), strict=True):
-        if ticket.state.failure is None and not finite:
-            ticket.state.failure = f"weights not finite at step {ticket.state.step}"
+    on_cpu = stack.on_cpu()
+    for i, job in _standing(group).items():
+        job.state.weights, job.state.optimizer = on_cpu[i]
+        with job.failing():
+            must_be_finite(job.state)
     scores = _dev_bleu(training, data, stack, group)
     seconds = (time.monotonic() - began) / len(group)
 
-    def write(ticket: TicketState, copies, bleu: float) -> None:
-        if ticket.state.failure is None:
-            ticket.state.weights, ticket.state.optimizer = copies
-            ticket.state.seconds += seconds
-            write_checkpoint(ticket.folder, training, ticket.marks, ticket.state, bleu)
+    def write(i: int) -> None:
+        group[i].state.seconds += seconds
+        group[i].checkpoint(scores[i])
 
     with ThreadPoolExecutor(WRITERS) as pool:  # hashing and the disk take longer than the steps between two checkpoints
-        list(pool.map(write, group, stack.copies(), scores))
-    for ticket in group:
-        if ticket.state.failure is None:
-            ticket.report(0, ticket.state.curve[-1])
+        list(pool.map(write, scores))
+    for i in scores:
+        group[i].report(0, group[i].state.curve[-1])
 
 
-def _dev_bleu(training: Training, data: Data, stack: Stack, group: list[TicketState]) -> list[float]:
-    """BLEU on dev of each ticket; a ticket whose logits hold NaN fails."""
-    scores = [0.0] * len(group)
-    standing = [i for i, ticket in enumerate(group) if ticket.state.failure is None]
+def _dev_bleu(training: Training, data: Data, stack: Stack, group: list[Job]) -> dict[int, float]:
+    """Number of each ticket that has not failed -> BLEU on dev. A ticket whose logits hold NaN fails."""
+    scores = {}
     if training.dev_beam > 1:
-        for i in standing:
-            try:
+        for i, job in _standing(group).items():
+            with job.failing():
                 scores[i] = dev_bleu(stack.solo(i), data, training)
-            except NotFinite as error:
-                group[i].state.failure = str(error)
         return scores
     sources, references = dev_sentences(data, training)
-    found = translate_dev(stack, sources, training.dev_extra, standing)
-    for i in standing:
+    found = stack.translate(sources, training.dev_extra)
+    for i, job in _standing(group).items():
         if found[i] is None:
-            group[i].state.failure = f"logits not finite on dev: {decoding.DIVERGED}"
-    standing = [i for i in standing if found[i] is not None]
-    texts = [data.vocabulary.decode(found[i]) for i in standing]
-    for i, bleu in zip(standing, scoring.bleu_of_each(texts, references), strict=True):
-        scores[i] = bleu
-    return scores
-
-
-def translate_dev(stack: Stack, sources: Sequence[Sequence[int]], extra: int, standing: Sequence[int]) -> list:
-    """`translate_all` with as many sentences at once as half of the free memory of a CUDA device holds."""
-    rows = DEV_BATCH
-    if stack.device.type == "cuda":
-        shape, longest = stack.model.shape, max(len(ids) for ids in sources)
-        cached = 2 * shape.layers * shape.hidden * (2 * longest + extra)  # keys and values of both attentions
-        bytes_per_row = 4 * (3 * cached + 4 * shape.vocabulary)  # a grown cache is made next to the one before
-        most = _free(stack.device) // 2 // bytes_per_row // stack.count
-        rows = min(max(1, most), DECODED_ROWS // stack.count + 1)
-    return translate_all(stack.model, stack.leaves, sources, extra, rows, standing)
+            job.state.failure = f"logits not finite on dev: {DIVERGED}"
+    texts = {i: data.vocabulary.decode(found[i]) for i in _standing(group)}
+    return dict(zip(texts, scoring.bleu_of_each(list(texts.values()), references), strict=True))

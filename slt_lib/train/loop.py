@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -15,28 +15,23 @@ from slt_lib.base.errors import InputError
 from slt_lib.base.settings import Training
 from slt_lib.base.store import RunFolder
 from slt_lib.evaluation import decoding, scoring
-from slt_lib.train.checkpoint import finish, keep_weights, marks_of, resume, write_checkpoint
+from slt_lib.train.checkpoint import Job, Report, silent, weights_hash
 from slt_lib.train.state import Data, NotFinite, Start, TrainState
 from slt_lib.train.step import (
     Parameters,
     dropout_plan,
     grown_mask,
+    mask_updates,
     must_be_finite,
     new_batches,
     new_model,
     new_optimizer,
-    noise_of,
     set_rate,
     step,
 )
 from slt_lib.transformer import Batch, SoftmaxLoss, Transformer, dropout_masks
 
 DEV_BATCH = 256  # sentences decoded at once; no result depends on it beyond float error
-Report = Callable[[int, dict | None], None]  # (finished steps, point of the curve)
-
-
-def silent(steps: int, point: dict | None) -> None:
-    """A report that does nothing."""
 
 
 def train(
@@ -60,32 +55,27 @@ def train(
     Raises InputError if the rows can't be divided evenly, or if the processes do not hold the same state.
     """
     began = time.monotonic()
-    marks = marks_of(training, start, keep)
     with distributed.in_turn():  # rank 0 removes what can't be used before the others look
-        state = resume(folder, training, start)
+        job = Job(training, start, folder, keep, report)
+    state = job.state
     if not distributed.agree(lambda: state.step):
         raise InputError(f"{folder.path}: not the same for all processes; set SLT_RUNS to a disk that they share")
-    if state.step:
-        report(state.step, None)
-    try:
+    with job.failing():
         for model in steps(training, data, state, accumulate):
             report(1, None)
-            if state.step not in marks.checkpoints:
-                if state.step in marks.kept and distributed.first():
-                    keep_weights(folder, state)
-                continue
-            if not distributed.agree(lambda: _fingerprint(state.weights.values())):
-                again = "run the same command again, and it goes on from the last checkpoint"
-                raise InputError(f"{folder.path}: the processes' weights differ at step {state.step}; {again}")
-            must_be_finite(state.weights, state.step)
-            bleu = dev_bleu(model, data, training)
-            state.seconds += time.monotonic() - began
-            began = time.monotonic()
-            write_checkpoint(folder, training, marks, state, bleu)
-            report(0, state.curve[-1])
-    except NotFinite as error:
-        state.failure = str(error)
-    return finish(folder, training, state, new_batches(training, data, start).dropped)
+            if state.step in job.checkpoints:
+                if not distributed.agree(lambda: weights_hash(state.weights)):
+                    again = "run the same command again, and it goes on from the last checkpoint"
+                    raise InputError(f"{folder.path}: the processes' weights differ at step {state.step}; {again}")
+                must_be_finite(state)
+                bleu = dev_bleu(model, data, training)
+                state.seconds += time.monotonic() - began
+                began = time.monotonic()
+                job.checkpoint(bleu)
+                report(0, state.curve[-1])
+            elif state.step in job.kept and distributed.first():
+                job.keep_weights()
+    return job.finish(data)
 
 
 def replay(
@@ -116,28 +106,25 @@ def steps(training: Training, data: Data, state: TrainState, accumulate: int = 1
     The tensors of `state` become those of the model and its optimizer, on `devices.device()`. Raises NotFinite at a
     loss that is not finite, and where a gradual mask is to grow on weights that are not finite.
     """
-    start = state.start
     shares = _shares(training.batch.rows, accumulate)
-    marks = marks_of(training, start)
-    batches, noise = new_batches(training, data, start), noise_of(training, start)
+    updates = mask_updates(training, state.start)
+    batches = new_batches(training, data, state.start)
     batches.position = state.position
     model = new_model(training, len(data.vocabulary)).to(device())
     sites, rates = dropout_plan(training, model.shape)
     parameters = _on_device(training, model, state)
-    loss_of = distributed.parallel(_LossOf(model, training))
+    loss_of = distributed.parallel(_Loss(model, training))
     for number in range(state.step, training.steps):
         batch = next(batches)
-        drop = dropout_masks(sites, rates, start.seed, noise, number)
+        drop = dropout_masks(sites, rates, batches.seed, batches.noise, number)
         set_rate(parameters.optimizer, training, number)
         loss = step(parameters, partial(_backward, loss_of, batch, drop, shares, number))
-        if number + 1 in marks.updates:
-            parameters.restore_stale()
-            state.mask = grown_mask(training, start, number + 1, marks.end, state.weights, state.mask)
-            parameters.set_mask(state.mask)
         state.step, state.position = number + 1, batches.position
-        state.loss += loss
-        state.since += 1
-        state.tokens += batch.tokens
+        if state.step in updates:
+            parameters.restore_stale()
+            state.mask = grown_mask(training, state)
+            parameters.set_mask(state.mask)
+        state.count(loss, batch.tokens)
         yield model
 
 
@@ -164,24 +151,21 @@ def _on_device(training: Training, model: Transformer, state: TrainState) -> Par
 # Loss ------------------------------------------------------------
 
 
-def _loss(model: Transformer, batch, drop, training: Training, count: float | None = None) -> Tensor:
-    """The loss summed over a batch's target tokens, divided by `count`; None: by their number, which is the mean."""
-    low = training.precision == "bf16"
-    with torch.autocast(model.embedding.device.type, torch.bfloat16, enabled=low):
-        hidden = model(batch, drop)
-    dtype = torch.bfloat16 if low else hidden.dtype
-    return SoftmaxLoss.apply(hidden, model.embedding, batch.target, training.label_smoothing, dtype, count)
-
-
-class _LossOf(nn.Module):
+class _Loss(nn.Module):
     """Model and loss as one module, so that DistributedDataParallel sees the use of the embedding in the loss too."""
 
-    def __init__(self, model: Transformer, settings: Training):
+    def __init__(self, model: Transformer, training: Training):
         super().__init__()
-        self.model, self.settings = model, settings
+        self.model, self.settings = model, training
 
     def forward(self, batch: Batch, drop: Mapping[str, Tensor], count: float) -> Tensor:
-        return _loss(self.model, batch, drop, self.settings, count)
+        """The loss summed over the target tokens of a batch, divided by `count`."""
+        model, training = self.model, self.settings
+        low = training.precision == "bf16"
+        with torch.autocast(model.embedding.device.type, torch.bfloat16, enabled=low):
+            hidden = model(batch, drop)
+        dtype = torch.bfloat16 if low else hidden.dtype
+        return SoftmaxLoss.apply(hidden, model.embedding, batch.target, training.label_smoothing, dtype, count)
 
 
 def _shares(rows: int, accumulate: int) -> list[slice]:
@@ -213,18 +197,14 @@ def _backward(loss_of: nn.Module, batch: Batch, drop, shares: list[slice], numbe
         # the masks of attention, [length, keys], are the same for all rows
         own = {site: (mask if mask.dim() == 2 else mask[share]).to(where) for site, mask in drop.items()}
         last = share is shares[-1]
-        with contextlib.nullcontext() if last else distributed.apart(loss_of):
+        alone = last or distributed.size() == 1
+        with contextlib.nullcontext() if alone else loss_of.no_sync():  # averaged with the last part
             loss = loss_of(rows, own, count)
             total = total + loss.detach()
             if last and not math.isfinite(mean := distributed.mean(total).item()):
                 raise NotFinite(f"loss not finite at step {number + 1}")
             loss.backward()
     return mean
-
-
-def _fingerprint(weights) -> list[int]:
-    """One number per tensor that changes with any of its bits."""
-    return [int(weight.detach().view(torch.int32).sum(dtype=torch.int64)) for weight in weights]
 
 
 # Dev ------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What a training reads, and its state between two steps."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 from torch import Tensor
 
@@ -100,16 +100,20 @@ class TrainState:
         values = {name: values[name] for name in VALUES} | {"position": Position(epoch, offset, tuple(waiting))}
         return cls(start, parts["theta"], parts["mask"] or None, parts["optimizer"], parts["stale"], **values)
 
+    def count(self, loss: float, tokens: int) -> None:
+        """Add the loss and the target tokens of a step."""
+        self.loss += loss
+        self.since += 1
+        self.tokens += tokens
+
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the resume file, by name."""
-        found = {f"theta.{name}": weight for name, weight in self.weights.items()}
+        parts = {"theta": self.weights, "mask": self.mask or {}, "stale": self.stale}
+        found = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
         for name, slots in self.optimizer.items():
             found |= {f"optimizer.{slot}.{name}": value for slot, value in slots.items()}
-        found |= {f"stale.{name}": values for name, values in self.stale.items()}
-        return found | {f"mask.{name}": kept for name, kept in (self.mask or {}).items()}
+        return found
 
     def values(self) -> dict:
         """The other values of the resume file, ready for JSON."""
-        where = self.position
-        found = {name: getattr(self, name) for name in VALUES}
-        return found | {"position": [where.epoch, where.offset, list(where.waiting)]}
+        return {name: getattr(self, name) for name in VALUES} | {"position": list(astuple(self.position))}

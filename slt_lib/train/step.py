@@ -14,7 +14,7 @@ from slt_lib import masks, schedules
 from slt_lib.adafactor import Adafactor
 from slt_lib.base.settings import Training
 from slt_lib.data.batches import Batches
-from slt_lib.train.state import Data, NotFinite, Start
+from slt_lib.train.state import Data, NotFinite, Start, TrainState
 from slt_lib.transformer import Shape, Transformer, dropout_sites, prunable
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class Parameters:
 
     @torch.no_grad()
     def mask_weights(self) -> None:
-        """Set pruned entries to zero; their values go to `stale` where these are kept."""
+        """Set pruned entries to zero; with `keep_stale` their values go to `stale`."""
         for name, factor in self.factors.items():
             if self.keep_stale:
                 self.stale[name] = self.weights[name] * (1 - factor)
@@ -73,26 +73,34 @@ def step(parameters: Parameters, backward: Callable[[], T]) -> T:
     return loss
 
 
-def grown_mask(
-    training: Training, start: Start, step: int, end: int, weights: Mapping[str, Tensor], mask: Mapping | None
-) -> dict[str, Tensor]:
-    """The mask of a gradual training after `step`, the last update being at `end`.
+# Masks ------------------------------------------------------------
 
-    It is nested in `mask`, the one before, or, with stale weights, only in the ticket's own. Raises NotFinite.
+
+def mask_updates(training: Training, start: Start) -> list[int]:
+    """The steps after which the mask of a gradual training grows."""
+    gradual = training.gradual
+    return schedules.every(gradual.every, gradual.until, training.steps) if start.gradual else []
+
+
+def grown_mask(training: Training, state: TrainState) -> dict[str, Tensor]:
+    """The next mask of a gradual training. Raises NotFinite.
+
+    It is nested in the mask before, or, with stale weights, only in the ticket's own.
     """
-    must_be_finite(weights, step)
-    matrices = prunable(weights)
-    within = start.mask if training.pruned == "stale" else mask
+    must_be_finite(state)
+    matrices = prunable(state.weights)
+    within = state.start.mask if training.pruned == "stale" else state.mask
     if within is not None:
         within = {name: kept.to(matrices[name].device) for name, kept in within.items()}
     grow = masks.histogram_mask if training.thresholds == "histogram" else masks.magnitude_mask
-    return grow(matrices, schedules.gradual_sparsity(step, *start.gradual, end), within)
+    end = schedules.at_step(training.gradual.until, training.steps)
+    return grow(matrices, schedules.gradual_sparsity(state.step, *state.start.gradual, end), within)
 
 
-def must_be_finite(weights: Mapping[str, Tensor], step: int) -> None:
+def must_be_finite(state: TrainState) -> None:
     """Raise NotFinite if a weight is infinite or NaN."""
-    if not all(bool(torch.isfinite(weight).all()) for weight in weights.values()):
-        raise NotFinite(f"weights not finite at step {step}")
+    if not all(bool(torch.isfinite(weight).all()) for weight in state.weights.values()):
+        raise NotFinite(f"weights not finite at step {state.step}")
 
 
 # Model and batches ------------------------------------------------------------
