@@ -81,8 +81,7 @@ class Corpus:
 
     @property
     def languages(self) -> tuple[str, str]:
-        source, target = self.pair.split("-")
-        return source, target
+        return tuple(self.pair.split("-"))
 
     @cached_property
     def digest(self) -> str:
@@ -106,20 +105,17 @@ def grammar(pair: str, train: int, dev: int, test: int, seed: int) -> Corpus:
         name: Split(name, *(tuple(triple[side] for triple in triples) for side in sides))
         for name, triples in generate({"test": test, "dev": dev, "train": train}, seed).items()
     }
-    return Corpus("grammar", pair, splits["train"], splits["dev"], {"test": splits["test"]})
+    return Corpus("grammar", pair, splits.pop("train"), splits.pop("dev"), splits)
 
 
 def multi30k(pair: str) -> Corpus:
     """Multi30k from $SLT_DATA/multi30k, the cache or its public address. Raises InputError if it is not available."""
-
-    def split(name: str, file: str) -> Split:
-        names = [f"{file}.{language}.gz" for language in languages_of(pair, "multi30k")]
-        return _split(
-            name, *(find("multi30k", f"{MULTI30K_URL}/{part}", f"sha256:{MULTI30K_SHA256[part]}") for part in names)
-        )
-
-    tests = {name: split(name, name) for name in MULTI30K_TESTS}
-    return Corpus("multi30k", pair, split("train", "train"), split("dev", "val"), tests)
+    languages, splits = languages_of(pair, "multi30k"), {}
+    for name in ("train", "dev", *MULTI30K_TESTS):
+        files = [f"{'val' if name == 'dev' else name}.{language}.gz" for language in languages]
+        paths = [find("multi30k", f"{MULTI30K_URL}/{file}", f"sha256:{MULTI30K_SHA256[file]}") for file in files]
+        splits[name] = _split(name, *paths)
+    return Corpus("multi30k", pair, splits.pop("train"), splits.pop("dev"), splits)
 
 
 def multi30k_at_hand(pair: str) -> bool:
@@ -136,17 +132,17 @@ def files(folder: str | Path, pair: str, tests: Sequence[str] = ("test",)) -> Co
     number of lines.
     """
     languages = languages_of(pair, "files")
-    places = [
-        Path(place).expanduser() / Path(folder).expanduser() for place in (os.environ.get("SLT_DATA") or ".", ".")
+    folders = [
+        Path(place).expanduser() / Path(folder).expanduser() for place in (os.environ.get("SLT_DATA"), ".") if place
     ]
-    folder = places[0] if places[0].is_dir() else places[1]
+    folder = next(filter(Path.is_dir, folders), folders[-1])
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder; name the one that holds train.{languages[0]}")
-    splits = {
-        name: _split(name, *(folder / f"{name}.{language}" for language in languages))
-        for name in ("train", "dev", *tests)
-    }
-    return Corpus("files", pair, splits["train"], splits["dev"], {name: splits[name] for name in tests})
+
+    def split(name: str) -> Split:
+        return _split(name, *(folder / f"{name}.{language}" for language in languages))
+
+    return Corpus("files", pair, split("train"), split("dev"), {name: split(name) for name in tests})
 
 
 def languages_of(pair: str, corpus: str) -> tuple[str, str]:
@@ -165,9 +161,8 @@ def places(corpus: str) -> list[Path]:
 
     The cache is $XDG_CACHE_HOME/slt_lib/<corpus>, or ~/.cache/slt_lib/<corpus>.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "slt_lib"
-    folders = [os.environ["SLT_DATA"], cache] if os.environ.get("SLT_DATA") else [cache]
-    return [Path(folder).expanduser() / corpus for folder in folders]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "slt_lib")
+    return [Path(folder, corpus).expanduser() for folder in (os.environ.get("SLT_DATA"), cache) if folder]
 
 
 def at_hand(corpus: str, names: Iterable[str]) -> bool:

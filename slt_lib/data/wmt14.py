@@ -15,7 +15,7 @@ import re
 import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -85,6 +85,7 @@ def at_hand(pair: str, settings: Wmt14, store: Store) -> bool:
 
 
 def _source(pair: str, settings: Wmt14) -> Source:
+    """The parquet files of a pair. Raises InputError if there are none."""
     corpora.languages_of(pair, "wmt14")
     if (source := SOURCES.get((settings.news_commentary, _other(pair)))) is None:
         raise InputError("corpus.news_commentary: v13 has no French; write v9 for en-fr, as tensor2tensor does")
@@ -134,9 +135,8 @@ class Streamed(Split):
         return source, target
 
 
-def _chunks(side, label: str):
-    bar = {"total": len(side) // CHUNK + 1, "unit": "line", "unit_scale": CHUNK, "leave": False}
-    return tqdm(corpora.chunks(side, CHUNK), label, **bar)
+def _chunks(side: Sequence[str], label: str) -> Iterable[list[str]]:
+    return tqdm(corpora.chunks(side, CHUNK), label, len(side) // CHUNK + 1, unit_scale=CHUNK, leave=False)
 
 
 def _encode(train: Streamed, vocabulary: Vocabulary, dtype: np.dtype, part: Path) -> dict:
@@ -214,11 +214,10 @@ def _clean(pair: str, settings: Wmt14, path: Path) -> dict:
     from datasets import Dataset
 
     source, counts = _source(pair, settings), Counter()
-    files = _files(source)
-    bar = {"total": source.rows // CHUNK + 1, "unit": "pair", "unit_scale": CHUNK, "leave": False}
+    files, total = _files(source), source.rows // CHUNK + 1
     schema = pa.schema([(side, pa.string()) for side in SIDES])
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for rows in tqdm(_read(files, pair.split("-")), f"{pair} text", **bar):
+        for rows in tqdm(_read(files, pair), f"{pair} text", total, unit_scale=CHUNK, leave=False):
             pairs = [[(line or "").strip() for line in row] for row in rows]
             verdicts = [_verdict(*lines, settings) for lines in pairs]
             counts.update(verdicts)
@@ -250,7 +249,7 @@ def _verdict(source: str, target: str, settings: Wmt14) -> str:
     return "pairs"
 
 
-def _read(files: list[Path], languages: list[str]) -> Iterator[list[tuple[str | None, ...]]]:
+def _read(files: list[Path], pair: str) -> Iterator[list[tuple[str | None, ...]]]:
     """CHUNK pairs at a time. Raises InputError for a damaged file."""
     from datasets import load_dataset
 
@@ -259,7 +258,7 @@ def _read(files: list[Path], languages: list[str]) -> Iterator[list[tuple[str | 
             rows = load_dataset("parquet", data_files=str(path), split="train", streaming=True)
             for table in rows.with_format("arrow").iter(CHUNK):
                 column = table["translation"].combine_chunks()
-                yield list(zip(*(column.field(language).to_pylist() for language in languages), strict=True))
+                yield list(zip(*(column.field(language).to_pylist() for language in pair.split("-")), strict=True))
         except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are among them
             reason = " ".join(str(error).split())
             raise InputError(f"{path}: can't be read ({reason}); delete it, and it is downloaded again") from error
@@ -278,13 +277,8 @@ def _files(source: Source) -> list[Path]:
         return found
     patterns, reason = f"{source.folder}/train-*.parquet", "some are missing"
     try:
-        snapshot_download(
-            source.repo,
-            repo_type="dataset",
-            revision=source.revision,
-            allow_patterns=patterns,
-            local_dir=folders[-1].parent,
-        )
+        pinned = {"repo_type": "dataset", "revision": source.revision, "allow_patterns": patterns}
+        snapshot_download(source.repo, **pinned, local_dir=folders[-1].parent)
     except Exception as error:  # errors of the network, of the Hub and of the disk share no other class
         reason = " ".join(str(error).split())
     if found := complete(folders[-1]):
