@@ -200,15 +200,6 @@ def test_the_same_sentences_are_the_same_study(public, make_study, home):
     assert other.ticket(1).train_id == study.ticket(1).train_id
 
 
-def test_mapped_text_is_a_sequence(public):
-    lines = corpus_of().train.source
-    whole = list(lines)
-    assert [lines[i] for i in (0, -1, 7)] == [whole[0], whole[-1], whole[7]]
-    assert lines[3:20:4] == whole[3:20:4] and lines[::-1] == whole[::-1] and whole[9] in lines
-    with pytest.raises(IndexError):
-        lines[len(lines)]
-
-
 def test_length_filter(public):
     whole = public.text("fr")
     for most, ratio in ((6, None), (None, 1.5), (9, 1.2)):

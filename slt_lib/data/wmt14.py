@@ -81,7 +81,7 @@ def corpus(pair: str, settings: Wmt14, store: Store) -> Corpus:
 def at_hand(pair: str, settings: Wmt14, store: Store) -> bool:
     """Whether all of `corpus` is here already, so that it downloads, prepares and waits for nothing."""
     archives = [_archive(name)["name"] for name in TEST_SETS]
-    return corpora.at_hand("wmt14", archives) and _whole(_folder(pair, settings, store)) is not None
+    return corpora.at_hand("wmt14", archives) and bool(_whole(_folder(pair, settings, store)))
 
 
 def _source(pair: str, settings: Wmt14) -> Source:
