@@ -111,7 +111,7 @@ def grammar(pair: str, train: int, dev: int, test: int, seed: int) -> Corpus:
 def multi30k(pair: str) -> Corpus:
     """Multi30k from $SLT_DATA/multi30k, the cache or its public address. Raises InputError if it is not available."""
     languages, splits = languages_of(pair, "multi30k"), {}
-    for name in ("train", "dev", *MULTI30K_TESTS):
+    for name in (*MULTI30K_TESTS, "train", "dev"):
         files = [f"{'val' if name == 'dev' else name}.{language}.gz" for language in languages]
         paths = [find("multi30k", f"{MULTI30K_URL}/{file}", f"sha256:{MULTI30K_SHA256[file]}") for file in files]
         splits[name] = _split(name, *paths)
@@ -238,7 +238,8 @@ def _lines(path: Path) -> list[str]:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}: line {line} is not UTF-8; save the file as UTF-8") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: can't be read ({error}); check the file, or copy it again") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: can't be read ({reason}); check the file, or copy it again") from error
     if not text:
         raise InputError(f"{path}: the file is empty; give it one sentence a line")
     # Not str.splitlines: it also splits inside sentences, at U+2028 and the like.
