@@ -1,9 +1,8 @@
 """Bytes of a model's matrices: dense, in compressed sparse columns, and as the paper stored them (FACTS.md, section 4).
 
-Every function takes `weights`, a mapping of names to matrices (torch tensors on any device, or numpy arrays), and
-counts values as float32. Matrices are out x in, as in `torch.nn.Linear`, and are turned to tensor2tensor's in x out
-before they are stored; those whose name starts with "embedding" are V x hidden in both and stay as they are. A value
-that is not a matrix raises ValueError.
+`weights` maps names to matrices: torch tensors on any device, or numpy arrays. Values count as float32. Matrices are
+out x in, as in `torch.nn.Linear`, and are transposed to tensor2tensor's in x out, except those whose name starts with
+"embedding". A value that is not a matrix raises ValueError.
 """
 
 import io
@@ -40,10 +39,15 @@ def csc_bytes(weights: Mapping[str, Any]) -> int:
 def compressed_csc_bytes(weights: Mapping[str, Any]) -> int:
     """Bytes of the files that `scipy.sparse.save_npz` writes, one zlib-compressed file for each matrix in CSC.
 
-    This is what matches the paper's memory column from sparsity 0.1 upwards (FACTS.md, section 4). It takes about a
-    second for ten million nonzero weights.
+    This matches the paper's memory column from sparsity 0.1 upwards (FACTS.md, section 4). It takes about a second for
+    ten million nonzero weights.
     """
-    return sum(_npz_bytes(matrix) for matrix in _matrices(weights))
+    size = 0
+    for matrix in _matrices(weights):
+        with io.BytesIO() as file:
+            sparse.save_npz(file, sparse.csc_matrix(matrix), compressed=True)
+            size += file.tell()
+    return size
 
 
 def paper_mib(weights: Mapping[str, Any]) -> float:
@@ -57,13 +61,11 @@ def paper_mib(weights: Mapping[str, Any]) -> float:
 def of_random_weights(weights: Mapping[str, Any], sparsity: float, entries: int = 1 << 18) -> dict[str, float]:
     """Bytes "dense", "csc" and "compressed" of Gaussian weights in these shapes (values are not read), pruned by size.
 
-    Compressing 61 million weights at twelve levels takes minutes. So of each shape only as many whole columns are made
-    as hold `entries` weights, and stand for all: the columns of random weights look alike, and are stored one by one.
+    Compressing 61 million weights at twelve levels takes minutes. So only whole columns with about `entries` weights
+    are made of each shape. Columns are stored one by one, and those of random weights are alike.
     """
-    kinds = Counter(
-        tuple(weight.shape) if name.startswith("embedding") else tuple(weight.shape)[::-1]
-        for name, weight in weights.items()
-    )
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    kinds = Counter(shape if name.startswith("embedding") else shape[::-1] for name, shape in shapes.items())
     total = dict.fromkeys(("dense", "csc", "compressed"), 0.0)
     for (rows, columns), count in kinds.items():
         some = max(1, min(columns, entries // rows))
@@ -83,9 +85,3 @@ def _matrices(weights: Mapping[str, Any]) -> Iterator[np.ndarray]:
             weight = weight.detach().float().cpu().numpy()
         matrix = np.asarray(weight, dtype=np.float32)
         yield matrix if name.startswith("embedding") else matrix.T
-
-
-def _npz_bytes(matrix: np.ndarray) -> int:
-    with io.BytesIO() as file:
-        sparse.save_npz(file, sparse.csc_matrix(matrix), compressed=True)
-        return file.tell()

@@ -188,16 +188,16 @@ OWN = {
     ),
     ".gz without packing": (
         {"train.de": None, "train.de.gz": TEXT["de"]},
-        "text/train.de.gz: not a whole gzip file (Not a gzipped file (b'de')); pack it or copy it again",
+        "text/train.de.gz: can't be read (Not a gzipped file (b'de')); check the file, or copy it again",
     ),
     "half a .gz": (
         {"train.de": None, "train.de.gz": gzip.compress(TEXT["de"], mtime=0)[:60]},
-        "text/train.de.gz: not a whole gzip file (Compressed file ended before the end-of-stream marker was reached); "
-        "pack it or copy it again",
+        "text/train.de.gz: can't be read (Compressed file ended before the end-of-stream marker was reached); "
+        "check the file, or copy it again",
     ),
     "a folder for a file": (
         {"train.de": None, "train.de/x": b"x"},
-        "text/train.de: can't be read (Is a directory); check that it is a file you may read",
+        "text/train.de: can't be read (Is a directory); check the file, or copy it again",
     ),
     "sentences too long": (
         {"train.de": b"".join(line * 40 + b"\n" for line in TEXT["de"].splitlines())},

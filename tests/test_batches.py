@@ -86,19 +86,16 @@ def test_a_row_says_which_words_belong_together(packed):
 def test_a_stream_goes_on_where_it_was():
     source, target = made(90)
     unbroken = Batches(source, target, 8, 24, seed=3, noise="2")
+    places, batches = [], []
     for _ in range(11):  # two epochs and a bit
-        batch = next(unbroken)
-        where = unbroken.position
+        batches.append(next(unbroken))
+        places.append(unbroken.position)
+    assert places[-1].epoch >= 2 and places[-1].waiting
+    for number, where in enumerate(places):
         resumed = Batches(source, target, 8, 24, seed=3, noise="2")
         # by way of numbers, as a resume file holds it
         resumed.position = Position(where.epoch, where.offset, tuple(list(where.waiting)))
-        rest = Batches(source, target, 8, 24, seed=3, noise="2")
-        rest.position = where
-        for _ in range(6):
-            assert same(next(resumed), next(rest))
-    assert where.epoch >= 2 and where.waiting
-    again = Batches(source, target, 8, 24, seed=3, noise="2")
-    assert same([next(again) for _ in range(11)][-1], batch)
+        assert all(same(next(resumed), batch) for batch in batches[number + 1 :])
 
 
 def test_order_depends_on_seed_and_noise():

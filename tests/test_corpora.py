@@ -450,7 +450,7 @@ def server(public, tmp_path, monkeypatch):
     for name in corpora.MULTI30K_SHA256:
         split, language, _ = name.split(".")
         (folder / name).write_bytes(gzip.compress("".join(f"{split} {language} {n}\n" for n in range(3)).encode()))
-        sums[name] = corpora.file_sha256(folder / name)
+        sums[name] = corpora.checksum(folder / name)
     monkeypatch.setattr(corpora, "MULTI30K_SHA256", sums)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("SLT_DATA", raising=False)
@@ -489,8 +489,7 @@ def test_wrong_file_of_the_user_is_named_and_kept(server, tmp_path, monkeypatch)
         corpora.multi30k("de-en")
     url, right = f"{corpora.MULTI30K_URL}/train.de.gz", corpora.MULTI30K_SHA256["train.de.gz"]
     assert (
-        str(caught.value)
-        == f"{mine}: sha256 is {corpora.file_sha256(mine)}, not {right}; delete it, or put {url} there"
+        str(caught.value) == f"{mine}: sha256 is {corpora.checksum(mine)}, not {right}; delete it, or put {url} there"
     )
     assert mine.read_bytes() == b"mine"
 
@@ -512,11 +511,9 @@ def test_corrupted_download_leaves_nothing(server, tmp_path):
         corpora.multi30k("en-de")
     line, url = str(caught.value), f"{corpora.MULTI30K_URL}/train.en.gz"
     path = tmp_path / "cache" / "slt_lib" / "multi30k" / "train.en.gz"
-    found = corpora.file_sha256(server / "train.en.gz")
-    assert line == (
-        f"train.en.gz: what came from {url} is not the expected file (sha256 {found}); "
-        f"try again, or download {url} by hand to {path}"
-    )
+    found = corpora.checksum(server / "train.en.gz")
+    assert line.startswith("train.en.gz: can't be downloaded (SHA256 hash of downloaded file") and found in line
+    assert line.endswith(f"); download {url} by hand to {path}")
     assert "train.en.gz" not in " ".join(everything(tmp_path / "cache"))
 
 
@@ -530,7 +527,7 @@ def test_corrupted_download_leaves_nothing(server, tmp_path):
         (KeyboardInterrupt(), KeyboardInterrupt, ""),
     ],
 )
-def test_interrupted_download_leaves_nothing(public, tmp_path, monkeypatch, error, raised, told):
+def test_interrupted_download_leaves_nothing(public, home, tmp_path, monkeypatch, error, raised, told):
     """The connection ends after half of the file: in silence, or with an error."""
 
     def half(*_, **__):
@@ -539,9 +536,8 @@ def test_interrupted_download_leaves_nothing(public, tmp_path, monkeypatch, erro
 
     if error:
         monkeypatch.setattr(requests.Response, "iter_content", half)
-    path = tmp_path / "folder" / "file.gz"
     with pytest.raises(raised) as caught:
-        corpora.fetch(f"{corpora.MULTI30K_URL}/cut.gz", path, "0" * 64)
+        corpora.find("multi30k", f"{corpora.MULTI30K_URL}/cut.gz", f"sha256:{'0' * 64}")
     assert told in str(caught.value) and "\n" not in str(caught.value)
     assert everything(tmp_path) == []
 
@@ -611,7 +607,7 @@ def test_damaged_gzip(own, damage):
     with pytest.raises(InputError) as caught:
         corpora.files(own, "en-de", ["news"])
     line = str(caught.value)
-    assert line.startswith(f"{path}: not a whole gzip file (") and line.endswith("; pack it or copy it again")
+    assert line.startswith(f"{path}: can't be read (") and line.endswith("); check the file, or copy it again")
     assert "\n" not in line
 
 

@@ -49,7 +49,7 @@ def offline(monkeypatch):
     def never(*_, **__):
         raise AssertionError("a plan opens no corpus")
 
-    for room, name in ((wmt14, "corpus"), (wmt14, "_tests"), (corpora, "fetch"), (corpora, "multi30k")):
+    for room, name in ((wmt14, "corpus"), (wmt14, "_test_set"), (corpora, "find"), (corpora, "multi30k")):
         monkeypatch.setattr(room, name, never)
 
 

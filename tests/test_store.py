@@ -135,7 +135,7 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch, tiny):
         return [
             Store().path,
             results.figures("tiny"),
-            corpora.data_folder(),
+            corpora.places("multi30k"),
             Setting.read().folder,
             device(),
             lockstep.group_size(training, 100),

@@ -1,10 +1,10 @@
 """WMT14 from parquet files of the schema of the Hub, small here, to batches; and the paper's presets, line by line."""
 
-import dataclasses
 import fnmatch
 import hashlib
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,14 +57,6 @@ def write_rows(path: Path, rows: list[tuple[str, str]], other: str) -> None:
     Dataset.from_dict({"translation": pairs}, features=features).to_parquet(path)
 
 
-def pack(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w:gz") as tar:
-        for name, content in members.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-
-
 class Public:
     """What the public addresses hold, in a folder: parquet files, and what should be read of them."""
 
@@ -81,54 +73,49 @@ class Public:
                 right += kept + [odd[2] for odd in ODD if odd[2]]
             write_rows(self.folder / name / config / "validation-00000-of-00001.parquet", [("dev", "dev")], other)
             self.right[name, other] = right
-        self.tests(folder)
+        self.tests()
 
     def pin(self, patch, rows: int = FILES * LINES) -> None:
-        """The number of rows that lie there, in place of the real ones."""
-        for news, source in dict(wmt14.SOURCES).items():
-            few = dataclasses.replace(source, rows=dict.fromkeys(source.rows, rows))
-            patch.setitem(wmt14.SOURCES, news, few)
+        """Addresses, checksums and counts of what lies there, in place of the real ones."""
+        for key, source in dict(wmt14.SOURCES).items():
+            patch.setitem(wmt14.SOURCES, key, source._replace(rows=rows))
+        for name in ("wmt13", "wmt14/full", "wmt14"):
+            path = self.archive(name)
+            patch.setattr(sets.DATASETS[name], "data", [f"http://nowhere/{name}.tgz"])
+            patch.setattr(sets.DATASETS[name], "md5", [hashlib.md5(path.read_bytes()).hexdigest()])
+        counts = {"dev": ("wmt13", 4), "newstest2014": ("wmt14/full", 5), "newstest2014-filtered": ("wmt14", 3)}
+        patch.setattr(wmt14, "TEST_SETS", {split: (name, {"de": count}) for split, (name, count) in counts.items()})
+
+    def archive(self, name: str) -> Path:
+        return self.folder / f"{name.replace('/', '_')}.{name.rpartition('/')[2]}.tgz"
 
     def text(self, other: str, news: str = "v9") -> list[tuple[str, str]]:
         """English and its translation, cleaned, of all files of a pair."""
         return self.right["wmt_t2t" if news == "v13" else "wmt14", other]
 
-    def tests(self, folder: Path) -> None:
-        """Sacrebleu's archives: newstest2013 of 4 sentences, newstest2014 of 5, of which 3 are in the filtered set."""
-        self.sentences, members = {}, {name: {} for name in ("wmt13", "wmt14/full", "wmt14")}
-        made = generate({"dev": 4, "test": 5}, seed=4)
-        for name, base, triples in (
-            ("wmt13", "test/newstest2013", made["dev"]),
-            ("wmt14/full", "test-full/newstest2014", made["test"]),
-            ("wmt14", "test/newstest2014", made["test"][:3]),
-        ):
-            for place, language in enumerate(("en", "de", "fr")):
-                side = [triple[place] for triple in triples]
-                self.sentences[name, language] = tuple(side)
-                rows = "".join(f'<seg id="{n}"> {line} </seg>\n' for n, line in enumerate(side, 1))
-                content = f'<refset><doc docid="1" origlang="en">\n{rows}</doc></refset>\n'.encode()
-                if name == "wmt13":
-                    members[name][f"{base}-src.{language}.sgm"] = content
-                    continue
-                for pair in ("deen", "fren"):
-                    if language in ("en", pair[:2]):
-                        for kind in ("src", "ref"):
-                            members[name][f"{base}-{pair}-{kind}.{language}.sgm"] = content
-        self.server = folder / "server"
-        self.server.mkdir()
-        for name, held in members.items():
-            pack(self.server / f"{name.replace('/', '-')}.tgz", held)
+    def archives_only(self) -> Path:
+        """Another $SLT_DATA, without the parquet files."""
+        shutil.copytree(
+            self.folder, self.folder.parents[1] / "less" / "wmt14", ignore=shutil.ignore_patterns("*.parquet")
+        )
+        return self.folder.parents[1] / "less"
 
-    def pin_tests(self, patch, home: Path) -> None:
-        for name in ("wmt13", "wmt14/full", "wmt14"):
-            path = self.server / f"{name.replace('/', '-')}.tgz"
-            dataset = sets.DATASETS[name]
-            patch.setattr(dataset, "data", [path.as_uri()])
-            patch.setattr(dataset, "md5", [hashlib.md5(path.read_bytes()).hexdigest()])
-            patch.setattr(dataset, "_outdir", str(home / "sacrebleu" / name))
-            patch.setattr(dataset, "_rawdir", str(home / "sacrebleu" / name / "raw"))
-        counts = {"dev": ("wmt13", 4), "newstest2014": ("wmt14/full", 5), "newstest2014-filtered": ("wmt14", 3)}
-        patch.setattr(wmt14, "TEST_SETS", {split: (name, {"de": count}) for split, (name, count) in counts.items()})
+    def tests(self) -> None:
+        """Sacrebleu's archives: newstest2013 of 4 sentences, newstest2014 of 5, of which 3 are in the filtered set."""
+        self.sentences = {}
+        made = generate({"dev": 4, "test": 5}, seed=4)
+        for name, triples in (("wmt13", made["dev"]), ("wmt14/full", made["test"]), ("wmt14", made["test"][:3])):
+            for place, language in enumerate(("en", "de", "fr")):
+                self.sentences[name, language] = tuple(triple[place] for triple in triples)
+            members = {member for files in sets.DATASETS[name].langpairs.values() for member in files}
+            with tarfile.open(self.archive(name), "w:gz") as tar:
+                for member in sorted(members):
+                    if (key := (name, member.split(".")[-2])) in self.sentences:
+                        rows = [f'<seg id="{n}">  {line} </seg>' for n, line in enumerate(self.sentences[key])]
+                        content = "\n".join(["<refset>", '<doc docid="1">', *rows, "</doc>"]).encode()
+                        entry = tarfile.TarInfo(member)
+                        entry.size = len(content)
+                        tar.addfile(entry, io.BytesIO(content))
 
 
 @pytest.fixture
@@ -136,7 +123,6 @@ def public(home, monkeypatch):
     """The public files in $SLT_DATA/wmt14, read 5 rows at a time; a download fails the test."""
     made = Public(home)
     made.pin(monkeypatch)
-    made.pin_tests(monkeypatch, home)
     monkeypatch.setenv("SLT_DATA", str(home / "data"))
     monkeypatch.setattr(wmt14, "CHUNK", 5)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("a download"))
@@ -172,7 +158,7 @@ def test_from_files_to_batches(public, make_study, home, monkeypatch, pair, news
     assert len(train) == len(expected) == FILES * (LINES - 3)
     assert (list(train.source), list(train.target)) == (list(expected.source), list(expected.target))
     assert train.digest == expected.digest
-    counts = dict(train.counts)
+    counts = dict(train.record["counts"])
     sizes = [sum(len(line.encode()) + 1 for line in side) for side in (expected.source, expected.target)]
     assert [counts.pop(f"{side} bytes") for side in SIDES] == sizes
     assert counts == {"rows": FILES * LINES, "pairs": FILES * (LINES - 3), "empty": FILES * 3}
@@ -193,10 +179,10 @@ def test_from_files_to_batches(public, make_study, home, monkeypatch, pair, news
     for _ in range(3):
         assert all(torch.equal(a, b) for a, b in zip(*map(next, streams), strict=True))
 
-    # All that is needed is in the store now: no parquet file, no sacrebleu, no tokenizer.
+    # All that is needed of the training text is in the store now: no parquet file, no tokenizer.
     for path in public.folder.rglob("*.parquet"):
         path.unlink()
-    for name in ("_read", "_test_set", "_encode"):
+    for name in ("_read", "_encode"):
         monkeypatch.setattr(wmt14, name, lambda *_: pytest.fail("not from the store"))
     again = make_study(changes)
     assert again.corpus.digest == study.corpus.digest and again.data.target.lists() == study.data.target.lists()
@@ -214,15 +200,6 @@ def test_the_same_sentences_are_the_same_study(public, make_study, home):
     assert other.ticket(1).train_id == study.ticket(1).train_id
 
 
-def test_lines_are_a_sequence(public):
-    lines = corpus_of().train.source
-    whole = list(lines)
-    assert [lines[i] for i in (0, -1, 7)] == [whole[0], whole[-1], whole[7]]
-    assert lines[3:20:4] == whole[3:20:4] and lines[::-1] == whole[::-1] and whole[9] in lines
-    with pytest.raises(IndexError):
-        lines[len(lines)]
-
-
 def test_length_filter(public):
     whole = public.text("fr")
     for most, ratio in ((6, None), (None, 1.5), (9, 1.2)):
@@ -235,7 +212,7 @@ def test_length_filter(public):
         assert 0 < len(kept) < len(whole)
         train = corpus_of("en-fr", max_words=most, max_ratio=ratio).train
         assert train.digest == memory_split(kept).digest
-        assert train.counts["length"] == len(whole) - len(kept)
+        assert train.record["counts"]["length"] == len(whole) - len(kept)
     with pytest.raises(InputError, match=r"no pair of en-fr is left; raise corpus\.max_words and corpus\.max_ratio"):
         corpus_of("en-fr", max_words=1, max_ratio=1.0)
 
@@ -251,7 +228,7 @@ def test_vocabulary_sample(public, make_study):
     for side in range(2):
         places = [i for i, line in enumerate(whole[side * size : (side + 1) * size]) if line in sample[: 10**9]]
         assert places[0] == 0 and len(places) < size / 2
-    stride = -(-train.counts["source bytes"] // 800)
+    stride = -(-train.record["counts"]["source bytes"] // 800)
     assert sample[: -(-size // stride)] == list(train.source)[::stride] and stride > 1
     assert list(corpus_of(sample=10**9).train.sentences()) == whole == list(corpus_of().train.sentences())
     sampled, full = (make_study({"corpus": {"name": "wmt14", "sample": n}, "vocabulary": 70}) for n in (800, None))
@@ -264,7 +241,7 @@ def test_at_hand_is_what_is_prepared(public, make_study, monkeypatch):
     assert not study.corpus_at_hand()
     kept = corpus_of("en-de")
     assert study.corpus_at_hand() and not wmt14.at_hand("en-fr", Wmt14(name="wmt14"), Store())
-    for name in ("_read", "_files", "_test_set"):
+    for name in ("_read", "_files"):
         monkeypatch.setattr(wmt14, name, None)
     assert study.corpus.digest == kept.digest
     [text] = Store().path.rglob("text.arrow")
@@ -274,7 +251,7 @@ def test_at_hand_is_what_is_prepared(public, make_study, monkeypatch):
 
 @pytest.mark.parametrize(("pair", "news", "repo"), [("en-fr", "v9", "wmt14"), ("en-de", "v13", "wmt_t2t")])
 def test_files_are_downloaded_where_they_are_not_there(public, home, monkeypatch, pair, news, repo):
-    monkeypatch.setenv("SLT_DATA", str(home / "empty"))
+    monkeypatch.setenv("SLT_DATA", str(public.archives_only()))
     asked = []
 
     def snapshot_download(name, *, repo_type, revision, allow_patterns, local_dir):
@@ -287,13 +264,13 @@ def test_files_are_downloaded_where_they_are_not_there(public, home, monkeypatch
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     right = memory_split(public.text(pair[3:], news)).digest
     assert corpus_of(pair, news_commentary=news).train.digest == right
-    assert asked == [(f"wmt/{repo}", "dataset", wmt14.SOURCES[news].revision)]
+    assert asked == [(f"wmt/{repo}", "dataset", wmt14.SOURCES[news, pair[3:]].revision)]
     corpus_of(pair, news_commentary=news, max_words=50)  # other text, the same files: they are in the cache
     assert len(asked) == 1
 
 
 def test_files_that_cannot_be_downloaded(public, home, monkeypatch):
-    monkeypatch.setenv("SLT_DATA", str(home / "empty"))
+    monkeypatch.setenv("SLT_DATA", str(public.archives_only()))
 
     def refused(*_, **__):
         raise ConnectionError("no\nnetwork")
@@ -302,7 +279,7 @@ def test_files_that_cannot_be_downloaded(public, home, monkeypatch):
         monkeypatch.setattr("huggingface_hub.snapshot_download", download)
         with pytest.raises(InputError) as caught:
             corpus_of("en-fr")
-        revision, folder = wmt14.SOURCES["v9"].revision, home / "cache" / "slt_lib" / "wmt14" / "wmt14" / "fr-en"
+        revision, folder = wmt14.SOURCES["v9", "fr"].revision, home / "cache" / "slt_lib" / "wmt14" / "wmt14" / "fr-en"
         assert str(caught.value) == (
             f"corpus wmt14: fr-en/train-*.parquet of wmt/wmt14 can't be downloaded ({reason}); download the files of "
             f"https://huggingface.co/datasets/wmt/wmt14/tree/{revision}/fr-en by hand to {folder}"
@@ -314,19 +291,19 @@ def test_files_that_cannot_be_downloaded(public, home, monkeypatch):
 
 def cut(public, path, _):
     path.write_bytes(path.read_bytes()[:-100])
-    return f"{path}: can't be read (*); delete it, or put https://huggingface.co/*/fr-en/{path.name} there"
+    return f"{path}: can't be read (*); delete it, and it is downloaded again"
 
 
 def another_schema(public, path, _):
     write_rows(path, [("one", "eins")], "de")
-    return f"{path}: can't be read (*); delete it, or put https://huggingface.co/*/fr-en/{path.name} there"
+    return f"{path}: can't be read (*); delete it, and it is downloaded again"
 
 
 def other_rows(public, path, patch):
     write_rows(path, [("one", "un")] * 20, "fr")
     return (
-        f"corpus wmt14: the files of en-fr hold {2 * LINES + 20} pairs, not {3 * LINES}; "
-        f"put those of https://huggingface.co/datasets/wmt/wmt14/tree/*/fr-en into *"
+        f"corpus wmt14: the files of en-fr in {path.parent} hold {2 * LINES + 20} pairs, not {3 * LINES}; "
+        "delete them, and they are downloaded again"
     )
 
 
@@ -379,43 +356,28 @@ def test_a_full_disk(public, make_study, home, monkeypatch):
 SIDES = ("source", "target")
 
 
-def test_many_processes_write_what_one_does(public, study_file, home, monkeypatch):
-    path, stores = study_file({"corpus": {"name": "wmt14"}, "vocabulary": 90}), {}
-    real, asked = wmt14.in_order, []
-    monkeypatch.setattr(wmt14, "cores", lambda: 3)
-    monkeypatch.setattr(wmt14, "in_order", lambda *given: asked.append(given[2]) or real(*given))
-    for small in (1 << 24, 0):  # here, and in three processes
-        monkeypatch.setattr(wmt14, "SMALL", small)
-        monkeypatch.setenv("SLT_RUNS", str(home / f"runs{small}"))
-        Study(path).data  # noqa: B018
-        stores[small] = everything(home / f"runs{small}")
-    assert stores[0] == stores[1 << 24] and any(name.endswith("target.flat") for name in stores[0])
-    assert asked == [1, 3]
-
-
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 import pytest
 sys.path.insert(0, sys.argv[1])
 from test_wmt14 import Public
-from slt_lib.data import wmt14
+from slt_lib.data import vocabulary, wmt14
 from slt_lib.study import Study
 public = Public.__new__(Public)
-public.folder, public.server = Path(sys.argv[2]) / "data" / "wmt14", Path(sys.argv[2]) / "server"
-patch = pytest.MonkeyPatch()
-public.pin(patch)
-public.pin_tests(patch, Path(sys.argv[3] + "-tests"))
+public.folder = Path(sys.argv[2]) / "data" / "wmt14"
+public.pin(pytest.MonkeyPatch())
 wmt14.CHUNK = 5
-left, true = 4, getattr(wmt14, sys.argv[4])
+place, name, left = (wmt14, "_verdict", 30) if sys.argv[3] == "text" else (vocabulary.Vocabulary, "encode", 4)
+true = getattr(place, name)
 def killed(*given):
     global left
     left -= 1
     if not left:
         os.kill(os.getpid(), signal.SIGKILL)
     return true(*given)
-setattr(wmt14, sys.argv[4], killed)
-Study(sys.argv[5]).data
+setattr(place, name, killed)
+Study(sys.argv[4]).data
 """
 
 
@@ -423,17 +385,16 @@ def test_a_killed_preparation_goes_on(public, study_file, home, monkeypatch):
     path = study_file({"corpus": {"name": "wmt14"}, "vocabulary": 90})
     Study(path).data  # noqa: B018
     whole = everything(home / "runs")
-    for function in ("_clean", "_pieces"):  # in the text, and in the word pieces
-        folder = home / f"killed{function}"
-        places = [str(Path(__file__).parent), str(home), str(folder), function, path]
+    assert any(name.endswith("target.flat") for name in whole)
+    for stage in ("text", "pieces"):
+        folder = home / f"killed_{stage}"
+        command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(home), stage, path]
         environment = os.environ | {"SLT_RUNS": str(folder)}
-        killed = subprocess.run(
-            [sys.executable, "-c", KILLED, *places], env=environment, capture_output=True, text=True
-        )
+        killed = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         [part] = folder.rglob(".*.part")
         texts = {file: file.stat().st_mtime_ns for file in folder.rglob("text.arrow") if file.parent != part}
-        assert len(texts) == (function == "_pieces")
+        assert len(texts) == (stage == "pieces")
         monkeypatch.setenv("SLT_RUNS", str(folder))
         Study(path).data  # noqa: B018
         assert everything(folder) == whole
@@ -450,9 +411,10 @@ def test_what_was_altered_in_the_store_is_made_anew(public, make_study, home):
         data[10] ^= 1
         file.unlink() if lose else file.write_bytes(data)
         assert make_study(changes).data.target.lists() == right
-        os.utime(file, (1, 1))  # copied elsewhere, say: looked at again, and found whole
+        time, inode = file.stat().st_mtime_ns, file.stat().st_ino
+        os.utime(file, (1, 1))  # copied elsewhere, for example: looked at again, and found whole
         assert make_study(changes).data.target.lists() == right
-        assert file.stat().st_mtime == 1
+        assert (file.stat().st_mtime_ns, file.stat().st_ino) == (time, inode)  # the next look is quick again
     assert everything(home / "runs") == whole
 
 
@@ -460,7 +422,7 @@ def test_what_was_altered_in_the_store_is_made_anew(public, make_study, home):
 def test_unknown_pairs(public, pair):
     with pytest.raises(InputError) as caught:
         corpus_of(pair)
-    assert str(caught.value) == f"corpus wmt14: no language pair {pair!r}; take one of en-de, de-en, en-fr, fr-en"
+    assert str(caught.value) == f"corpus wmt14: no language pair {pair!r}; take one of en-de, en-fr, de-en, fr-en"
 
 
 def test_a_news_commentary_without_french(public):
@@ -471,38 +433,49 @@ def test_a_news_commentary_without_french(public):
 # Test sets through sacrebleu
 
 
-def test_sacrebleu_s_failures_are_one_line(public, home, monkeypatch, capfd):
-    archive = home / "sacrebleu" / "wmt14" / "full" / "raw" / "wmt14_full.wmt14-full.tgz"
-    source = public.server / "wmt14-full.tgz"
-    good, remedy = source.read_bytes(), f"download {source.as_uri()} by hand to {archive}"
-    source.unlink()
+def test_test_sets_are_downloaded(public, home, monkeypatch):
+    """A wrong file in $SLT_DATA is an error. If there is none, the archive is downloaded, with its checksum."""
+    path = public.archive("wmt14/full")
+    url, cached = "http://nowhere/wmt14/full.tgz", home / "cache" / "slt_lib" / "wmt14" / path.name
+    good = path.rename(home / "good")
+    with pytest.raises(InputError, match=r"^wmt14_full\.full\.tgz: can't be downloaded \(.*\); download .* by hand to"):
+        corpus_of()
+    path.write_bytes(b"something else")
     with pytest.raises(InputError) as caught:
         corpus_of()
-    line = str(caught.value)
-    assert line.startswith("wmt14/full: can't be had through sacrebleu (") and line.endswith(f"); {remedy}")
-    source.write_bytes(good[:-9])
-    with pytest.raises(InputError) as caught:
-        corpus_of()
-    assert str(caught.value) == f"wmt14/full: {archive.name} is not the pinned file (md5); try again, or {remedy}"
-    assert not archive.exists()
-    archive.write_bytes(good)  # by hand; sacrebleu alone would neither check nor unpack it
-    source.unlink()
-    assert len(corpus_of().tests["newstest2014"]) == 5
-    assert "Fatal" not in capfd.readouterr().err  # what sacrebleu itself would print
+    found, wanted = hashlib.md5(b"something else").hexdigest(), hashlib.md5(good.read_bytes()).hexdigest()
+    assert str(caught.value) == f"{path}: md5 is {found}, not {wanted}; delete it, or put {url} there"
+    path.unlink()
+    monkeypatch.setattr("pooch.HTTPDownloader", lambda **_: lambda url, to, _: shutil.copy(good, to))
+    assert len(corpus_of().tests["newstest2014"]) == 5 and cached.read_bytes() == good.read_bytes()
 
 
-def test_test_sets_from_the_data_folder(public, home):
-    source = public.server / "wmt13.tgz"
-    (public.folder / "wmt13.wmt13.tgz").write_bytes(source.read_bytes())
-    source.unlink()
-    assert len(corpus_of().dev) == 4
+def test_test_sets_are_read_as_sacrebleu_reads_them(home, monkeypatch):
+    rows = [
+        "<doc>",
+        '<seg id="1"> a\u2028b &amp; <c>\t d </seg> ',
+        '<seg id="2">e</seg>f',
+        '<seg id="3">g',
+        " <seg>no</seg>",
+    ]
+    for kind, text in (("_outdir", "out"), ("_rawdir", "out/raw")):
+        monkeypatch.setattr(sets.DATASETS["wmt13"], kind, str(home / text))
+    raw = home / "out" / "raw"
+    (raw / "test").mkdir(parents=True)
+    archive = raw / sets.DATASETS["wmt13"]._get_tarball_filename(sets.DATASETS["wmt13"].data[0])
+    with tarfile.open(archive, "w:gz") as tar:
+        for member in sets.DATASETS["wmt13"].langpairs["en-de"]:
+            (raw / member).write_text("\r\n".join(rows), encoding="utf-8", newline="")
+            tar.add(raw / member, member)
+    monkeypatch.setattr(corpora, "find", lambda *_, **__: archive)
+    monkeypatch.setattr(wmt14, "TEST_SETS", {"dev": ("wmt13", {"de": 3})})
+    read = wmt14._test_set("dev", "en-de")
+    assert list(read.source) == list(sets.DATASETS["wmt13"].source("en-de")) and len(read.target) == 3
 
 
 def test_a_test_set_of_the_wrong_size(public, monkeypatch):
     monkeypatch.setitem(wmt14.TEST_SETS, "newstest2014", ("wmt14/full", {"de": 3003}))
-    with pytest.raises(
-        InputError, match="^wmt14/full: en-de has 5 and 5 sentences, not 3003, or an empty one; delete "
-    ):
+    with pytest.raises(InputError, match=r"full\.tgz: en-de is not 3003 whole sentence pairs; install the pinned"):
         corpus_of()
 
 
@@ -518,10 +491,11 @@ def test_sizes_of_the_real_test_sets():
 def test_counts_of_the_real_data_sets():
     """Against FACTS.md section 6, read as text."""
     facts = (Path(__file__).parents[1] / "FACTS.md").read_text(encoding="utf-8")
-    v9, v13 = wmt14.SOURCES["v9"], wmt14.SOURCES["v13"]
-    assert f"WMT14 EnDe {v9.rows['de']:,} (HF wmt14 de-en); T2T EnDe {v13.rows['de']:,} (HF wmt_t2t)" in facts
-    assert f"WMT14 EnFr {v9.rows['fr']:,}" in facts and set(v9.rows) == {"de", "fr"} and set(v13.rows) == {"de"}
-    assert f"`{v9.repo}` now ships parquet" in facts and f"`{v13.repo}` de-en = T2T's own mix" in facts
+    german, french, mix = (wmt14.SOURCES[key] for key in (("v9", "de"), ("v9", "fr"), ("v13", "de")))
+    assert f"WMT14 EnDe {german.rows:,} (HF wmt14 de-en); T2T EnDe {mix.rows:,} (HF wmt_t2t)" in facts
+    assert f"WMT14 EnFr {french.rows:,}" in facts and len(wmt14.SOURCES) == 3
+    assert f"`{german.repo}` now ships parquet" in facts and f"`{mix.repo}` de-en = T2T's own mix" in facts
+    assert french[:2] == german[:2] and (german.folder, french.folder, mix.folder) == ("de-en", "fr-en", "de-en")
 
 
 def test_the_command_line_counts(public, study_file, capsys):

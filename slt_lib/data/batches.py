@@ -1,8 +1,7 @@
-"""Encoded sentence pairs -> batches of one fixed shape, seeded and resumable.
+"""Batches of encoded sentence pairs: all of one shape, seeded and resumable.
 
-As in T2T's packed problems, a row holds several pairs side by side, kept apart by segment ids (FACTS.md section 1).
-Rounding single sentences up to multiples of 8 would leave 17 to 18% padding on Multi30k; packing leaves a few percent
-and one shape for all steps, so that tickets can step together.
+As in T2T's packed problems, a row holds several pairs, which segment ids keep apart (FACTS.md section 1). On Multi30k
+packing leaves a few percent of padding. All steps have one shape, so that tickets can step together.
 """
 
 from dataclasses import dataclass
@@ -15,12 +14,12 @@ from slt_lib.base.seeds import stream
 from slt_lib.data.vocabulary import Encoded
 from slt_lib.transformer import Batch
 
-WAITING = 16  # pairs that may be set aside while a batch is filled: T2T looks ahead by 10
+WAITING = 16  # pairs that may be set aside while a batch is filled; T2T looks ahead by 10
 
 
 @dataclass
 class Position:
-    """Where a stream of batches stands: `waiting` pairs were passed over and open the next batch."""
+    """Position in a stream of batches. The `waiting` pairs did not fit; the next batch starts with them."""
 
     epoch: int = 0
     offset: int = 0
@@ -28,11 +27,10 @@ class Position:
 
 
 class Batches:
-    """An endless stream of batches [rows, length], each epoch in an order of its own.
+    """An endless stream of batches [rows, length]. Each epoch has its own order, which depends on `seed` and `noise`.
 
-    The order depends on `seed` and `noise` (`train.step.noise_of`). With `packed` false a row holds one pair.
-    Pairs longer than `length` on either side are left out (`dropped` counts them), as T2T does in training.
-    Raises InputError where none is left.
+    If `packed` is false, a row holds one pair. Pairs longer than `length` on either side are left out, as in T2T's
+    training; `dropped` counts them. Raises InputError if none is left.
     """
 
     def __init__(
@@ -59,31 +57,27 @@ class Batches:
         return self
 
     def __next__(self) -> Batch:
-        rows = self._fill()
-        width = (self.rows, self.length)
-        sides = []
+        rows, sides = self._fill(), []
         for encoded in (self.source, self.target):
-            ids, segment, position = (np.zeros(width, dtype=np.int64) for _ in range(3))
-            for r, members in enumerate(rows):
+            ids, segment, position = np.zeros((3, self.rows, self.length), dtype=np.int64)
+            for row, members in enumerate(rows):
                 at = 0
                 for number, pair in enumerate(members, start=1):
                     sentence = encoded[pair]
-                    part = slice(at, at + len(sentence))
-                    ids[r, part], segment[r, part], position[r, part] = sentence, number, np.arange(len(sentence))
-                    at = part.stop
-            sides.append((ids, segment, position))
-        ids, segment, position = sides[1]
-        shifted = np.zeros_like(ids)
-        shifted[:, 1:] = ids[:, :-1]
-        shifted[position == 0] = 0  # a zero vector opens each segment
-        return Batch(*map(torch.from_numpy, (*sides[0], *sides[1], shifted)))
+                    part = row, slice(at, at + len(sentence))
+                    ids[part], segment[part], position[part] = sentence, number, np.arange(len(sentence))
+                    at += len(sentence)
+            sides += [ids, segment, position]
+        ids, _, position = sides[3:]
+        shifted = np.where(position == 0, 0, np.roll(ids, 1, axis=1))  # a zero vector opens each segment
+        return Batch(*map(torch.from_numpy, (*sides, shifted)))
 
     def _fill(self) -> list[list[int]]:
-        """First fit in order; stops when a pair that fits nowhere would be one too many to set aside."""
+        """Put each pair into the first row that has room, in order. Stop when WAITING pairs are set aside."""
         rows = [[] for _ in range(self.rows)]
         free = np.full((2, self.rows), self.length)
-        epoch, offset, passed = self.position.epoch, self.position.offset, []
-        waiting = list(self.position.waiting)
+        epoch, offset = self.position.epoch, self.position.offset
+        waiting, passed = list(self.position.waiting), []
         while True:
             if waiting:
                 pair = waiting.pop(0)
@@ -92,17 +86,14 @@ class Batches:
                     epoch, offset = epoch + 1, 0
                 pair = int(self.order(epoch)[offset])
                 offset += 1
-            need = self.source.lengths[pair], self.target.lengths[pair]
-            fits = (free[0] >= need[0]) & (free[1] >= need[1])
+            need = np.array([self.source.lengths[pair], self.target.lengths[pair]])
+            fits = (free >= need[:, None]).all(axis=0)
             row = int(fits.argmax())
             if fits[row]:
                 rows[row].append(pair)
-                free[0, row] -= need[0]
-                free[1, row] -= need[1]
-                if not self.packed:
-                    free[:, row] = 0
+                free[:, row] = free[:, row] - need if self.packed else 0
             else:
                 passed.append(pair)
-            if (not self.packed and not free.any()) or len(passed) + len(waiting) >= WAITING:
+            if not (self.packed or free.any()) or len(passed) + len(waiting) >= WAITING:
                 self.position = Position(epoch, offset, tuple(passed + waiting))
                 return rows

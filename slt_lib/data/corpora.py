@@ -1,16 +1,13 @@
-"""Parallel corpora: the generated `grammar`, the downloaded `multi30k` and the user's own `files`.
-
-`wmt14`, which is too large to hold in memory, has its own module.
-"""
+"""Parallel corpora: `grammar` is generated, `multi30k` is downloaded, `files` are the user's own. See also `wmt14`."""
 
 import gzip
 import hashlib
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, permutations
 from pathlib import Path
 
 from slt_lib.base.errors import InputError
@@ -42,11 +39,12 @@ MULTI30K_SHA256 = {
 
 @dataclass(frozen=True)
 class Split:
-    """Sentences and their translations, line by line."""
+    """Sentences and their translations, line by line. `sample`: bytes per side for the vocabulary; None: all."""
 
     name: str
     source: Sequence[str]
     target: Sequence[str]
+    sample: int | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -57,15 +55,10 @@ class Split:
         whole = hashlib.sha256()
         for side in (self.source, self.target):
             whole.update(b"%d;" % len(side))
-            for sentence in side:
+            for sentence in chain.from_iterable(chunks(side)):
                 text = sentence.encode()
                 whole.update(b"%d:%b" % (len(text), text))
         return whole.hexdigest()
-
-    @property
-    def sample(self) -> int | None:
-        """Bytes of each side that a vocabulary is built from; None: all."""
-        return None
 
     def sentences(self) -> Iterable[str]:
         """The sentences that a vocabulary is built from."""
@@ -88,13 +81,17 @@ class Corpus:
 
     @property
     def languages(self) -> tuple[str, str]:
-        source, target = self.pair.split("-")
-        return source, target
+        return tuple(self.pair.split("-"))
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of train and dev, which affect the weights. Each test set has its own digest."""
         return hashlib.sha256(f"{self.train.digest}{self.dev.digest}".encode()).hexdigest()
+
+
+def chunks(lines: Sequence[str], size: int = 5000) -> Iterator[Sequence[str]]:
+    """Slices of `size` lines. Text that is mapped from a file is read much faster this way than line by line."""
+    return (lines[start : start + size] for start in range(0, len(lines), size))
 
 
 def grammar(pair: str, train: int, dev: int, test: int, seed: int) -> Corpus:
@@ -108,26 +105,23 @@ def grammar(pair: str, train: int, dev: int, test: int, seed: int) -> Corpus:
         name: Split(name, *(tuple(triple[side] for triple in triples) for side in sides))
         for name, triples in generate({"test": test, "dev": dev, "train": train}, seed).items()
     }
-    return Corpus("grammar", pair, splits["train"], splits["dev"], {"test": splits["test"]})
+    return Corpus("grammar", pair, splits.pop("train"), splits.pop("dev"), splits)
 
 
 def multi30k(pair: str) -> Corpus:
     """Multi30k from $SLT_DATA/multi30k, the cache or its public address. Raises InputError if it is not available."""
-    languages = languages_of(pair, "multi30k")
-
-    def split(name: str, file: str, training: bool = False) -> Split:
-        return _read_split(name, *(_multi30k_file(f"{file}.{language}.gz") for language in languages), training)
-
-    tests = {name: split(name, name) for name in MULTI30K_TESTS}
-    return Corpus("multi30k", pair, split("train", "train", True), split("dev", "val"), tests)
+    languages, splits = languages_of(pair, "multi30k"), {}
+    for name in (*MULTI30K_TESTS, "train", "dev"):
+        files = [f"{'val' if name == 'dev' else name}.{language}.gz" for language in languages]
+        paths = [find("multi30k", f"{MULTI30K_URL}/{file}", f"sha256:{MULTI30K_SHA256[file]}") for file in files]
+        splits[name] = _split(name, *paths)
+    return Corpus("multi30k", pair, splits.pop("train"), splits.pop("dev"), splits)
 
 
 def multi30k_at_hand(pair: str) -> bool:
-    """Whether all files of `multi30k(pair)` are in $SLT_DATA/multi30k or the cache, so that nothing is downloaded."""
-    splits = ("train", "val", *MULTI30K_TESTS)
-    names = [f"{split}.{language}.gz" for split in splits for language in languages_of(pair, "multi30k")]
-    folders = [folder / "multi30k" for folder in (data_folder(), cache_folder()) if folder]
-    return all(any((folder / name).exists() for folder in folders) for name in names)
+    """Whether nothing of `multi30k(pair)` has to be downloaded."""
+    languages = languages_of(pair, "multi30k")
+    return at_hand("multi30k", [name for name in MULTI30K_SHA256 if name.split(".")[1] in languages])
 
 
 def files(folder: str | Path, pair: str, tests: Sequence[str] = ("test",)) -> Corpus:
@@ -138,130 +132,114 @@ def files(folder: str | Path, pair: str, tests: Sequence[str] = ("test",)) -> Co
     number of lines.
     """
     languages = languages_of(pair, "files")
-    folder = Path(folder).expanduser()
-    if (data := data_folder()) and (data / folder).is_dir():
-        folder = data / folder
+    folders = [
+        Path(place).expanduser() / Path(folder).expanduser() for place in (os.environ.get("SLT_DATA"), ".") if place
+    ]
+    folder = next(filter(Path.is_dir, folders), folders[-1])
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder; name the one that holds train.{languages[0]}")
 
     def split(name: str) -> Split:
-        return _read_split(
-            name, *(_plain_or_gz(folder / f"{name}.{language}") for language in languages), name == "train"
-        )
+        return _split(name, *(folder / f"{name}.{language}" for language in languages))
 
     return Corpus("files", pair, split("train"), split("dev"), {name: split(name) for name in tests})
 
 
-def cache_folder() -> Path:
-    """The folder of downloads: $XDG_CACHE_HOME/slt_lib, or ~/.cache/slt_lib if it is not set."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slt_lib"
-
-
-def fetch(url: str, path: Path, sha256: str) -> Path:
-    """Download `url` to `path` with a progress bar, unless `path` holds the file already; a failure leaves no file.
-
-    Raises InputError if the file can't be downloaded or stored, or if its SHA-256 is not `sha256`.
-    """
-    import pooch  # here, because it takes a quarter of a second and most runs download nothing
-
-    by_hand = f"download {url} by hand to {path}"
-    pooch.get_logger().setLevel("WARNING")
-    # Without a timeout a server that stops responding would block the study.
-    download = pooch.HTTPDownloader(progressbar=True, chunk_size=1 << 16, timeout=60)
-    try:
-        pooch.retrieve(url, f"sha256:{sha256}", path.name, path.parent, downloader=download)
-    except OSError as error:  # the disk's errors and those of requests
-        while error.__cause__ or error.__context__:  # requests wraps the cause several times
-            error = error.__cause__ or error.__context__
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path.name}: can't be downloaded ({reason}); {by_hand}") from None
-    except ValueError as error:
-        found = str(error).partition(" but got ")[2].partition(".")[0]
-        what = f"not the expected file (sha256 {found})"
-        raise InputError(f"{path.name}: what came from {url} is {what}; try again, or {by_hand}") from error
-    return path
-
-
-def check(path: Path, url: str, sha256: str) -> None:
-    """Raises InputError unless `path` holds the pinned file."""
-    try:
-        found = file_sha256(path)
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror}); mend it, or put {url} there") from error
-    if found != sha256:
-        raise InputError(f"{path}: sha256 is {found}, not {sha256}; delete it, or put {url} there")
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file. Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def data_folder() -> Path | None:
-    """$SLT_DATA, the first folder that is searched for corpora; None if it is not set."""
-    return Path(text).expanduser() if (text := os.environ.get("SLT_DATA")) else None
-
-
 def languages_of(pair: str, corpus: str) -> tuple[str, str]:
     """Source and target language. `files` allows any two; another corpus only those it holds. Raises InputError."""
+    known = [f"{a}-{b}" for a, b in permutations(LANGUAGES, 2) if corpus != "wmt14" or "en" in (a, b)]
+    if corpus != "files" and pair not in known:
+        raise InputError(f"corpus {corpus}: no language pair {pair!r}; take one of {', '.join(known)}")
     source, _, target = pair.partition("-")
-    if corpus != "files" and (source == target or not {source, target} <= set(LANGUAGES)):
-        known = ", ".join(f"{a}-{b}" for a in LANGUAGES for b in LANGUAGES if a != b)
-        raise InputError(f"corpus {corpus}: no language pair {pair!r}; take one of {known}")
     if source == target or not (source.isalnum() and target.isalnum()):
         raise InputError(f"corpus files: {pair!r} is no language pair; write source-target, as in en-de")
     return source, target
 
 
-def _multi30k_file(name: str) -> Path:
-    url, sha256 = f"{MULTI30K_URL}/{name}", MULTI30K_SHA256[name]
-    if (data := data_folder()) and (path := data / "multi30k" / name).exists():
-        check(path, url, sha256)
-        return path
-    return fetch(url, cache_folder() / "multi30k" / name, sha256)
+def places(corpus: str) -> list[Path]:
+    """Folders that may hold a corpus: $SLT_DATA/<corpus>, if that is set, and last the cache of downloads.
+
+    The cache is $XDG_CACHE_HOME/slt_lib/<corpus>, or ~/.cache/slt_lib/<corpus>.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "slt_lib")
+    return [Path(folder, corpus).expanduser() for folder in (os.environ.get("SLT_DATA"), cache) if folder]
 
 
-def _plain_or_gz(path: Path) -> Path:
-    zipped = path.with_name(path.name + ".gz")
-    return zipped if zipped.exists() and not path.exists() else path
+def at_hand(corpus: str, names: Iterable[str]) -> bool:
+    """Whether all these files of a corpus are in $SLT_DATA or the cache."""
+    return all(any((place / name).exists() for place in places(corpus)) for name in names)
 
 
-def _read_split(name: str, source: Path, target: Path, training: bool) -> Split:
-    """Both sides, checked. Pairs with an empty side are skipped in training text, an error elsewhere."""
-    sides = [_read_lines(path) for path in (source, target)]
+def find(corpus: str, url: str, known: str, name: str = "") -> Path:
+    """A file of a corpus from $SLT_DATA, the cache or its public address, checked. `known`: "sha256:<its checksum>".
+
+    A wrong file in $SLT_DATA is an error, a wrong file in the cache is downloaded again, and a failed download leaves
+    no file. `name` is by default the last part of `url`. Raises InputError.
+    """
+    name, (algorithm, wanted) = name or url.rpartition("/")[2], known.split(":")
+    own, cached = places(corpus)[0] / name, places(corpus)[-1] / name
+    if own != cached and own.exists():
+        try:
+            found = checksum(own, algorithm)
+        except OSError as error:
+            raise InputError(f"{own}: can't be read ({error.strerror}); mend it, or put {url} there") from error
+        if found != wanted:
+            raise InputError(f"{own}: {algorithm} is {found}, not {wanted}; delete it, or put {url} there")
+        return own
+    import pooch  # here, because it takes a quarter of a second and most runs download nothing
+
+    pooch.get_logger().setLevel("WARNING")
+    # Without a timeout a server that stops responding would block the study.
+    download = pooch.HTTPDownloader(progressbar=True, chunk_size=1 << 16, timeout=60)
+    try:
+        return Path(pooch.retrieve(url, known, name, cached.parent, downloader=download))
+    except (OSError, ValueError) as error:  # of the disk and of requests; of a wrong checksum
+        while error.__cause__ or error.__context__:  # requests wraps the cause several times
+            error = error.__cause__ or error.__context__
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name}: can't be downloaded ({reason}); download {url} by hand to {cached}") from None
+
+
+def checksum(path: Path, algorithm: str = "sha256") -> str:
+    """Checksum of a file. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def _split(name: str, *paths: Path) -> Split:
+    """Source and target side, checked. Pairs with an empty side are skipped in "train", an error elsewhere."""
+    sides = [_lines(path) for path in paths]
     counts = [len(lines) for lines in sides]
     if counts[0] != counts[1]:
         raise InputError(
-            f"{source}: {counts[0]} lines, but {target} has {counts[1]}; line by line one must translate the other"
+            f"{paths[0]}: {counts[0]} lines, but {paths[1]} has {counts[1]}; line by line one must translate the other"
         )
-    for path, lines in zip((source, target), sides, strict=True):
-        for number, line in enumerate(lines if not training else (), 1):
-            if not line.strip():
-                raise InputError(f"{path}: line {number} is empty; {name} needs a sentence on every line of both sides")
-    pairs = [pair for pair in zip(*sides, strict=True) if pair[0].strip() and pair[1].strip()]
+    pairs = []
+    for number, pair in enumerate(zip(*sides, strict=True), 1):
+        empty = [path for path, line in zip(paths, pair, strict=True) if not line.strip()]
+        if not empty:
+            pairs.append(pair)
+        elif name != "train":
+            raise InputError(f"{empty[0]}: line {number} is empty; {name} needs a sentence on every line of both sides")
     if not pairs:
-        raise InputError(f"{source}: no line has text both here and in {target}; give at least one sentence pair")
-    return Split(name, tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs))
+        raise InputError(f"{paths[0]}: no line has text both here and in {paths[1]}; give at least one sentence pair")
+    return Split(name, *zip(*pairs, strict=True))
 
 
-def _read_lines(path: Path) -> list[str]:
-    if not path.exists():
-        raise InputError(f"{path}: there is no such file, nor {path.name}.gz; put it there, one sentence a line")
+def _lines(path: Path) -> list[str]:
+    zipped = path.with_name(path.name + ".gz")
+    if not path.exists() and not zipped.exists():
+        raise InputError(f"{path}: there is no such file, nor {zipped.name}; put it there, one sentence a line")
+    path = path if path.exists() else zipped
     try:
         data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: not a whole gzip file ({error}); pack it or copy it again") from error
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror}); check that it is a file you may read") from error
-    try:
-        text = data.decode("utf-8")
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig").removesuffix("\n")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}: line {line} is not UTF-8; save the file as UTF-8") from error
-    text = text.removeprefix("\ufeff").removesuffix("\n")
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: can't be read ({reason}); check the file, or copy it again") from error
     if not text:
         raise InputError(f"{path}: the file is empty; give it one sentence a line")
     # Not str.splitlines: it also splits inside sentences, at U+2028 and the like.

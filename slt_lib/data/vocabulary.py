@@ -1,7 +1,7 @@
 """One shared word-piece vocabulary for both languages of a pair: cased, and lossless apart from unseen characters.
 
-The nearest equivalent of T2T's subword encoder in a kept library: WordPiece (greedy longest match) over words marked at
-their start and runs of punctuation (FACTS.md section 4). The mark is U+2581: text that holds it gets a space there.
+It is the nearest equivalent of T2T's subword encoder in a maintained library: WordPiece (greedy longest match) over
+words and runs of punctuation (FACTS.md section 4). U+2581 marks the start of a word; in the text it becomes a space.
 """
 
 import hashlib
@@ -18,15 +18,11 @@ from slt_lib.base.errors import InputError
 from slt_lib.transformer import EOS, PAD, UNKNOWN
 
 SPECIAL = ["<pad>", "</s>", "<unk>"]
-LIMIT_ALPHABET = 10_000
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Sentences as ids, each closed by EOS: `flat` int32 [ids], `offsets` int64 [sentences + 1].
-
-    Either may be mapped from a file; `flat` is uint16 there where the vocabulary fits.
-    """
+    """Sentences as ids, each closed by EOS: `flat` int32 or uint16 [ids], `offsets` int64 [sentences + 1]."""
 
     flat: np.ndarray
     offsets: np.ndarray
@@ -39,7 +35,7 @@ class Encoded:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        return np.diff(self.offsets).astype(np.int32)  # half the memory, for 40 million sentences
+        return np.diff(self.offsets).astype(np.int32)  # 40 million sentences take half the memory
 
     def lists(self) -> list[list[int]]:
         return [self[i].tolist() for i in range(len(self))]
@@ -47,7 +43,7 @@ class Encoded:
 
 class Vocabulary:
     def __init__(self, text: str):
-        """`text`: the JSON of a tokenizer. Raises ValueError where it is not one of ours."""
+        """`text`: the JSON of a tokenizer that `build` made. Raises ValueError if it is another."""
         try:
             special = [token["content"] for token in json.loads(text)["added_tokens"]]
             self.tokenizer = Tokenizer.from_str(text)
@@ -60,24 +56,15 @@ class Vocabulary:
 
     @classmethod
     def build(cls, sentences: Iterable[str], size: int) -> "Vocabulary":
-        """`size` pieces, the special three included. Raises InputError where the text does not hold as many."""
-        tokenizer = Tokenizer(
-            models.WordPiece(unk_token=SPECIAL[UNKNOWN], continuing_subword_prefix="", max_input_chars_per_word=1000)
-        )
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Metaspace(prepend_scheme="never"),
-                pre_tokenizers.Split(Regex(r"[^\p{L}\p{N}▁]+"), "isolated"),
-            ]
-        )
+        """`size` pieces, including the three special ones. Raises InputError if the text does not give as many."""
+        prefix = {"continuing_subword_prefix": ""}
+        tokenizer = Tokenizer(models.WordPiece(unk_token=SPECIAL[UNKNOWN], max_input_chars_per_word=1000, **prefix))
+        words = pre_tokenizers.Metaspace(prepend_scheme="never")
+        punctuation = pre_tokenizers.Split(Regex(r"[^\p{L}\p{N}▁]+"), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, punctuation])
         tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=size,
-            special_tokens=SPECIAL,
-            continuing_subword_prefix="",
-            limit_alphabet=LIMIT_ALPHABET,
-            show_progress=False,
-        )
+        options = {"special_tokens": SPECIAL, "limit_alphabet": 10_000, "show_progress": False, **prefix}
+        trainer = trainers.WordPieceTrainer(vocab_size=size, **options)
         tokenizer.train_from_iterator((" " + line for line in sentences), trainer)
         built = tokenizer.get_vocab_size()
         if built != size:
@@ -88,21 +75,21 @@ class Vocabulary:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the tokenizer's JSON."""
+        """SHA-256 of the tokenizer's JSON."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     def __reduce__(self):
-        return Vocabulary, (self.text,)  # another process gets all of it, what is set on the tokenizer too
+        return Vocabulary, (self.text,)  # the tokenizer itself loses `encode_special_tokens`
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
 
     def encode(self, sentences: Sequence[str]) -> Encoded:
         """Ids of each sentence, EOS appended."""
-        # the space marks the first word as a word's start; decode takes it off again
-        ids = [encoding.ids for encoding in self.tokenizer.encode_batch([" " + line for line in sentences])]
-        offsets = np.concatenate([[0], np.cumsum([len(i) + 1 for i in ids], dtype=np.int64)]).astype(np.int64)
-        flat = np.fromiter(chain.from_iterable((*i, EOS) for i in ids), dtype=np.int32, count=int(offsets[-1]))
+        # The space marks the start of the first word. `decode` removes it.
+        ids = [[*encoding.ids, EOS] for encoding in self.tokenizer.encode_batch([" " + line for line in sentences])]
+        offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+        flat = np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=int(offsets[-1]))
         return Encoded(flat, offsets)
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
