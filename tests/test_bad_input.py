@@ -253,9 +253,18 @@ COMMANDS = {
         "python -m slt_lib run: error: argument --jobs: '0' is not a whole number from 1",
     ),
     "a plan of nothing": ("plan nosuch", "study 'nosuch': there is no params/nosuch.yaml; known studies: one"),
-    "a plan without speed": ("plan TINY --rate 0", "--rate 0: target tokens a second must be a number above 0"),
-    "a plan at two speeds": ("plan TINY --rate 9 --measure", "--rate and --measure: give one of them"),
-    "a plan for no device": ("plan TINY --gpus 0", "--gpus 0: at least 1 is needed"),
+    "a plan without speed": (
+        "plan TINY --rate 0",
+        "python -m slt_lib plan: error: argument --rate: '0' is not a number above 0",
+    ),
+    "a plan at two speeds": (
+        "plan TINY --rate 9 --measure",
+        "python -m slt_lib plan: error: argument --measure: not allowed with argument --rate",
+    ),
+    "a plan for no device": (
+        "plan TINY --gpus 0",
+        "python -m slt_lib plan: error: argument --gpus: '0' is not a whole number from 1",
+    ),
     "a word for a level": (
         "run TINY --levels half",
         "python -m slt_lib run: error: argument --levels: invalid float value: 'half'",
