@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from slt_lib.base.devices import device
 from slt_lib.base.seeds import stream
@@ -123,9 +124,13 @@ def flops(model: torch.nn.Module, rows: int, length: int) -> int:
     length ** 2: 4 * hidden * length ** 2 per row in each of three attentions, times three for the backward pass.
     Padding is included. Norms, dropout, the optimizer and masks are left out.
     """
-    weights = _size(prunable(dict(model.named_parameters())).values())
-    shape = model.shape
-    return 6 * weights * rows * length + 36 * shape.layers * shape.hidden * rows * length**2
+    attention = 36 * model.shape.layers * model.shape.hidden * length
+    return (6 * matrices(model) + attention) * rows * length
+
+
+def matrices(model: torch.nn.Module) -> int:
+    """Number of prunable weights."""
+    return _size(prunable(dict(model.named_parameters())).values())
 
 
 def disk(study: Planned, ticket: Ticket) -> tuple[int, int]:
@@ -136,7 +141,7 @@ def disk(study: Planned, ticket: Ticket) -> tuple[int, int]:
     """
     weights, settings = list(study.outline.parameters()), study.params.training
     theta = FLOAT * _size(weights)
-    mask = _size(prunable(dict(study.outline.named_parameters())).values()) if ticket.sparsity else 0
+    mask = matrices(study.outline) if ticket.sparsity else 0
     steps = study.params.kept_steps() | study.keep.get(ticket.train_id, set())
     if ticket.optimizer == "adam":
         moments = 2 * _size(weights)
@@ -250,23 +255,21 @@ def text(study: str, rate: float | None = None, devices: int = 1, measured: bool
 
 def _pair_text(study: Planned, listed: list[Row], rate: tuple[float, str] | None, devices: int) -> str:
     settings, model, batch = study.params.training, study.outline, study.params.training.batch
-    total = Row("total", {}, 0, max(row.waves for row in listed))
-    for row in listed:
-        total.tickets.update(row.tickets)
-    left = {train_id: ticket for train_id, ticket in total.tickets.items() if train_id not in study.done}
+    tickets = {train_id: ticket for row in listed for train_id, ticket in row.tickets.items()}
+    total = Row("total", tickets, 0, max(row.waves for row in listed))
+    left = {train_id: ticket for train_id, ticket in tickets.items() if train_id not in study.done}
     hours = settings.steps * batch.rows * batch.length / rate[0] / 3600 if rate else None
     table = pd.DataFrame([_cells(study, row, left, hours) for row in [*listed, total]]).set_index("technique")
-    peak = max(disk(study, ticket)[1] for ticket in total.tickets.values())
+    peak = max(disk(study, ticket)[1] for ticket in tickets.values())
     loss = "packing leaves a few percent of them empty" if batch.packed else "a row holds one sentence pair, padded"
     lines = [
-        f"{study.name} {study.pair}: {_size(model.parameters()):,} parameters, "
-        f"{_size(prunable(dict(model.named_parameters())).values()):,} of them in matrices; "
+        f"{study.name} {study.pair}: {_size(model.parameters()):,} parameters, {matrices(model):,} in matrices; "
         f"{settings.steps:,} steps of {batch.rows} x {batch.length} slots per side; "
         f"seeds {', '.join(map(str, study.seeds))}",
         "",
         table.rename_axis(index=None, columns="technique").to_string(),
         "",
-        f"trainings: new in this row, in total {len(total.tickets) / len(study.seeds):g} per seed; "
+        f"trainings: new in this row, in total {len(tickets) / len(study.seeds):g} per seed; "
         "shared: counted in a row above",
         "waves: trainings in the longest chain; each waits for the one before it",
         f"tokens: target slots (rows x length x steps), an upper bound: {loss}",
@@ -302,8 +305,8 @@ def _cells(study: Planned, row: Row, left: dict[str, Ticket], hours: float | Non
         "trainings": f"{count}",
         "shared": "-" if row.technique == "total" else f"{row.shared}",
         "waves": f"{row.waves}",
-        "steps": _short(steps),
-        "tokens": _short(steps * batch.rows * batch.length),
+        "steps": tqdm.format_sizeof(steps),
+        "tokens": tqdm.format_sizeof(steps * batch.rows * batch.length),
         "FLOPs": f"{steps * flops(study.outline, batch.rows, batch.length):.2e}".replace("e+", "e"),
         "disk": f"{sum(disk(study, ticket)[0] for ticket in row.tickets.values()) / GIB:.3g}",
         "dev": "?" if dev is None else f"{dev * count:,}",
@@ -313,15 +316,6 @@ def _cells(study: Planned, row: Row, left: dict[str, Ticket], hours: float | Non
         "hours": "-" if hours is None else _number(hours * len(own)),
         "path": "-" if hours is None else _number(hours * makespan(own, len(own))),
     }
-
-
-def _short(value: float) -> str:
-    """Three digits and a unit prefix: 12M, 197G."""
-    for prefix in ("", "k", "M", "G"):
-        if value < 999.5:
-            return f"{value:.3g}{prefix}"
-        value /= 1000
-    return f"{value:.3g}T"
 
 
 def _number(value: float) -> str:
