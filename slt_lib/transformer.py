@@ -5,6 +5,7 @@ dropout masks shared as on TPU, a zero vector as the decoder's start (FACTS.md s
 random numbers: it is a pure function of weights, batch and dropout masks.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from slt_lib.base.seeds import stream
 PAD, EOS, UNKNOWN = 0, 1, 2
 MINUS_INFINITY = -1e9  # finite, so that a row that is all padding does not give NaN
 TARGET_SPACES = 32
+norm = functools.partial(nn.LayerNorm, eps=1e-6)
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,6 @@ class Layer(nn.Module):
             x = add(x, y, drop.get(f"{self.site}.cross"))
         y = self.feed_forward(self.filter_norm(x), drop.get(f"{self.site}.relu"))
         return add(x, y, drop.get(f"{self.site}.filter"))
-
-
-def norm(hidden: int) -> nn.LayerNorm:
-    return nn.LayerNorm(hidden, eps=1e-6)
 
 
 def add(x: Tensor, y: Tensor, drop: Tensor | None) -> Tensor:

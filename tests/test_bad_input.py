@@ -39,16 +39,16 @@ FILES = {
     "key in the singular": ({"seed": [1]}, "unknown key 'seed'; did you mean 'seeds'?"),
     "key of a section misspelt": (
         {"training": {"warm_up": 0.1}},
-        "unknown key 'training.warm_up'; did you mean 'warmup'?",
+        "training: unknown key 'warm_up'; did you mean 'warmup'?",
     ),
     "key two deep misspelt": (
         {"training": {"model": {"hiden": 16}}},
-        "unknown key 'training.model.hiden'; did you mean 'hidden'?",
+        "training.model: unknown key 'hiden'; did you mean 'hidden'?",
     ),
-    "key of nothing": ({"decoding": {"zzz": 1}}, "unknown key 'decoding.zzz'; known keys here: beam, alpha, extra"),
+    "key of nothing": ({"decoding": {"zzz": 1}}, "decoding: unknown key 'zzz'; known keys here: beam, alpha, extra"),
     "key of another corpus": (
         {"corpus": {"name": "multi30k", "train": 9}},
-        "unknown key 'corpus.train'; known keys here: name",
+        "corpus: unknown key 'train'; known keys here: name",
     ),
     "key missing": ({"training": None}, "key 'training' is missing"),
     "key of a section missing": ({"training": {"model": {"layers": None}}}, "key 'training.model.layers' is missing"),
@@ -56,7 +56,7 @@ FILES = {
     "percent": ({"levels": [50]}, "levels: 50.0 is not a sparsity between 0 and 1 (0.9 means 90%)"),
     "a key misspelt": (
         {"levels": None, "level": [0.5]},
-        "unknown key 'level'; did you mean 'levels'? (and 1 more)",
+        "unknown key 'level'; did you mean 'levels'?",
     ),
     "a comparison misspelt": (
         {"ablations": ["sings"]},

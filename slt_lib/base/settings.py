@@ -19,8 +19,9 @@ from slt_lib import schedules
 from slt_lib.base.errors import InputError
 
 RECIPE_VERSION = 2  # raise by hand when a change of code changes the weights of a run
-COMPARISONS = "signs frankle rewind source one-shot stepwise switch optimizer average final controls again stability"
-COMPARISONS = tuple(COMPARISONS.split())
+COMPARISONS = tuple(
+    "signs frankle rewind source one-shot stepwise switch optimizer average final controls again stability".split()
+)
 REWIND = 0.05  # theta_t of the paper's chains: 25k of 500k steps
 REWIND_POINTS = (0.025, 0.075, 1.0)  # and of its ablation: 12.5k, 37.5k, 500k (section 5)
 
@@ -57,7 +58,17 @@ Eight = Annotated[int, Field(ge=8, multiple_of=8)]
 
 
 class Base(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def known_keys(cls, raw):
+        names = list(cls.model_fields)
+        for key in [key for key in raw if key not in names] if isinstance(raw, dict) else ():
+            close = difflib.get_close_matches(str(key), names, n=1)
+            remedy = f"did you mean {close[0]!r}?" if close else f"known keys here: {', '.join(names)}"
+            raise ValueError(f"unknown key {str(key)!r}; {remedy}")
+        return raw
 
 
 class Grammar(Base):
@@ -289,15 +300,13 @@ def parse(raw: dict, where: str) -> Params:
 
 
 def _line(error: ValidationError) -> str:
-    errors = sorted(error.errors(), key=lambda found: found["type"] != "extra_forbidden")  # a misspelt key comes first
-    first, more = errors[0], len(errors) - 1
+    """The first mistake in one line, and the number of the others."""
+    first, more = error.errors()[0], error.error_count() - 1
     location, kind, given = list(first["loc"]), first["type"], first["input"]
-    if location[:1] == ["corpus"] and len(location) > 2:
-        del location[1]  # the name of the corpus: pydantic puts it into the path, the file does not
+    if location[:1] == ["corpus"]:
+        del location[1:2]  # pydantic adds the name of the corpus to the path
     key = ".".join(map(str, location))
-    if kind == "extra_forbidden":
-        text = f"unknown key {key!r}; {_neighbours(first['loc'])}"
-    elif kind == "missing":
+    if kind == "missing":
         text = f"key {key!r} is missing"
     elif kind == "union_tag_not_found":
         text = f"key '{key}.name' is missing"
@@ -309,13 +318,3 @@ def _line(error: ValidationError) -> str:
         power = isinstance(given, str) and re.fullmatch(r"[\d.]+[eE][+-]?\d+", given)
         text = f"{key}: {first['msg']}, not {reprlib.repr(given)}" + ("; write 1.0e-4, not 1e-4" if power else "")
     return text + (f" (and {more} more)" if more else "")
-
-
-def _neighbours(location: tuple) -> str:
-    """The keys that are known where the unknown one is written, or the one that it resembles."""
-    sections = {"training": Training, "model": Model, "batch": BatchShape, "peak_lr": PeakRate, "gradual": Gradual}
-    sections |= {"decoding": Decoding, "grammar": Grammar, "multi30k": Multi30k, "files": Files, "wmt14": Wmt14}
-    section = sections[location[-2]] if len(location) > 1 else Params
-    names = list(section.model_fields)
-    close = difflib.get_close_matches(str(location[-1]), names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known keys here: {', '.join(names)}"
