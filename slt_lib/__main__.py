@@ -64,8 +64,8 @@ def run(options) -> None:
                 distributed.broadcast(lambda: record_stability(study, groups["stability"]))  # noqa: B023
         if options.report:
             made = distributed.broadcast(lambda: report.render(folder))
-            if distributed.first():
-                _print_paths(made.values())
+            for path in made.values() if distributed.first() else ():
+                print(os.path.relpath(path))
 
 
 def runs(options) -> None:
@@ -92,7 +92,7 @@ def runs(options) -> None:
     try:
         print(json.dumps({"ticket": folder.ticket(), "record": folder.record()}, indent=1))
     except Damaged as error:
-        raise InputError(f"{error}; run its study again, and it is trained again") from None
+        raise InputError(f"{error}; run its study again to train it again") from None
 
 
 def _summary(folder) -> str:
@@ -146,11 +146,7 @@ def report(options) -> None:
     made = list(room.render(folder).values())
     if options.into:
         made.append(room.into(room.load(folder), options.into, options.allow_dirty))
-    _print_paths(made)
-
-
-def _print_paths(paths) -> None:
-    for path in paths:
+    for path in made:
         print(os.path.relpath(path))
 
 
@@ -214,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.function(options)
     except InputError as error:
         rank = os.environ.get("RANK", "0")  # set by torchrun
-        if rank != "0":  # rank 0 prints an error of all ranks; torchrun ends this process meanwhile
+        if rank != "0":  # rank 0 prints an error that all ranks have; torchrun then ends this process
             time.sleep(AFTER_THE_FIRST)
             error = f"process {rank}: {error}"
         print(error, file=sys.stderr)

@@ -114,7 +114,7 @@ FILES = {
     ),
     "a key twice": (
         Raw(b"seeds: [1]\nseeds: [2]\n"),
-        "not YAML: key 'seeds' stands there twice in \"<unicode string>\", line 1, column 1: seeds: [1] ^",
+        "not YAML: key 'seeds' is there twice in \"<unicode string>\", line 1, column 1: seeds: [1] ^",
     ),
     "a tab": (
         Raw(b"a:\n\tb: 1"),
@@ -457,7 +457,7 @@ def test_a_damaged_run_is_shown(content, line, answered, home):
     if content is not None:
         write_json(folder / "ticket.json", {"seed": 1})
         (folder / "run.json").write_bytes(content)
-    expected = f"HOME/runs/<id>/{line}; run its study again, and it is trained again"
+    expected = f"HOME/runs/<id>/{line}; run its study again to train it again"
     assert answered("runs", "show", train_id[:8]) == expected
 
 

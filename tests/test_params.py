@@ -112,7 +112,7 @@ def test_a_study_file_with_a_merge_key(study_file, tmp_path):
 def test_duplicate_keys(tmp_path, monkeypatch, text, key):
     monkeypatch.chdir(tmp_path)
     Path("bad.yaml").write_text(text)
-    with pytest.raises(InputError, match=rf"^bad\.yaml: not YAML: key '{key}' stands there twice in .* line \d+"):
+    with pytest.raises(InputError, match=rf"^bad\.yaml: not YAML: key '{key}' is there twice in .* line \d+"):
         params.load("bad.yaml")
 
 

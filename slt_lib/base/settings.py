@@ -64,10 +64,11 @@ class Base(BaseModel):
     @classmethod
     def known_keys(cls, raw):
         names = list(cls.model_fields)
-        for key in [key for key in raw if key not in names] if isinstance(raw, dict) else ():
-            close = difflib.get_close_matches(str(key), names, n=1)
+        unknown = [str(key) for key in raw if key not in names] if isinstance(raw, dict) else []
+        if unknown:
+            close = difflib.get_close_matches(unknown[0], names, n=1)
             remedy = f"did you mean {close[0]!r}?" if close else f"known keys here: {', '.join(names)}"
-            raise ValueError(f"unknown key {str(key)!r}; {remedy}")
+            raise ValueError(f"unknown key {unknown[0]!r}; {remedy}")
         return raw
 
 
@@ -199,7 +200,7 @@ class Params(Base):
         return asked
 
     @model_validator(mode="after")
-    def in_order(self):
+    def consistent(self):
         check_levels(self.levels)
         check_seeds(self.seeds)
         if self.training.batch.rows % self.accumulate:
@@ -275,7 +276,7 @@ def load(study: str) -> Params:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, and an error for a key that is written twice: YAML's own would keep the second silently.
+    """YAML's safe loader, with an error for a duplicate key, of which YAML would silently keep the second.
 
     Keys are compared before `<<` is merged in, because a written key may override a merged one.
     """
@@ -287,7 +288,7 @@ class _Loader(yaml.SafeLoader):
         ]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands there twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is there twice", node.start_mark)
         return node
 
 
