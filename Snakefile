@@ -1,7 +1,7 @@
-# One job is one notebook for one pair and seed (MP also one level, but in a rehearsal); a display job shows all seeds;
-# a report closes.
-# So a chain of twelve levels that wait for each other is one job, and one wait in a queue; MP's levels wait for none.
-# A job's marker in figures/<study>/markers is set after papermill has ended well: a notebook that it wrote is no proof.
+# One job is one notebook for one pair and seed, so a whole chain of levels waits in a queue only once. MP's levels are
+# independent: each is a job of its own, except in a rehearsal. A display job then shows all seeds, and a report ends
+# the study. The marker of a job in figures/<study>/markers is set after papermill has succeeded: the notebook that
+# papermill writes is no proof of success.
 import os
 import sys
 
@@ -14,12 +14,12 @@ try:
 except InputError as error:
     raise WorkflowError(str(error))
 
-# config gpus: 0, as on a laptop, and the notebook trains; N, and each job holds N GPUs and trains on them first.
+# config gpus: with 0 the notebook trains; with N each job has N GPUs and trains on them before its notebook runs.
 try:
     GPUS = int(config.get("gpus", 0))
     assert GPUS >= 0
 except (ValueError, AssertionError):
-    raise WorkflowError(f"gpus={config['gpus']}: GPUs a job are a whole number from 0")
+    raise WorkflowError(f"gpus={config['gpus']}: the number of GPUs per job must be a whole number from 0")
 
 FIGURES = os.path.join(os.environ.get("SLT_FIGURES") or "figures", STUDY)
 BUILD = os.path.join(os.environ.get("SLT_BUILD") or "build", STUDY)
@@ -32,9 +32,9 @@ PAPERMILL = (
 
 
 def training(levels=""):
-    """What a job with GPUs does before its notebook, which then finds its runs in the store.
+    """Command with which a job with GPUs trains before its notebook, which then finds its runs in the store.
 
-    The ablations have no command of their own: their notebook trains, on one GPU.
+    The ablations have no such command: their notebook trains, on one GPU.
     """
     if not GPUS:
         return ""
@@ -62,7 +62,7 @@ def job(notebook, pair, seed, level=None):
 
 
 def jobs(notebook, pair):
-    """The markers of a notebook's jobs: one a seed, of MP one a level too, but in a rehearsal, too short for that."""
+    """The markers of a notebook's jobs: one per seed; for MP one per seed and level, except in a rehearsal."""
     levels = SETTINGS.levels if notebook == "02_mp" and not SETTINGS.rehearsal else [None]
     return [job(notebook, pair, seed, level) for seed in SETTINGS.seeds for level in levels]
 
@@ -72,7 +72,7 @@ def notebooks(pair):
     return ["01_dense", *own] + (["08_ablations"] if SETTINGS.ablations and pair == next(iter(SETTINGS.pairs)) else [])
 
 
-# what 08_ablations compares, where the study file says it
+# the comparisons of 08_ablations that the study file names
 NAMED = ", ".join(SETTINGS.ablations) if isinstance(SETTINGS.ablations, list) else ""
 
 
@@ -90,16 +90,16 @@ wildcard_constraints:
     level=r"[\d.]+",
 
 
-# The markers are named here too, so that figures thrown away come back although every notebook is still there.
+# The markers are inputs of `all` too, so that deleted figures come back although every notebook is still there.
 MARKERS = [marker for pair in SETTINGS.pairs for name in notebooks(pair) for marker in jobs(name, pair)]
 
 
 onstart:
-    # A training that a killed call left behind goes on; where this call wants the same run, it waits for that one.
+    # A training that a killed call left behind continues; this call waits for it if it needs the same run.
     from slt_lib.base.store import Store
 
     for line in Store().held():
-        print(f"{line}; what this study needs of it is waited for", file=sys.stderr, flush=True)
+        print(f"{line}; if this study needs that run, it waits for it", file=sys.stderr, flush=True)
 
 
 rule all:
@@ -110,10 +110,10 @@ rule all:
 
 
 def before(wildcards):
-    """What a job would otherwise wait for at a lock: the dense run, and for ablations the chains that they vary.
+    """Jobs that must end first: the dense run and, for the ablations, the chains that they vary.
 
-    With GPUs, which are not to be held in waiting, all that it shares with another: no two jobs want one training, and
-    locks that do not reach from node to node are not missed.
+    With GPUs also every other job that needs a training of this one: so no job holds a GPU while it waits at a lock,
+    and no lock has to work across nodes.
     """
     name, techniques = wildcards.notebook, SETTINGS.pairs[wildcards.pair]
     if name == "01_dense":

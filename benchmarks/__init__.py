@@ -1,1 +1,1 @@
-"""How fast the study is, beside a plain PyTorch loop and JoeyNMT at the same model, batch and data: `make bench`."""
+"""The speed of the library, compared with a plain PyTorch loop and JoeyNMT on the same model and data: `make bench`."""

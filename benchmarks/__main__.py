@@ -13,8 +13,10 @@ from slt_lib.train.provenance import commit, processor
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("measures", nargs="*", help=f"{', '.join(measures.MEASURES)}; default: all that are left")
-    parser.add_argument("--run", default="", help="decode with this run of the store in place of a short training")
+    parser.add_argument(
+        "measures", nargs="*", help=f"{', '.join(measures.MEASURES)}; default: all that are not done yet"
+    )
+    parser.add_argument("--run", default="", help="decode with this run of the store instead of a short training")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.measures if name not in measures.MEASURES]
     if unknown:
@@ -22,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         setting = Setting.read()
-        done = setting.folder / "done"  # the measures of a call that was cut: the next one goes on after them
+        done = setting.folder / "done"  # measures that an interrupted call finished; the next call skips them
         left = options.measures or [name for name in measures.MEASURES if not (done / name).exists()]
         where = {"machine": processor(), "commit": commit()}
         for name in left:
@@ -38,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
             for path in done.iterdir():
                 path.unlink()
         print(table.table(table.read()))
-        if table.PATH.parent.parent == ROOT:  # not a test's
+        if table.PATH.parent.parent == ROOT:  # not in a test
             table.into(table.PAGE)
     except InputError as error:
         print(error, file=sys.stderr)

@@ -1,8 +1,8 @@
-"""JoeyNMT 2.3.0 by its own command line, in an environment of its own, on the same word pieces as ours.
+"""JoeyNMT 2.3.0 through its own command line, in its own environment, on the same word pieces as ours.
 
-Its files hold our pieces as words and its vocabulary is our list of them, so its sentences are ours id by id: it needs
-no subword model and counts the same target tokens. Model, dropout, batch and label smoothing are the study's; it
-optimises with Adam at the study's peak rate for Adam; the rest is left at its own defaults.
+Its files contain our word pieces as words, and its vocabulary is the list of them. So its sentences have the same ids:
+it needs no subword model and counts the same target tokens. Model, dropout, batch and label smoothing are the study's.
+The optimizer is Adam with the study's peak rate for Adam. Everything else is JoeyNMT's default.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ TAKEN = re.compile(r"Generation took ([\d.]+)\[sec\]")
 
 
 def environment() -> Path | None:
-    """JoeyNMT's Python, installed on first use; None, told in one line, where that fails or BENCH_JOEYNMT is 0."""
+    """JoeyNMT's Python, installed on first use. None if BENCH_JOEYNMT is 0 or the install fails, which is printed."""
     if os.environ.get("BENCH_JOEYNMT") == "0":
         return None
     folder = Path(os.environ.get("SLT_BUILD") or ROOT / "build").absolute() / "joeynmt"
@@ -44,7 +44,7 @@ def environment() -> Path | None:
     try:
         venv.create(folder, clear=True, with_pip=True)
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        # torch is large: JoeyNMT's environment looks for what it lacks in the study's own
+        # torch is large, so packages that JoeyNMT's environment lacks come from the study's own
         path = folder / "lib" / version / "site-packages" / "study.pth"
         path.write_text(sysconfig.get_path("purelib") + "\n")
         pip = [python, "-m", "pip", "install", "--quiet", "--requirement", REQUIREMENTS]
@@ -58,30 +58,30 @@ def environment() -> Path | None:
 
 
 def pieces(vocabulary: Vocabulary) -> list[str]:
-    """Our word pieces in the order of their ids, the special ones left out: JoeyNMT puts its own four first."""
+    """Our word pieces in the order of their ids, without the special ones: JoeyNMT adds its own four."""
     return [_word(vocabulary, i) for i in range(len(SPECIAL), len(vocabulary))]
 
 
 def _word(vocabulary: Vocabulary, i: int) -> str:
-    """A piece as a word of JoeyNMT, which reads files by `str.splitlines`."""
+    """A word piece as a word for JoeyNMT, which reads files with `str.splitlines`."""
     piece = vocabulary.tokenizer.id_to_token(i)
     return piece if i >= len(SPECIAL) and not piece.isspace() and len(piece.splitlines()) == 1 else UNKNOWN
 
 
 def text(vocabulary: Vocabulary, lines: Iterable[str]) -> list[str]:
-    """Sentences of ours as pieces between spaces."""
+    """Sentences as our word pieces, separated by spaces."""
     words = [_word(vocabulary, i) for i in range(len(vocabulary))]
     return [" ".join(words[i] for i in ids if i != EOS) for ids in vocabulary.encode(list(lines)).lists()]
 
 
 def joined(vocabulary: Vocabulary, lines: Iterable[str]) -> list[str]:
-    """Text of translations that JoeyNMT wrote as pieces between spaces."""
+    """The text of translations that JoeyNMT wrote as word pieces separated by spaces."""
     ids = {word: i for i, word in enumerate(pieces(vocabulary), start=len(SPECIAL)) if word != UNKNOWN}
     return vocabulary.decode([[ids[word] for word in line.split(" ") if word in ids] for line in lines])
 
 
 def write_data(setting: Setting) -> Path:
-    """The corpus as JoeyNMT reads it, made once."""
+    """The folder with the corpus in JoeyNMT's format; written once."""
     folder, study = setting.folder / "data" / setting.study.corpus.digest[:16], setting.study
     if not (folder / "done").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def write_data(setting: Setting) -> Path:
 
 
 def config(setting: Setting, name: str, steps: int, testing: dict | None = None) -> Path:
-    """A config file of JoeyNMT for the study's model; with `testing` only the test set is read."""
+    """A config file for the study's model. With `testing` it names only the test set."""
     study, data = setting.study, write_data(setting)
     training, sizes = study.params.training, study.params.training.model
     sides = {
@@ -139,7 +139,7 @@ def config(setting: Setting, name: str, steps: int, testing: dict | None = None)
             "epochs": 1_000_000,
             "updates": steps,
             "logging_freq": LOG_EVERY,
-            "validation_freq": LOG_EVERY * steps,  # never: speed and the last weights are what counts
+            "validation_freq": LOG_EVERY * steps,  # never: only the speed and the last weights are used
             "print_valid_sents": [],
             "overwrite": True,
         },
@@ -161,7 +161,7 @@ def config(setting: Setting, name: str, steps: int, testing: dict | None = None)
 
 
 def start(python: Path, arguments: list, threads: int) -> subprocess.Popen:
-    """JoeyNMT's command line, its log piped."""
+    """Start a command of JoeyNMT with its log piped."""
     outside = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     return subprocess.Popen(
         [python, "-m", "joeynmt", *map(str, arguments)],
@@ -173,7 +173,7 @@ def start(python: Path, arguments: list, threads: int) -> subprocess.Popen:
 
 
 def run(python: Path, arguments: list, threads: int) -> str:
-    """The whole log of a command. Raises RuntimeError with its end where the command fails."""
+    """The whole log of a command. Raises RuntimeError with the end of the log if the command fails."""
     process = start(python, arguments, threads)
     log, _ = process.communicate()
     if process.returncode:
@@ -182,9 +182,9 @@ def run(python: Path, arguments: list, threads: int) -> str:
 
 
 def rate(python: Path, setting: Setting, threads: int, seconds: float, at_once: int = 1) -> float:
-    """Target tokens a second, as its log counts them (padding excluded), of `at_once` trainings together.
+    """Target tokens per second of `at_once` trainings together, from their logs; padding is not counted.
 
-    The first line of the log, the warm-up, does not count.
+    The first line of a log, the warm-up, is skipped.
     """
     files = [config(setting, f"rate{i}", 1_000_000) for i in range(at_once)]
     found: list[list[float]] = [[] for _ in files]
@@ -214,7 +214,7 @@ def rate(python: Path, setting: Setting, threads: int, seconds: float, at_once: 
 
 
 def train(python: Path, setting: Setting, threads: int) -> Path:
-    """A model of `setting.steps` updates, trained once; returns its checkpoint."""
+    """Checkpoint of a model trained for `setting.steps` updates; it is trained once."""
     name = f"{setting.study.corpus.digest[:8]}-{setting.steps}"
     checkpoint = setting.folder / "joeynmt" / name / f"{setting.steps}.ckpt"
     if not checkpoint.exists():
@@ -223,7 +223,7 @@ def train(python: Path, setting: Setting, threads: int) -> Path:
 
 
 def decode(python: Path, setting: Setting, checkpoint: Path, threads: int, beam: int, size: int) -> dict:
-    """Sentences a second of the first test set by its own clock (search alone), BLEU, and pieces a translation."""
+    """Sentences per second on the first test set by JoeyNMT's clock (search only), BLEU, and pieces per translation."""
     study = setting.study
     testing = {"load_model": str(checkpoint), "batch_size": size, "beam_size": beam, "eval_metrics": []}
     if beam > 1:

@@ -34,13 +34,13 @@ from slt_lib.transformer import theta_0
 
 OUTPUT = Path(__file__).with_name("lockstep.csv")
 TICKETS = (1, 2, 4, 8, 16, 32)
-SEEDS = 2  # as in the study: tickets of one seed and depth share their sentences and dropout
+SEEDS = 2  # as in the study; tickets of one seed and depth share sentences and dropout
 WAVES = (26, 10, 10, 20, 8, 8, 8, 8, 6, 6, 6, 6, 6)  # tickets ready together in multi30k en-de, seeds 1 and 2
 TINY = {"layers": 1, "hidden": 32, "filter": 64, "heads": 2}
 
 
 class Ids:
-    """A vocabulary without text: its size is all that training needs."""
+    """A vocabulary without text: training needs only its size."""
 
     def __init__(self, size: int):
         self.size = size
@@ -50,7 +50,7 @@ class Ids:
 
 
 def sentences(count: int, vocabulary: int, draw: np.random.Generator) -> Encoded:
-    """Random ids in sentences of about the length of those of Multi30k: 15 pieces, 4 to 40."""
+    """Sentences of random ids, about as long as those of Multi30k: 15 word pieces on average, 4 to 40."""
     lengths = np.clip(draw.normal(15, 5, count).astype(np.int64), 4, 40)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     flat = draw.integers(3, vocabulary, offsets[-1]).astype(np.int32)
@@ -59,7 +59,7 @@ def sentences(count: int, vocabulary: int, draw: np.random.Generator) -> Encoded
 
 
 def measured(settings: params.Training, data: Data, count: int, seconds: float, folder: Path) -> dict[str, float]:
-    """Tokens per second and more of `count` tickets in lockstep."""
+    """Tokens per second and other measures of `count` tickets in lockstep."""
     device, seeds = devices.device(), range(1, min(SEEDS, count) + 1)
     vocabulary = len(data.vocabulary)
     weights = {seed: theta_0(new_model(settings, vocabulary), seed) for seed in seeds}
@@ -90,7 +90,7 @@ def measured(settings: params.Training, data: Data, count: int, seconds: float, 
                 if time.monotonic() - began > seconds:
                     break
     passed = time.monotonic() - began
-    stack.translate(data.dev_source.lists()[:8], 2)  # libraries get ready
+    stack.translate(data.dev_source.lists()[:8], 2)  # warm-up of libraries
     began = time.monotonic()
     stack.translate(data.dev_source.lists(), 20)  # untrained: no sentence ends early
     return {
@@ -105,7 +105,7 @@ def measured(settings: params.Training, data: Data, count: int, seconds: float, 
 
 
 def sweep(tickets: list[int], seconds: float) -> None:
-    """The table of tokens per second against tickets, and the csv."""
+    """Print the table of tokens per second by number of tickets, and write the CSV on a GPU."""
     device = devices.device()
     study = params.load("multi30k")
     settings, vocabulary = study.training, study.vocabulary
@@ -150,7 +150,7 @@ def sweep(tickets: list[int], seconds: float) -> None:
         known = sorted(found)
 
         def at(key: str, width: int) -> float:
-            """Interpolated in the table; in proportion beyond its end."""
+            """Interpolated in the table; proportional to the width beyond its end."""
             value = float(np.interp(width, known, [found[n][key] for n in known]))
             return value * max(1.0, width / known[-1])
 

@@ -1,4 +1,4 @@
-"""What is measured: a function a measure, which returns its rows. Systems take turns, a process each, by rounds."""
+"""The measures, one function each. Systems run in turn, each in its own process, for several rounds."""
 
 import json
 import os
@@ -17,13 +17,13 @@ from slt_lib.base.processes import cores
 
 PRECISIONS = ("bf16", "fp32")
 BEAMS = {"beam 4": 4, "greedy": 1}
-SIZES = (64, 256)  # sentences at once: each system decodes with the one that suits it best
-DEV_SCORINGS = 20  # of a training, a checkpoint every 0.05
-JOEY = "joeynmt 2.3.0 (fp32)"  # on a CPU it turns its half precision off
+SIZES = (64, 256)  # sentences per batch: each system decodes with the faster one
+DEV_SCORINGS = 20  # per training: one checkpoint every 0.05
+JOEY = "joeynmt 2.3.0 (fp32)"  # on a CPU it disables half precision
 
 
 def started(what: str, precision: str, threads: int, seconds: float, *more) -> subprocess.Popen:
-    """A worker on `threads` threads."""
+    """Start a worker with `threads` threads."""
     command = [sys.executable, "-m", "benchmarks.worker", what, precision, str(threads), str(seconds), *map(str, more)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "SLT_PROGRESS": "lines", "SLT_DEVICE": "cpu"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -31,7 +31,7 @@ def started(what: str, precision: str, threads: int, seconds: float, *more) -> s
 
 
 def ended(process: subprocess.Popen) -> dict:
-    """What a worker says last. Raises RuntimeError where it fails."""
+    """The last line of a worker, as JSON. Raises RuntimeError if the worker fails."""
     output, errors = process.communicate()
     if process.returncode:
         raise RuntimeError(f"{' '.join(process.args[2:])} ended with {process.returncode}:\n{errors[-2000:]}")
@@ -39,7 +39,7 @@ def ended(process: subprocess.Popen) -> dict:
 
 
 def worker(what: str, precision: str, threads: int, seconds: float, *more, at_once: int = 1) -> list[dict]:
-    """What `at_once` workers say that run together, `threads` threads each. Raises RuntimeError where one fails."""
+    """Results of `at_once` workers that run together with `threads` threads each. Raises RuntimeError if one fails."""
     processes = [started(what, precision, threads, seconds, *more) for _ in range(at_once)]
     return [ended(process) for process in processes]
 
@@ -49,7 +49,7 @@ def tell(text: str) -> None:
 
 
 def in_turn(rounds: int, systems: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """Each system once a round: A B C A B C."""
+    """The values of each system, taken once per round: A B C A B C."""
     values: dict[str, list[float]] = {name: [] for name in systems}
     for turn in range(rounds):
         for name, take in systems.items():
@@ -59,7 +59,7 @@ def in_turn(rounds: int, systems: dict[str, Callable[[], float]]) -> dict[str, l
 
 
 def training(setting: Setting) -> list[Row]:
-    """Target tokens a second, padding excluded: one training on all cores, and a training a core, summed."""
+    """Target tokens per second without padding: one training on all cores, and the sum of one training per core."""
     python, result = joey.environment(), []
     ways = {f"1 training on {cores()} threads": (1, cores())}
     if cores() > 1:
@@ -86,7 +86,7 @@ def training(setting: Setting) -> list[Row]:
 
 
 def masks(setting: Setting) -> list[Row]:
-    """A step under a mask of 90% beside a dense one, and all mask updates of gradual pruning over its training."""
+    """A step at 90% sparsity compared with a dense one, and the share of the mask updates in a gradual training."""
     result = []
     for precision in PRECISIONS:
         label = f"{setting.label()}; 1 thread; {precision}"
@@ -103,9 +103,9 @@ def masks(setting: Setting) -> list[Row]:
 
 
 def step_by_step(percents: dict[str, int], precision: str, seconds: float) -> dict[str, float]:
-    """Median seconds of a step under each of the masks, a training and a process each, a step of each in turn.
+    """Median seconds of a step under each of the masks. Each has its own training and process; they step in turn.
 
-    So what else the machine does, and how fast it runs meanwhile, reaches all alike.
+    So other load on the machine affects all alike.
     """
     processes = {name: started("masks", precision, 1, seconds, percent) for name, percent in percents.items()}
     taken: dict[str, list[float]] = {name: [] for name in processes}
@@ -116,7 +116,7 @@ def step_by_step(percents: dict[str, int], precision: str, seconds: float) -> di
                 print(file=process.stdin, flush=True)
                 taken[name].append(float(process.stdout.readline()))
             except (OSError, ValueError):
-                ended(process)  # says why
+                ended(process)  # raises the worker's error
                 raise
         rounds, until = rounds + 1, until or time.perf_counter() + seconds
     for process in processes.values():
@@ -125,7 +125,7 @@ def step_by_step(percents: dict[str, int], precision: str, seconds: float) -> di
 
 
 def decoding(setting: Setting, run_id: str = "") -> list[Row]:
-    """Sentences a second of the first test set, with BLEU, of models trained as long (or of our run `run_id`)."""
+    """Sentences per second on the first test set, and BLEU, of models trained equally long (or of our run `run_id`)."""
     python, result = joey.environment(), []
     if not run_id:
         tell(f"training ours for {setting.steps} steps")
@@ -163,7 +163,7 @@ def decoding(setting: Setting, run_id: str = "") -> list[Row]:
 
 
 def scoring(setting: Setting) -> list[Row]:
-    """All scoring of a training, 20 times dev at beam 1 and each test set once, over the time of its steps."""
+    """Time of all scoring (20 times dev at beam 1, each test set once) relative to the steps of a training."""
     taken = setting.study.params.training
     worker("train", "-", 1, 0)
     found = worker("scoring", taken.precision, 1, setting.seconds)[0]
@@ -176,7 +176,7 @@ def scoring(setting: Setting) -> list[Row]:
 
 
 def overhead(setting: Setting) -> list[Row]:
-    """`make study` on quick from an empty store, and once more when all runs are there: notebooks and engine alone."""
+    """`make study` on quick from an empty store, and again with all runs stored: only notebooks and engine."""
     folder = setting.folder / "quick"
     shutil.rmtree(folder, ignore_errors=True)
     places = {f"SLT_{name.upper()}": str(folder / name) for name in ("runs", "figures", "build")}
@@ -184,7 +184,7 @@ def overhead(setting: Setting) -> list[Row]:
     environment.pop("OMP_NUM_THREADS", None)
 
     def make() -> tuple[float, float]:
-        """Seconds on the clock, and of all cores."""
+        """Wall-clock seconds, and CPU seconds of all cores."""
         used, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         for command in (["python", "-m", "slt_lib", "data", "quick"], STUDY):
             log = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The same model as a plain PyTorch loop, as one would write it from PyTorch's documentation.
+"""The same model in a plain PyTorch loop, as in PyTorch's documentation.
 
 torch.nn.Transformer (pre-norm), one embedding for source, target and softmax, padded batches of sentences of similar
 length with as many slots as ours, Adam, label-smoothed cross entropy.
@@ -16,7 +16,7 @@ from slt_lib.base.settings import Training
 from slt_lib.data.vocabulary import Encoded
 from slt_lib.transformer import EOS, PAD, positions
 
-POOL = 100  # batches whose sentences are sorted by length together
+POOL = 100  # batches; the sentences of a pool are sorted by length
 
 
 class Model(nn.Module):
@@ -62,9 +62,9 @@ class Model(nn.Module):
 
 
 def batches(source: Encoded, target: Encoded, slots: int, length: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless padded batches of at most `slots` on the longer side, from sentences sorted within a pool of batches.
+    """Endless padded batches of at most `slots` slots on the longer side; sentences are sorted by length within a pool.
 
-    As ours, they leave out pairs longer than `length`.
+    Pairs longer than `length` are left out, as in our batches.
     """
     generator = np.random.default_rng(seed)
     longest = np.maximum(source.lengths, target.lengths)
@@ -95,7 +95,7 @@ def batches(source: Encoded, target: Encoded, slots: int, length: int, seed: int
 def train(
     training: Training, vocabulary: int, source: Encoded, target: Encoded, report: Callable[[int], None], seed: int = 1
 ) -> None:
-    """Train for `training.steps` steps; `report` hears of the target tokens of each."""
+    """Train for `training.steps` steps; `report` is called with the number of target tokens of each."""
     torch.manual_seed(seed)
     model = Model(training, vocabulary).train()
     peak, warmup = training.peak_lr.adam, max(1, round(training.warmup * training.steps))

@@ -1,7 +1,7 @@
-"""What is measured: a study's model on real text, for how long, and where the benchmark keeps its things.
+"""The setting of the benchmark: the study, the number of steps and rounds, and the folder for its files.
 
-Environment: BENCH_STUDY (default multi30k-large), BENCH_STEPS (training of the models that decode), BENCH_ROUNDS and
-BENCH_SECONDS (rounds, and seconds a system in each).
+Environment variables: BENCH_STUDY (default multi30k-large), BENCH_STEPS (steps of the models that decode),
+BENCH_ROUNDS, and BENCH_SECONDS (seconds per system and round).
 """
 
 import functools
@@ -18,13 +18,13 @@ from slt_lib.base.store import Store
 from slt_lib.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
-WARM = 5  # steps before the clock counts
+WARM = 5  # steps before the measurement
 GRAMMAR = {"name": "grammar", "train": 29000, "dev": 1014, "test": 1000, "seed": 1}  # as large as Multi30k
-GRAMMAR_VOCABULARY = 2900  # it holds few words more
+GRAMMAR_VOCABULARY = 2900  # the grammar has only a few more words
 
 
 def number(name: str, default: int) -> int:
-    """A whole number above 0 from the environment. Raises InputError for anything else."""
+    """A whole number above 0 from the environment. Raises InputError for any other value."""
     text = os.environ.get(name) or str(default)
     if not text.isdigit() or not int(text):
         raise InputError(f"{name}={text}: a whole number above 0 is needed")
@@ -33,7 +33,7 @@ def number(name: str, default: int) -> int:
 
 @dataclass(frozen=True)
 class Setting:
-    """One study, its steps cut to `steps` for the models that decode; all of it is kept under `folder`."""
+    """One study; models that decode are trained for `steps` steps. All files are under `folder`."""
 
     name: str
     steps: int
@@ -43,14 +43,14 @@ class Setting:
 
     @staticmethod
     def read() -> "Setting":
-        """The setting that the environment asks for."""
+        """The setting in the environment variables."""
         name = os.environ.get("BENCH_STUDY") or "multi30k-large"
         sizes = number("BENCH_STEPS", 1000), number("BENCH_ROUNDS", 3), number("BENCH_SECONDS", 12)
         return Setting(name, *sizes, Path(os.environ.get("SLT_BUILD") or ROOT / "build").absolute() / "bench")
 
     @functools.cached_property
     def study(self) -> Study:
-        """The study on Multi30k where $SLT_DATA has it, else on the grammar's sentences."""
+        """The study on Multi30k if $SLT_DATA has it, otherwise on sentences of the grammar."""
         source = self.name if self.name.endswith(".yaml") else str(ROOT / "params" / f"{self.name}.yaml")
         raw = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
         here = os.environ.get("SLT_DATA")
@@ -63,7 +63,7 @@ class Setting:
 
     @functools.cached_property
     def short(self) -> Study:
-        """The study with `steps` steps in place of its own, at the learning rates of its own first steps."""
+        """The study with only `steps` steps, at the learning rates of its first steps."""
         own = self.study.params.training
         raw = yaml.safe_load((self.folder / "study.yaml").read_text(encoding="utf-8"))
         warmup = min(1.0, own.warmup * own.steps / self.steps)
@@ -75,11 +75,11 @@ class Setting:
 
     def _opened(self, path: Path) -> Study:
         study = Study(str(path))
-        study.store = Store(self.folder / "runs")  # what is trained here is no part of the user's store
+        study.store = Store(self.folder / "runs")  # not the user's store
         return study
 
     def label(self) -> str:
-        """The setting in words, for the CSV: the corpus and all sizes, whatever the study is called."""
+        """The setting as text for the CSV: corpus and sizes, independent of the study's name."""
         study = self.study
         sizes, batch = study.params.training.model, study.params.training.batch
         return (

@@ -1,4 +1,4 @@
-"""benchmarks/results.csv: a row a measure, setting and system; a measure's rows are replaced when it is taken again."""
+"""benchmarks/results.csv: one row per measure, setting and system. A repeated measure replaces its rows."""
 
 import csv
 import io
@@ -17,12 +17,12 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "speed.md"
 COLUMNS = ("measure", "setting", "system", "value", "unit", "ratio", "low", "high", "rounds", "machine", "commit")
 OURS = "ours"
 BEGIN, END = "<!-- speed: made by `python -m benchmarks` -->", "<!-- end of speed -->"
-BESIDE = ("target tokens/s", "sentences/s", "BLEU")  # what is shown system beside system
+BESIDE = ("target tokens/s", "sentences/s", "BLEU")  # units of the rows that are shown with one column per system
 
 
 @dataclass(frozen=True)
 class Row:
-    """A median over rounds with its range; `ratio`: to ours (of masks: to dense) in the same measure and setting."""
+    """A median over rounds with its range. `ratio`: to ours (for masks: to dense) in the same measure and setting."""
 
     measure: str
     setting: str
@@ -38,7 +38,7 @@ class Row:
 
 
 def rows(measure: str, setting: str, unit: str, values: dict[str, list[float]], base: str = OURS) -> list[Row]:
-    """Rows of systems measured in turn: system -> a value a round. `base` names the system that ratios refer to."""
+    """Rows of one measure. `values`: system -> one value per round. `base`: the system that ratios refer to."""
     middle = {system: median(taken) for system, taken in values.items() if taken}
     return [
         Row(
@@ -57,7 +57,7 @@ def rows(measure: str, setting: str, unit: str, values: dict[str, list[float]], 
 
 
 def _number(value: float | None) -> str:
-    """To four digits; what is larger, to the unit."""
+    """Four significant digits; a number above 1000 without decimals."""
     return "" if value is None else f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
@@ -67,7 +67,7 @@ def _cells(row: Row) -> dict[str, str]:
 
 
 def read(path: Path | None = None) -> list[Row]:
-    """The rows of a CSV, by default results.csv; none where there is no such file."""
+    """The rows of a CSV, by default results.csv; none if there is no such file."""
     path = path or PATH
     if not path.exists():
         return []
@@ -87,7 +87,7 @@ def read(path: Path | None = None) -> list[Row]:
 
 
 def write(new: Iterable[Row], path: Path | None = None) -> None:
-    """Put rows into the CSV: those of a measure that is taken again go, the others stay."""
+    """Write rows into the CSV; they replace all rows of their measures."""
     path = path or PATH
     new = list(new)
     taken = {row.measure for row in new}
@@ -99,7 +99,7 @@ def write(new: Iterable[Row], path: Path | None = None) -> None:
 
 
 def table(shown: Iterable[Row]) -> str:
-    """The rows as text: a line each, under the heading of its measure and setting."""
+    """The rows as text, one line each, under headings of measure and setting."""
     lines, heading = [], None
     for row in shown:
         if heading != (row.measure, row.setting):
@@ -141,6 +141,6 @@ def into(path: Path) -> None:
 
 
 def _common(settings: list[str]) -> str:
-    """What all settings begin with, up to the last "; " in it."""
+    """The common beginning of all settings, up to its last "; "."""
     start = os.path.commonprefix(settings)
     return start[: start.rfind("; ") + 2] if "; " in start else ""

@@ -1,6 +1,6 @@
-"""One system for a while in a process of its own: python -m benchmarks.worker WHAT PRECISION THREADS SECONDS.
+"""One measurement of one system in its own process: python -m benchmarks.worker WHAT PRECISION THREADS SECONDS.
 
-It prints one line of JSON. The process is new each time, so that systems take turns from the same state.
+It prints one line of JSON. Each measurement has a new process, so that all systems start from the same state.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class Enough(Exception):
 
 
 class Clock:
-    """Hears of each step, and ends the training when `seconds` have passed since the warm-up."""
+    """Called at each step; ends the training when `seconds` have passed since the warm-up."""
 
     def __init__(self, seconds: float, warm: int = WARM):
         self.seconds, self.warm = seconds, warm
@@ -59,7 +59,7 @@ class Clock:
 
 
 def watched(settings: Training, data: training.Data, start: training.Start, seconds: float, steps: int = 0) -> Clock:
-    """The steps of `training.train`, without checkpoints, for `seconds` or up to `steps`."""
+    """Run the steps of `training.train`, without checkpoints, for `seconds` or up to `steps`."""
     clock = Clock(seconds)
     try:
         training.replay(settings, data, start, [steps or settings.steps], report=lambda *_: clock.step())
@@ -69,7 +69,7 @@ def watched(settings: Training, data: training.Data, start: training.Start, seco
 
 
 def tokens(settings: Training, data: training.Data, start: training.Start, steps: int) -> list[int]:
-    """Target tokens, without padding, of a training's first steps."""
+    """Target tokens, without padding, of the first steps of a training."""
     shape = settings.batch
     depth = start.depth if settings.order == "fresh" else 0
     stream = Batches(data.source, data.target, shape.rows, shape.length, start.seed, depth, shape.packed)
@@ -81,14 +81,14 @@ def settings_of(setting: Setting, precision: str) -> Training:
 
 
 def ours(setting: Setting, precision: str, seconds: float) -> dict:
-    """Target tokens a second of our training."""
+    """Target tokens per second of our training."""
     settings, data, start = settings_of(setting, precision), setting.study.data, setting.study.ticket(1).start()
     clock = watched(settings, data, start, seconds)
     return {"rate": sum(tokens(settings, data, start, len(clock.times))[WARM:]) / clock.taken}
 
 
 def plainly(setting: Setting, precision: str, seconds: float) -> dict:
-    """Target tokens a second of the plain loop."""
+    """Target tokens per second of the plain loop."""
     data, clock, counts = setting.study.data, Clock(seconds), []
 
     def report(count: int) -> None:
@@ -103,10 +103,10 @@ def plainly(setting: Setting, precision: str, seconds: float) -> dict:
 
 
 def products(setting: Setting, precision: str, seconds: float) -> dict:
-    """Target tokens a second if a step were its matrix products alone: each forward, and its two of the gradient.
+    """Target tokens per second if a step were only its matrix products: one forward and two for the gradients each.
 
-    Shapes are those of our step (packed rows, padding included, as it is multiplied too); tokens those of our batches;
-    each product by the library that our step takes.
+    Shapes are those of our step (packed rows, with padding), tokens those of our batches. Each product uses the library
+    that our step uses.
     """
     settings, data = settings_of(setting, precision), setting.study.data
     sizes, rows, length = settings.model, settings.batch.rows, settings.batch.length
@@ -141,12 +141,12 @@ def _batched(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def masked(setting: Setting, precision: str, seconds: float, percent: int) -> dict:
-    """Steps under a mask of `percent`, 0: without one, on the same sentences: one for each line that is read.
+    """Make one step under a mask of `percent` (0: no mask) for each line of standard input; the sentences are the same.
 
-    The seconds of each are printed, a line each; the end of what is read ends it.
+    Prints the seconds of each step on a line. Ends with the input.
     """
     settings, start = settings_of(setting, precision), setting.study.ticket(1).start()
-    steps = max(settings.steps, MANY)  # more than anyone asks for, at the learning rates of the study's first ones
+    steps = max(settings.steps, MANY)  # never reached; the learning rates are those of the study's first steps
     settings = settings.model_copy(update={"steps": steps, "warmup": settings.warmup * settings.steps / steps})
     if percent:
         mask = masks.magnitude_mask(prunable(start.weights), percent / 100)
@@ -155,7 +155,7 @@ def masked(setting: Setting, precision: str, seconds: float, percent: int) -> di
 
     def stepped(*_) -> None:
         nonlocal began
-        if began:  # the first step is made unasked
+        if began:  # the first step is made before any input
             print(time.perf_counter() - began, flush=True)
         if not sys.stdin.readline():
             raise Enough
@@ -167,9 +167,9 @@ def masked(setting: Setting, precision: str, seconds: float, percent: int) -> di
 
 
 def gradual(setting: Setting, precision: str, seconds: float) -> dict:
-    """Seconds that all mask updates of a gradual training take, and seconds of its other steps.
+    """Seconds of all mask updates of a gradual training, and of its steps without them.
 
-    The same updates as in the whole training, in one of few steps: each second step is one.
+    Measured in a short training with the same updates, in which every second step is one.
     """
     settings, dense = settings_of(setting, precision), setting.study.ticket(1).start()
     count = round(settings.gradual.until / settings.gradual.every)
@@ -183,7 +183,7 @@ def gradual(setting: Setting, precision: str, seconds: float) -> dict:
 
 
 def scored(setting: Setting, precision: str, seconds: float) -> dict:
-    """Seconds of one scoring of dev, of all test sets, and of a step of the training; the model is a trained one."""
+    """Seconds of one scoring of dev, of all test sets, and of one training step, with a trained model."""
     study = setting.short
     [run] = study.train([study.ticket(1)])
     settings = settings_of(setting, precision)
@@ -201,16 +201,17 @@ def scored(setting: Setting, precision: str, seconds: float) -> dict:
 
 
 def trained(setting: Setting, precision: str, seconds: float) -> dict:
-    """Train the model that decodes, where the store does not have it."""
+    """Train the model that decodes, unless it is in the store."""
     began = time.perf_counter()
     setting.short.train([setting.short.ticket(1)])
     return {"seconds": time.perf_counter() - began}
 
 
 def decoded(setting: Setting, precision: str, seconds: float, beam: int, size: int, run_id: str = "") -> dict:
-    """Sentences a second of the first test set, with its BLEU and the pieces a translation has.
+    """Sentences per second on the first test set, BLEU, and word pieces per translation.
 
-    Text to text: encoding and decoding of word pieces count. The model is the run `run_id`, else that of `trained`.
+    From text to text: encoding and decoding of word pieces are included. The model is the run `run_id`, by default that
+    of `trained`.
     """
     study = setting.short
     if run_id:
@@ -235,7 +236,7 @@ def decoded(setting: Setting, precision: str, seconds: float, beam: int, size: i
 
 
 def chosen(run_id: str, study: Study) -> dict[str, torch.Tensor]:
-    """Final weights of a run in the store (SLT_RUNS). Raises InputError for one that is not there or does not fit."""
+    """Final weights of a run in the store (SLT_RUNS). Raises InputError if it is missing or of another model."""
     store = Store()
     matches = [train_id for train_id in store.ids() if train_id.startswith(run_id)]
     if len(matches) != 1:

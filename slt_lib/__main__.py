@@ -6,15 +6,14 @@ import os
 import sys
 import time
 
+from slt_lib.base import settings as params
 from slt_lib.base.errors import InputError
-from slt_lib.base.settings import TECHNIQUES
 
 AFTER_THE_FIRST = 3.0  # seconds that other ranks wait before they print an error
 
 
 def data(options) -> None:
     """Fetch, check and count the corpora of a study, and build its vocabularies."""
-    from slt_lib.base import settings as params
     from slt_lib.study import Study
 
     for pair in params.load(options.study).pairs:
@@ -40,15 +39,14 @@ def run(options) -> None:
     """
     from slt_lib import report
     from slt_lib.base import distributed
-    from slt_lib.base import settings as params
     from slt_lib.study import Study
     from slt_lib.study.results import figures, must_be_writable, record_run
     from slt_lib.study.stability import record_stability
     from slt_lib.study.workers import default_jobs
     from slt_lib.techniques import RECIPES, compared
 
-    settings = params.load(options.study)
-    must_be_writable(figures(os.path.basename(options.study).removesuffix(".yaml")))
+    settings, folder = params.load(options.study), figures(params.name_of(options.study))
+    must_be_writable(folder)
     with distributed.group():
         for pair in [options.pair] if options.pair else settings.pairs:
             study = Study(options.study, pair, options.seeds, options.levels)
@@ -65,49 +63,54 @@ def run(options) -> None:
             if "stability" in groups:
                 distributed.broadcast(lambda: record_stability(study, groups["stability"]))  # noqa: B023
         if options.report:
-            made = distributed.broadcast(lambda: report.render(figures(study.name)))
-            if distributed.first():
-                for path in made.values():
-                    print(os.path.relpath(path))
+            made = distributed.broadcast(lambda: report.render(folder))
+            for path in made.values() if distributed.first() else ():
+                print(os.path.relpath(path))
 
 
 def runs(options) -> None:
     """List the runs of the store; show or remove one, given by its id or the beginning of its id."""
     from slt_lib.base.store import Damaged, Store
-    from slt_lib.study.tickets import trained_with
 
     store = Store()
-    if options.what == "list" and options.id:
-        raise InputError(f"runs list takes no id; `runs show {options.id}` shows that run")
     if options.what == "list":
+        if options.id:
+            raise InputError(f"runs list takes no id; `runs show {options.id}` shows that run")
         for train_id in store.ids():
-            try:
-                record = store.folder(train_id).record()
-                ticket = store.folder(train_id).ticket()
-            except Damaged as error:
-                print(f"{train_id}  damaged: {error}")
-                continue
-            share = 1 - record["kept"] / record["prunable"]
-            best = f"dev BLEU {record['best']['dev_bleu']:.1f}" if record["best"] else record["reason"]
-            kind = f"seed {ticket['seed']}  {trained_with(operation['do'] for operation in ticket['operations']):5}"
-            print(
-                f"{train_id}  {record['status']}  {kind}  sparsity {100 * share:.1f}%  {record['steps']} steps  {best}"
-            )
+            print(_summary(store.folder(train_id)))
         return
     if options.id is None:
         raise InputError(f"runs {options.what}: give a run's id or how it begins; `runs list` shows them")
-    matches = [train_id for train_id in store.ids() if train_id.startswith(options.id or "-")]
+    matches = [train_id for train_id in store.ids() if options.id and train_id.startswith(options.id)]
     if len(matches) != 1:
         raise InputError(f"{options.id!r} names {len(matches)} runs under {store.path}; `runs list` shows them")
     folder = store.folder(matches[0])
-    if options.what == "show":
-        try:
-            print(json.dumps({"ticket": folder.ticket(), "record": folder.record()}, indent=1))
-        except Damaged as error:
-            raise InputError(f"{error}; run its study again, and it is trained again") from None
-    else:
+    if options.what == "remove":
         store.remove(matches[0])
         print(f"removed {folder.path}")
+        return
+    try:
+        print(json.dumps({"ticket": folder.ticket(), "record": folder.record()}, indent=1))
+    except Damaged as error:
+        raise InputError(f"{error}; run its study again to train it again") from None
+
+
+def _summary(folder) -> str:
+    """One line about the run in a folder of the store."""
+    from slt_lib.base.store import Damaged
+    from slt_lib.study.tickets import trained_with
+
+    try:
+        record, ticket = folder.record(), folder.ticket()
+    except Damaged as error:
+        return f"{folder.path.name}  damaged: {error}"
+    sparsity = 100 * (1 - record["kept"] / record["prunable"])
+    kind = trained_with(operation["do"] for operation in ticket["operations"])
+    best = f"dev BLEU {record['best']['dev_bleu']:.1f}" if record["best"] else record["reason"]
+    return (
+        f"{folder.path.name}  {record['status']}  seed {ticket['seed']}  {kind:5}  sparsity {sparsity:.1f}%  "
+        f"{record['steps']} steps  {best}"
+    )
 
 
 def translate(options) -> None:
@@ -115,12 +118,11 @@ def translate(options) -> None:
     from slt_lib.study import Study, scores
     from slt_lib.techniques import RECIPES
 
-    study = Study(options.study, options.pair)
-    sparsity = options.sparsity
-    levels = [level for level in study.levels if level <= sparsity] if sparsity else []
-    if sparsity and sparsity not in levels:
+    study, sparsity = Study(options.study, options.pair), options.sparsity
+    if sparsity and sparsity not in study.levels:
         raise InputError(f"sparsity {sparsity} is no level of {study.name}; it has {study.levels}")
     technique = options.technique if sparsity else "dense"
+    levels = [level for level in study.levels if level <= sparsity]
     [chain] = study.follow([study.chain(RECIPES[technique], options.seed, levels)], stored=True)
     runs = [run for run in chain.runs if run.sparsity == sparsity]
     if not runs:
@@ -140,7 +142,7 @@ def report(options) -> None:
     from slt_lib import report as room
     from slt_lib.study.results import figures
 
-    folder = figures(os.path.basename(options.study).removesuffix(".yaml"))
+    folder = figures(params.name_of(options.study))
     made = list(room.render(folder).values())
     if options.into:
         made.append(room.into(room.load(folder), options.into, options.allow_dirty))
@@ -152,6 +154,12 @@ def positive(text: str) -> int:
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
+
+
+def rate(text: str) -> float:
+    if not 0 < float(text) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return float(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -167,19 +175,20 @@ def parser() -> argparse.ArgumentParser:
 
     command(data)
     added = command(plan)
-    added.add_argument("--rate", type=float, metavar="TOKENS_PER_SECOND", help="target tokens a second of one training")
-    added.add_argument("--measure", action="store_true", help="measure that rate here, in about a minute")
-    added.add_argument("--gpus", type=int, default=1, metavar="N", help="devices, with a training each; default: 1")
+    speed = added.add_mutually_exclusive_group()
+    speed.add_argument("--rate", type=rate, metavar="TOKENS_PER_SECOND", help="target tokens per second of a training")
+    speed.add_argument("--measure", action="store_true", help="measure that rate here, in about a minute")
+    added.add_argument("--gpus", type=positive, default=1, metavar="N", help="devices, one training each; default: 1")
     added = command(run)
     added.add_argument("--pair", default="", help="one language pair; default: all of the study")
     added.add_argument("--seeds", type=int, nargs="+", default=(), help="default: the study's")
     added.add_argument("--levels", type=float, nargs="+", default=(), help="default: the study's")
-    names = ("dense", *TECHNIQUES)
+    names = ("dense", *params.TECHNIQUES)
     added.add_argument("--techniques", nargs="+", choices=names, default=(), help="default: the pair's")
-    text = "comparisons of notebook 08, such as again or controls; without --techniques these alone"
+    text = "comparisons of notebook 08, such as again or controls; without --techniques only these"
     added.add_argument("--comparisons", nargs="+", metavar="NAME", default=(), help=text)
-    added.add_argument("--jobs", type=positive, default=0, help="trainings at once; default: one for each core")
-    added.add_argument("--no-report", dest="report", action="store_false", help="leave the report to a later command")
+    added.add_argument("--jobs", type=positive, default=0, help="trainings at once; default: one per core")
+    added.add_argument("--no-report", dest="report", action="store_false", help="do not write the report")
     added = command(runs, study=False)
     added.add_argument("what", choices=("list", "show", "remove"))
     added.add_argument("id", nargs="?", help="a run's id or how it begins")
@@ -189,10 +198,9 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--sparsity", type=float, default=0.0, help="a level of the study; 0: the dense model")
     added.add_argument("--seed", type=int, default=1)
     added = command(report)
-    added.add_argument("--into", metavar="FILE", help="also put the summary between its two marks in FILE, a README")
-    added.add_argument(
-        "--allow-dirty", action="store_true", help="even with rows of uncommitted code; the text says so"
-    )
+    added.add_argument("--into", metavar="FILE", help="also write the summary between its two marker lines in FILE")
+    text = "allow --into also with rows from uncommitted code; the summary says so"
+    added.add_argument("--allow-dirty", action="store_true", help=text)
     return top
 
 
@@ -201,14 +209,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options.function(options)
     except InputError as error:
-        rank = os.environ.get("RANK", "0")  # that of torchrun
-        if rank != "0":  # rank 0 prints an error of all ranks; torchrun ends this process meanwhile
+        rank = os.environ.get("RANK", "0")  # set by torchrun
+        if rank != "0":  # rank 0 prints an error that all ranks have; torchrun then ends this process
             time.sleep(AFTER_THE_FIRST)
             error = f"process {rank}: {error}"
         print(error, file=sys.stderr)
         return 2
     except BrokenPipeError:
-        return 0
+        pass
     return 0
 
 

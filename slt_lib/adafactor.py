@@ -1,5 +1,7 @@
 """Adafactor as in Tensor2Tensor with the paper's settings: no momentum, relative steps, factored second moments."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,22 +18,20 @@ class Adafactor(torch.optim.Optimizer):
 
     `warmup_steps`, `peak`: the learning rate is `schedules.learning_rate(k, warmup_steps, peak)`, k from 0.
     `stacked`: number of leading axes along which independent models are stacked; statistics never cross them.
-    `capturable`: decay and learning rate are read from tensors on the device, so that a CUDA graph can replay `step`;
+    `capturable`: read decay and learning rate from tensors on the device, so that a CUDA graph can replay `step`; then
     `set_step` must be called before each step.
-    torch.optim.Adafactor differs (its epsilon is not T2T's), and its direct port returns NaN for a row of zero
-    gradient. Source: FACTS.md section 2.
+    torch.optim.Adafactor has another epsilon, and a direct port of T2T's returns NaN for a row of zero gradients.
+    Source: FACTS.md section 2.
     """
 
-    def __init__(
-        self, params, warmup_steps: int = 10_000, peak: float | None = None, stacked: int = 0, capturable: bool = False
-    ):
+    def __init__(self, params, warmup_steps=10_000, peak: float | None = None, stacked: int = 0, capturable=False):
         super().__init__(params, {"warmup_steps": warmup_steps, "peak": peak, "stacked": stacked, "k": 0})
         for group in self.param_groups:
             weight = group["params"][0]
             numbers = [torch.zeros((), dtype=kind, device=weight.device) for kind in (torch.float64, weight.dtype)]
             group["scalars"] = numbers if capturable else None
 
-    # The decorated method imports torch's compiler on first use, which takes over a second in every job.
+    # torch's decorator imports its compiler on first use, which takes over a second in every job.
     add_param_group = torch.optim.Optimizer.add_param_group.__wrapped__
 
     def set_step(self, k: int) -> None:
@@ -45,7 +45,8 @@ class Adafactor(torch.optim.Optimizer):
     @staticmethod
     def _scalars(group: dict) -> tuple[float, float]:
         """beta2 and the learning rate of the next step."""
-        return decay(group["k"]), learning_rate(group["k"], group["warmup_steps"], group["peak"])
+        k = group["k"]
+        return 1 - (k + 1) ** -DECAY_EXPONENT, learning_rate(k, group["warmup_steps"], group["peak"])
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -57,11 +58,6 @@ class Adafactor(torch.optim.Optimizer):
                     update(parameter, parameter.grad, self.state[parameter], beta2, rate, group["stacked"])
             group["k"] += 1
         return loss
-
-
-def decay(k: int) -> float:
-    """beta2 of step `k`, from 0."""
-    return 1 - (k + 1) ** -DECAY_EXPONENT
 
 
 def update(weight: Tensor, gradient: Tensor, state: dict[str, Tensor], beta2, rate, stacked: int = 0):
@@ -88,14 +84,12 @@ def update(weight: Tensor, gradient: Tensor, state: dict[str, Tensor], beta2, ra
 
 
 def rms(tensor: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
-    """Root mean square over all entries, or over `axes` with those kept as size 1."""
+    """Root mean square over all entries, or over `axes`, which are kept with size 1."""
     if axes is None:
         return torch.linalg.vector_norm(tensor) / tensor.numel() ** 0.5
     if not axes:
         return tensor.abs()
-    count = 1
-    for axis in axes:
-        count *= tensor.shape[axis]
+    count = math.prod(tensor.shape[axis] for axis in axes)
     return torch.linalg.vector_norm(tensor, dim=axes, keepdim=True) / count**0.5
 
 

@@ -19,8 +19,8 @@ def learning_rate(step: int, warmup_steps: int, peak: float | None = None, ramp:
 def gradual_sparsity(step: int, initial: float, final: float, end_step: int) -> float:
     """s_t = s_T + (s_0 - s_T) * (1 - t / end)^3 until `end_step`, then `final`; before step 0 it is `initial`.
 
-    Sparsities are fractions; `step` counts finished steps. Raises ValueError where initial > final, for which the
-    formula is not meant. Source: paper section 3.1; FACTS.md section 3.
+    Sparsities are fractions; `step` counts finished steps. Raises ValueError unless 0 <= initial <= final <= 1. Source:
+    paper section 3.1; FACTS.md section 3.
     """
     if not 0 <= initial <= final <= 1:
         raise ValueError(f"gradual sparsity from {initial} to {final}: both from 0 to 1, and rising")
@@ -34,10 +34,7 @@ def at_step(fraction: float, steps: int) -> int:
 
 
 def every(fraction: float, until: float, steps: int) -> list[int]:
-    """The steps at fraction, 2 * fraction, ... up to `until`, each once, without step 0.
-
-    A grid finer than one step gives every step once.
-    """
+    """The steps at fraction, 2 * fraction, ... and `until`, sorted, each once, without step 0."""
     count = int(until / fraction + 1e-9)
     marks = {at_step(min(i * fraction, until), steps) for i in range(1, count + 1)}
     return sorted((marks | {at_step(until, steps)}) - {0})

@@ -1,8 +1,8 @@
 """The paper's six techniques, each a generator of tickets: section 3 of the paper in a few lines (FACTS.md section 7).
 
-A recipe yields a ticket, or a list of independent tickets, and receives the trained run, or the list of runs. `levels`
-are the target sparsities, in increasing order. The default of each knob is the paper's setting; the ablations are the
-same recipes with other values.
+A recipe yields a ticket, or a list of independent tickets, and receives the trained run, or the list of runs. Its
+arguments are a `study.Study`, an integer `seed`, and `levels`, the target sparsities in increasing order. All further
+arguments are knobs: the defaults are the paper's setting, and the ablations are the same recipes with other values.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,33 +13,24 @@ from slt_lib.study import Chain, Recipe, Study
 from slt_lib.study.tickets import check_choice
 
 
-def dense(study: Study, seed: int, levels: list[float] = (), optimizer: str = "") -> Recipe:
+def dense(study, seed, levels=(), optimizer="") -> Recipe:
     """The dense Transformer, trained from theta_0: the first run of most chains."""
     yield study.ticket(seed, optimizer)
 
 
-def mp(study: Study, seed: int, levels: list[float], optimizer: str = "") -> Recipe:
+def mp(study, seed, levels, optimizer="") -> Recipe:
     """Magnitude pruning (section 3.1): one training per level from theta_0, pruned gradually during the training."""
     yield [study.ticket(seed, optimizer).gradual(final=sparsity) for sparsity in levels]
 
 
-def lt(study: Study, seed: int, levels: list[float], checkpoint: str = "final") -> Recipe:
+def lt(study, seed, levels, checkpoint="final") -> Recipe:
     """Lottery ticket (section 3.2): prune by theta_T, restart from theta_0, level after level."""
     run = yield study.ticket(seed)
     for sparsity in levels:
         run = yield run.rewind(at=0).prune(by=run, sparsity=sparsity, checkpoint=checkpoint)
 
 
-def slt(
-    study: Study,
-    seed: int,
-    levels: list[float],
-    rewind: float = REWIND,
-    source: str = "last",
-    checkpoint: str = "final",
-    optimizer: str = "",
-    iterative: bool = True,
-) -> Recipe:
+def slt(study, seed, levels, rewind=REWIND, source="last", checkpoint="final", optimizer="", iterative=True) -> Recipe:
     """Stabilized lottery ticket (section 3.3): prune by theta_T, restart from theta_t of the last run.
 
     Without `iterative` each level is pruned directly from the dense run.
@@ -52,7 +43,7 @@ def slt(
         run = yield run.rewind(at=rewind, source=source).prune(by=run, sparsity=sparsity, checkpoint=checkpoint)
 
 
-def clt(study: Study, seed: int, levels: list[float], rewind: float = REWIND, source: str = "last") -> Recipe:
+def clt(study, seed, levels, rewind=REWIND, source="last") -> Recipe:
     """Constant lottery ticket (section 3.4): as SLT, but theta_t is replaced by alpha times its signs."""
     run = yield study.ticket(seed)
     for sparsity in levels:
@@ -60,20 +51,12 @@ def clt(study: Study, seed: int, levels: list[float], rewind: float = REWIND, so
 
 
 def slt_mp(
-    study: Study,
-    seed: int,
-    levels: list[float],
-    rewind: float = REWIND,
-    source: str = "last",
-    first: float = 0.5,
-    switch: float = 0.6,
-    start: str = "first",
-    stepwise: bool = False,
+    study, seed, levels, rewind=REWIND, source="last", first=0.5, switch=0.6, start="first", stepwise=False
 ) -> Recipe:
     """SLT to 60%, then MP (section 3.5): the ticket at `switch` is pruned further during its training.
 
-    SLT goes directly to `first`, with `stepwise` in steps of ten points. `start`: MP replaces the training of the
-    ticket at `switch` ("first"), or follows it ("second"). Raises InputError for another `start`. Source: FACTS.md
+    SLT prunes directly to `first`, with `stepwise` in steps of ten points. `start`: MP replaces the training of the
+    ticket at `switch` ("first") or follows it ("second"). Raises InputError for another `start`. Source: FACTS.md
     section 7, SLT-MP 4.
     """
     check_choice("start", start, ("first", "second"))
@@ -90,40 +73,23 @@ def slt_mp(
     yield [ticket.gradual(final=sparsity, initial=switch) for sparsity in levels if sparsity > switch]
 
 
-def mp_slt(
-    study: Study,
-    seed: int,
-    levels: list[float],
-    rewind: float = REWIND,
-    switch: float = 0.6,
-    retrain: bool = True,
-) -> Recipe:
+def mp_slt(study, seed, levels, rewind=REWIND, switch=0.6, retrain=True) -> Recipe:
     """MP to 60%, then SLT (section 3.6): the first ticket is theta_t of the MP run under its final mask.
 
     With `retrain` that ticket is trained at `switch` before the next level is pruned; otherwise the mask of the next
     level comes from the MP run itself. Source: FACTS.md section 7, MP-SLT 3.
     """
     run = yield study.ticket(seed).gradual(final=switch).unlisted()  # a row of MP, if the study has the level
-    if retrain:
-        run = (
-            yield run.rewind(at=rewind).prune(by=run, sparsity=switch).unlisted()
-        )  # the paper's table has no such cell
+    if retrain:  # not in the paper's table, so unlisted
+        run = yield run.rewind(at=rewind).prune(by=run, sparsity=switch).unlisted()
     for sparsity in [level for level in levels if level > switch]:
         run = yield run.rewind(at=rewind).prune(by=run, sparsity=sparsity)
 
 
-# Controls and comparisons ------------------------------------------------------------
+# Controls ------------------------------------------------------------
 
 
-def clt_control(
-    study: Study,
-    seed: int,
-    levels: list[float],
-    at: float = 0.5,
-    signs: str = "kept",
-    magnitudes: str = "constant",
-    rewind: float = REWIND,
-) -> Recipe:
+def clt_control(study, seed, levels, at=0.5, signs="kept", magnitudes="constant", rewind=REWIND) -> Recipe:
     """The ticket of the CLT chain at the level `at`, with other signs or magnitudes under the same mask.
 
     The paper's ablation is `signs="random"`; Frankle et al. (2020) keep the signs and change the magnitudes.
@@ -137,9 +103,7 @@ def clt_control(
             run = yield ticket.constant().unlisted()
 
 
-def slt_control(
-    study: Study, seed: int, levels: list[float], control: str, at: float = 0.5, rewind: float = REWIND
-) -> Recipe:
+def slt_control(study, seed, levels, control, at=0.5, rewind=REWIND) -> Recipe:
     """SLT at the level `at` with random masks ("mask"), or with fresh weights under its own mask ("weights").
 
     Random masks are drawn at every level, so that the ticket is trained as often as that of SLT. "none" prunes nothing:
@@ -160,15 +124,7 @@ def slt_control(
             yield ticket.reinitialised() if control == "weights" else ticket
 
 
-def stability(
-    study: Study,
-    seed: int,
-    levels: list[float],
-    start: str = "theta_0",
-    copies: int = 2,
-    at: float = 0.9,
-    rewind: float = REWIND,
-) -> Recipe:
+def stability(study, seed, levels, start="theta_0", copies=2, at=0.9, rewind=REWIND) -> Recipe:
     """Train one ticket with its own order of sentences and dropout, and with those of `copies` others.
 
     `start`: "theta_0" or "theta_t" of the dense model, or the ticket of "lt" or "slt" at the level `at`. Raises
@@ -187,19 +143,21 @@ def stability(
     yield [ticket.with_noise(copy) for copy in range(copies + 1)]
 
 
-clt_control.technique = "clt"  # their rows are variants of this technique
+clt_control.technique = "clt"  # the controls are listed as variants of these techniques
 slt_control.technique = "slt"
-# The levels that a training depends on, where these are not all levels up to its own; see `Study.chain`.
+# The levels that a training depends on, if these are not all levels up to its own; see `Study.chain`.
 mp.path = slt_mp.path = lambda levels, knobs: []
 slt.path = lambda levels, knobs: levels if knobs["iterative"] else []
 mp_slt.path = lambda levels, knobs: [level for level in levels if level > knobs["switch"]]
-# `start` of a stability run -> technique and variant of its rows.
-STABILITY = {"theta_0": ("dense", ""), "theta_t": ("slt", "control=none"), "lt": ("lt", ""), "slt": ("slt", "")}
 
 RECIPES = {recipe.__name__.replace("_", "-"): recipe for recipe in (dense, mp, lt, slt, clt, slt_mp, mp_slt)}
 
+# Comparisons ------------------------------------------------------------
+
+# `start` of a stability run -> technique and variant of its rows.
+STABILITY = {"theta_0": ("dense", ""), "theta_t": ("slt", "control=none"), "lt": ("lt", ""), "slt": ("slt", "")}
 ABLATION_LEVEL = 0.5  # level of the comparisons: the paper's random signs are at 50%
-ABLATIONS = ("signs", "rewind", "optimizer")  # those of the paper, the default of notebook 08 and the plan
+ABLATIONS = ("signs", "rewind", "optimizer")  # the paper's, the default of notebook 08 and of `ablations: true`
 
 
 @dataclass(frozen=True)
@@ -227,10 +185,10 @@ def comparisons(
 ) -> dict[str, list[Line]]:
     """Name of a comparison -> its lines, the default recipe first; notebook 08 explains each one.
 
-    `levels` and `techniques` are the study's. `high`: a second level for `controls`, and the level of the tickets of
-    `stability`; if the study does not have it, the next lower level. The source of a rewind and one-shot pruning differ
-    only from the second level on, and the knobs of SLT-MP only above its switch. If `at` is lower, they are compared
-    at these levels.
+    `levels` and `techniques` are the study's; most comparisons use the levels up to `at`. `high`: the second level of
+    `controls`, and the level of the tickets of `stability`; if the study does not have it, the next lower level. The
+    source of a rewind and one-shot pruning matter only from the second level on, and the knobs of SLT-MP only above its
+    switch, so these are compared there if `at` is lower.
     """
     upto = [level for level in levels if level <= at]
     upto_high = [level for level in levels if level <= high] or list(levels[:1])
@@ -246,7 +204,7 @@ def comparisons(
 
     kinds = [("kept", "redrawn"), ("kept", "shuffled"), ("random", "constant"), ("random", "redrawn")]
     frankle = [Line(clt_control, upto, {"signs": signs, "magnitudes": kind, "at": at}) for signs, kind in kinds]
-    averaged = ("best", "average 4")
+    starts = STABILITY.items()
     return {
         "signs": [Line(clt, upto), Line(clt_control, upto, {"signs": "random", "at": at})],
         "frankle": [Line(clt, upto), *frankle],
@@ -256,13 +214,11 @@ def comparisons(
         "stepwise": each(slt_mp, beyond, {"stepwise": True}),
         "switch": each(slt_mp, beyond, *({"switch": point, "first": round(point - 0.1, 6)} for point in switches)),
         "optimizer": [line for recipe in (dense, mp, slt) for line in each(recipe, upto, {"optimizer": "adam"})],
-        "average": [Line(recipe, upto, scored=averaged) for recipe in (dense, mp, slt)],
+        "average": [Line(recipe, upto, scored=("best", "average 4")) for recipe in (dense, mp, slt)],
         "final": [Line(RECIPES[name], levels, scored=("best", "final")) for name in ("dense", *techniques)],
         "controls": each(slt, upto_high) + controls(at, upto) + controls(high, upto_high),
-        "again": [*each(slt, levels), Line(slt_control, levels, {"control": "none"})],
-        "stability": [
-            Line(stability, upto_high, {"start": start, "at": high}, label) for start, label in STABILITY.items()
-        ],
+        "again": each(slt, levels) + [Line(slt_control, levels, {"control": "none"})],
+        "stability": [Line(stability, upto_high, {"start": start, "at": high}, label) for start, label in starts],
     }
 
 

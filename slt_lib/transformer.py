@@ -1,10 +1,11 @@
 """The Transformer of the paper: Tensor2Tensor's transformer_base_v3 with its TPU settings, at any size.
 
 Pre-norm, one embedding shared by source, target and softmax, separate q/k/v/o without biases, sin|cos positions,
-dropout masks shared as on TPU, a zero vector as the decoder's start (FACTS.md section 1). The forward pass is a pure
-function of weights, batch and dropout masks: it draws no random number.
+dropout masks shared as on TPU, a zero vector as the decoder's start (FACTS.md section 1). The forward pass draws no
+random numbers: it is a pure function of weights, batch and dropout masks.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from slt_lib.base.products import linear, matmul, product
 from slt_lib.base.seeds import stream
 
 PAD, EOS, UNKNOWN = 0, 1, 2
-MINUS_INFINITY = -1e9  # finite, so that a row of padding alone stays a number
+MINUS_INFINITY = -1e9  # finite, so that a row that is all padding does not give NaN
 TARGET_SPACES = 32
+norm = functools.partial(nn.LayerNorm, eps=1e-6)
 
 
 @dataclass(frozen=True)
@@ -70,19 +72,18 @@ class Attention(nn.Module):
         y = linear(x, weight)
         return y.view(*y.shape[:-1], self.heads, -1).transpose(-2, -3)
 
-    def attend(self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, drop: Tensor | None) -> Tensor:
+    def keys(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, split by heads."""
+        return self.split(memory, self.key), self.split(memory, self.value)
+
+    def forward(self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, drop: Tensor | None) -> Tensor:
         query = self.split(x, self.query) * (key.shape[-1] ** -0.5)
         scores = matmul(query, key.transpose(-1, -2))
         if bias is not None:
             scores = scores + bias
-        weights = scores.softmax(-1)
-        if drop is not None:
-            weights = weights * drop
+        weights = scaled(scores.softmax(-1), drop)
         y = matmul(weights.to(value.dtype), value)
         return linear(y.transpose(-2, -3).flatten(-2), self.output)
-
-    def forward(self, x: Tensor, memory: Tensor, bias: Tensor, drop: Tensor | None) -> Tensor:
-        return self.attend(x, self.split(memory, self.key), self.split(memory, self.value), bias, drop)
 
 
 class FeedForward(nn.Module):
@@ -95,51 +96,59 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, drop: Tensor | None) -> Tensor:
         y = F.relu(linear(x, self.inner, self.inner_bias))
-        if drop is not None:
-            y = y * drop.to(y.dtype)
-        return linear(y, self.outer, self.outer_bias)
+        return linear(scaled(y, None if drop is None else drop.to(y.dtype)), self.outer, self.outer_bias)
 
 
 class Layer(nn.Module):
-    """One pre-norm layer: norm, sublayer, dropout, add; `cross` adds the decoder's attention to the encoder."""
+    """One pre-norm layer: norm, sublayer, dropout, add. `cross` adds the decoder's attention to the encoder.
 
-    def __init__(self, shape: Shape, cross: bool):
+    `site`: the beginning of the names of its dropout masks and cached keys, such as "decoder.0".
+    """
+
+    def __init__(self, shape: Shape, site: str, cross: bool):
         super().__init__()
-        sizes = shape.hidden, shape.heads
+        self.site, sizes = site, (shape.hidden, shape.heads)
         self.self_norm, self.self_attention = norm(shape.hidden), Attention(*sizes)
         if cross:
             self.cross_norm, self.cross_attention = norm(shape.hidden), Attention(*sizes)
         self.filter_norm, self.feed_forward = norm(shape.hidden), FeedForward(shape.hidden, shape.filter)
 
-    def forward(self, x, bias, drop, site, memory=None, cross_bias=None):
+    def forward(self, x, bias, drop, cross=None, cross_bias=None, cache=None):
+        """`cross`: keys and values of the encoder. `cache`: those of earlier positions, to which x's are appended."""
         y = self.self_norm(x)
-        x = add(x, self.self_attention(y, y, bias, drop.get(f"{site}.self.attention")), drop.get(f"{site}.self"))
-        if memory is not None:
-            y = self.cross_attention(self.cross_norm(x), memory, cross_bias, drop.get(f"{site}.cross.attention"))
-            x = add(x, y, drop.get(f"{site}.cross"))
-        y = self.feed_forward(self.filter_norm(x), drop.get(f"{site}.relu"))
-        return add(x, y, drop.get(f"{site}.filter"))
-
-
-def norm(hidden: int) -> nn.LayerNorm:
-    return nn.LayerNorm(hidden, eps=1e-6)
+        keys = self.self_attention.keys(y)
+        if cache is not None:
+            names = f"self_k.{self.site}", f"self_v.{self.site}"
+            cache |= {name: torch.cat([cache[name], new], dim=2) for name, new in zip(names, keys, strict=True)}
+            keys = [cache[name] for name in names]
+        y = self.self_attention(y, *keys, bias, drop.get(f"{self.site}.self.attention"))
+        x = add(x, y, drop.get(f"{self.site}.self"))
+        if cross is not None:
+            y = self.cross_attention(self.cross_norm(x), *cross, cross_bias, drop.get(f"{self.site}.cross.attention"))
+            x = add(x, y, drop.get(f"{self.site}.cross"))
+        y = self.feed_forward(self.filter_norm(x), drop.get(f"{self.site}.relu"))
+        return add(x, y, drop.get(f"{self.site}.filter"))
 
 
 def add(x: Tensor, y: Tensor, drop: Tensor | None) -> Tensor:
     return x + y if drop is None else torch.addcmul(x, y.to(x.dtype), drop)
 
 
+def scaled(x: Tensor, drop: Tensor | None) -> Tensor:
+    return x if drop is None else x * drop
+
+
 class Transformer(nn.Module):
-    """Weights of theta_0 for `seed`; `shape` gives the sizes, `length` the longest sequence it will see."""
+    """Weights of theta_0 for `seed`; `shape` gives the sizes, `length` the longest sequence it expects."""
 
     def __init__(self, shape: Shape, seed: int | None = None, length: int = 1024):
         super().__init__()
         self.shape = shape
         self.embedding = nn.Parameter(torch.empty(shape.vocabulary, shape.hidden))
         self.target_space = nn.Parameter(torch.empty(TARGET_SPACES, shape.hidden))
-        self.encoder = nn.ModuleList(Layer(shape, cross=False) for _ in range(shape.layers))
+        self.encoder = nn.ModuleList(Layer(shape, f"encoder.{i}", cross=False) for i in range(shape.layers))
         self.encoder_norm = norm(shape.hidden)
-        self.decoder = nn.ModuleList(Layer(shape, cross=True) for _ in range(shape.layers))
+        self.decoder = nn.ModuleList(Layer(shape, f"decoder.{i}", cross=True) for i in range(shape.layers))
         self.decoder_norm = norm(shape.hidden)
         self.register_buffer("positions", positions(length, shape.hidden), persistent=False)
         if seed is not None:
@@ -148,17 +157,15 @@ class Transformer(nn.Module):
     def forward(self, batch: Batch, drop: Mapping[str, Tensor] | None = None) -> Tensor:
         """Decoder output [rows, target length, hidden], before the softmax matrix. `drop`: see `dropout_sites`."""
         drop = drop or {}
-        self._reach(max(batch.source.shape[-1], batch.target.shape[-1]))
-        bias = segment_bias(batch.source_segment, batch.source_segment)
-        memory = self._encode(batch.source, batch.source_position, bias, drop)
         length = batch.target.shape[-1]
-        causal = torch.full((length, length), MINUS_INFINITY, device=bias.device).triu(1)
+        self._reach(max(batch.source.shape[-1], length))
+        memory = self._encode(batch.source, batch.source_segment, batch.source_position, drop)
+        causal = torch.full((length, length), MINUS_INFINITY, device=memory.device).triu(1)
         self_bias = segment_bias(batch.target_segment, batch.target_segment) + causal
         cross_bias = segment_bias(batch.target_segment, batch.source_segment)
-        x = self.embed(batch.shifted) + self.positions[batch.target_position]
-        x = scaled(x, drop.get("decoder.input"))
-        for i, layer in enumerate(self.decoder):
-            x = layer(x, self_bias, drop, f"decoder.{i}", memory, cross_bias)
+        x = scaled(self.embed(batch.shifted) + self.positions[batch.target_position], drop.get("decoder.input"))
+        for layer in self.decoder:
+            x = layer(x, self_bias, drop, layer.cross_attention.keys(memory), cross_bias)
         return self.decoder_norm(x)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -169,19 +176,19 @@ class Transformer(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         return linear(x, self.embedding)
 
-    def _encode(self, source, position, bias, drop) -> Tensor:
+    def _encode(self, source: Tensor, segment: Tensor, position: Tensor, drop: Mapping[str, Tensor]) -> Tensor:
+        bias = segment_bias(segment, segment)
         x = self.embed(source) + self.target_space[0] + self.positions[position]
         x = scaled(x, drop.get("encoder.input"))
-        for i, layer in enumerate(self.encoder):
-            x = layer(x, bias, drop, f"encoder.{i}")
+        for layer in self.encoder:
+            x = layer(x, bias, drop)
         return self.encoder_norm(x)
 
     def encode(self, source: Tensor) -> Tensor:
         """Memory [B, S, hidden] of padded sentences `source` [B, S]."""
         self._reach(source.shape[1])
-        segment = (source != PAD).long()
         position = torch.arange(source.shape[1], device=source.device).expand_as(source)
-        return self._encode(source, position, segment_bias(segment, segment), {})
+        return self._encode(source, (source != PAD).long(), position, {})
 
     def _reach(self, length: int) -> None:
         if length > len(self.positions):  # a longer sentence than any before
@@ -190,38 +197,24 @@ class Transformer(nn.Module):
     def start(self, memory: Tensor, source: Tensor) -> dict[str, Tensor]:
         """The cache of a decoding: cross keys and values, the bias of padding, and empty self keys and values."""
         cache = {"cross_bias": ((source == PAD) * MINUS_INFINITY)[:, None, None, :].to(memory.dtype)}
-        for i, layer in enumerate(self.decoder):
-            cross = layer.cross_attention
-            cache[f"cross_k.{i}"] = cross.split(memory, cross.key)
-            cache[f"cross_v.{i}"] = cross.split(memory, cross.value)
-            empty = cache[f"cross_k.{i}"][:, :, :0]
-            cache[f"self_k.{i}"] = cache[f"self_v.{i}"] = empty
+        for layer in self.decoder:
+            keys = layer.cross_attention.keys(memory)
+            for side, tensor in zip("kv", keys, strict=True):
+                cache |= {f"cross_{side}.{layer.site}": tensor, f"self_{side}.{layer.site}": tensor[:, :, :0]}
         return cache
 
     def step(self, previous: Tensor, position: int, cache: dict[str, Tensor]) -> Tensor:
         """Logits [B, V] in fp32 after the ids `previous` [B] (PAD at position 0); the cache grows in place."""
         self._reach(position + 1)
         x = (self.embed(previous) + self.positions[position]).unsqueeze(1)
-        for i, layer in enumerate(self.decoder):
-            attention, y = layer.self_attention, layer.self_norm(x)
-            for side, weight in (("k", attention.key), ("v", attention.value)):
-                name = f"self_{side}.{i}"
-                cache[name] = torch.cat([cache[name], attention.split(y, weight)], dim=2)
-            x = x + attention.attend(y, cache[f"self_k.{i}"], cache[f"self_v.{i}"], None, None)
-            y = layer.cross_norm(x)
-            x = x + layer.cross_attention.attend(
-                y, cache[f"cross_k.{i}"], cache[f"cross_v.{i}"], cache["cross_bias"], None
-            )
-            x = x + layer.feed_forward(layer.filter_norm(x), None)
+        for layer in self.decoder:
+            cross = cache[f"cross_k.{layer.site}"], cache[f"cross_v.{layer.site}"]
+            x = layer(x, None, {}, cross, cache["cross_bias"], cache)
         return self.logits(self.decoder_norm(x)).squeeze(1).float()
 
 
-def scaled(x: Tensor, drop: Tensor | None) -> Tensor:
-    return x if drop is None else x * drop
-
-
 def segment_bias(query: Tensor, key: Tensor) -> Tensor:
-    """[R, 1, Q, K]: 0 where both are of one segment, -1e9 elsewhere (in `where` form, which vmap handles)."""
+    """[R, 1, Q, K]: 0 where query and key are in the same segment, -1e9 elsewhere."""
     return (query.unsqueeze(-1) != key.unsqueeze(-2)).unsqueeze(-3) * MINUS_INFINITY
 
 
@@ -291,26 +284,25 @@ def dropout_masks(sites, rates: Mapping[str, float], seed: int, noise: str, step
 
 
 def dropout_kept(sites, rates: Mapping[str, float], seed: int, noise: str, step: int) -> dict[str, Tensor]:
-    """BoolTensors: where `dropout_masks` is not 0."""
+    """BoolTensors: True where `dropout_masks` is not 0."""
     wanted = {site: (rates[kind], shape) for site, (kind, shape) in sites.items() if rates[kind] > 0}
     counts = [math.prod(shape) for _, shape in wanted.values()]
     bits = stream(seed, "dropout", noise, step).integers(0, 1 << 16, size=sum(counts), dtype=np.uint16)
     drawn = torch.from_numpy(bits.view(np.int16)).split(counts)
-    masks = {}
-    for (site, (rate, shape)), values in zip(wanted.items(), drawn, strict=True):
-        limit = round(rate * (1 << 16)) - (1 << 15)
-        masks[site] = (values >= limit).view(shape)
-    return masks
+    return {
+        site: (values >= round(rate * (1 << 16)) - (1 << 15)).view(shape)
+        for (site, (rate, shape)), values in zip(wanted.items(), drawn, strict=True)
+    }
 
 
 # Loss ------------------------------------------------------------
 
 
 def smoothed_cross_entropy(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
-    """Mean over non-pad targets, `smoothing` spread over the V - 1 wrong tokens, less the entropy of that goal.
+    """Mean cross entropy of the non-pad targets with label smoothing, minus the entropy of the smoothed target.
 
-    `logits` [..., V], `target` [...] LongTensor; a scalar, 0 for a perfect guess. Source: T2T's smoothing_cross_entropy
-    and padded_cross_entropy (FACTS.md section 1).
+    `smoothing` is spread over the V - 1 wrong tokens. `logits` [..., V], `target` [...] LongTensor. Returns a scalar, 0
+    for a perfect prediction. Source: T2T's smoothing_cross_entropy and padded_cross_entropy (FACTS.md section 1).
     """
     wrong, entropy = _goal(logits.shape[-1], smoothing)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -321,30 +313,23 @@ def smoothed_cross_entropy(logits: Tensor, target: Tensor, smoothing: float) -> 
 
 
 def _goal(vocabulary: int, smoothing: float) -> tuple[float, float]:
+    """Probability of each wrong token in the smoothed target, and the entropy of that target."""
     wrong = smoothing / (vocabulary - 1)
     entropy = -sum(p * math.log(p) * n for p, n in ((1 - smoothing, 1), (wrong, vocabulary - 1)) if p > 0)
     return wrong, entropy
 
 
 class SoftmaxLoss(torch.autograd.Function):
-    """`smoothed_cross_entropy` of hidden @ embedding^T in chunks of rows, gradients computed on the way forward.
+    """`smoothed_cross_entropy` of hidden @ embedding^T, in chunks of rows; the forward pass computes the gradients too.
 
-    The logits of a batch are never held whole, and each chunk is read while it is still in the cache.
+    The logits of a whole batch are never in memory, and each chunk is used while it is still in the cache.
     """
 
     CHUNK = 512
 
     @staticmethod
-    def forward(
-        ctx,
-        hidden: Tensor,
-        embedding: Tensor,
-        target: Tensor,
-        smoothing: float,
-        dtype: torch.dtype,
-        count: float | None = None,
-    ) -> Tensor:
-        """`count`: what the sum over tokens is divided by, where these are a part of a batch; None: their number."""
+    def forward(ctx, hidden: Tensor, embedding: Tensor, target: Tensor, smoothing: float, dtype, count=None) -> Tensor:
+        """`count`: the number of target tokens in the whole batch, if `hidden` is a part of it."""
         states, ids = hidden.reshape(-1, hidden.shape[-1]).to(dtype), target.reshape(-1)
         matrix = embedding.to(dtype)
         wrong, entropy = _goal(len(matrix), smoothing)

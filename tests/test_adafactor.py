@@ -1,4 +1,4 @@
-"""Adafactor against transformers' own, which agrees with T2T's but for counting steps from 1 (FACTS.md section 2)."""
+"""Adafactor compared with that of transformers, which is T2T's except that it counts from 1 (FACTS.md section 2)."""
 
 import math
 
@@ -20,7 +20,7 @@ def weights(dtype, shapes=SHAPES):
 
 
 def gradients(size, dtype, shapes=SHAPES, zero_row=True):
-    """One list a step; the first matrix has a row, the last vector an entry of exactly zero, as pruning makes them."""
+    """One list per step. Some rows, columns and entries are exactly zero, as after pruning."""
     draw = np.random.default_rng(2)
     for _ in range(STEPS):
         step = [torch.from_numpy(draw.standard_normal(shape) * size).to(dtype) for shape in shapes]
@@ -41,7 +41,7 @@ def trained(optimizer, parameters, steps):
 
 @pytest.mark.parametrize("size", [10.0**-e for e in range(1, 9)])
 @pytest.mark.parametrize(("dtype", "of_weights", "of_way"), [(torch.float32, 1e-5, 2e-5), (torch.float64, 1e-9, 1e-9)])
-def test_same_way_as_an_independent_one(size, dtype, of_weights, of_way):
+def test_same_steps_as_an_independent_implementation(size, dtype, of_weights, of_way):
     # Fifty steps are on the plateau of the learning rate, where counting from 0 or from 1 is the same.
     start = [w.detach().clone() for w in weights(dtype)]
     ours, other = weights(dtype), weights(dtype)
@@ -53,17 +53,17 @@ def test_same_way_as_an_independent_one(size, dtype, of_weights, of_way):
         assert torch.linalg.vector_norm(a - b) <= of_weights * torch.linalg.vector_norm(b)
         assert torch.linalg.vector_norm(a - b) <= of_way * torch.linalg.vector_norm(b - first)
     for index, entries in ((0, np.s_[3]), (1, np.s_[:, 5]), (-2, np.s_[7])):
-        assert torch.equal(found[index][entries], start[index][entries])  # no gradient, no change: to the bit
+        assert torch.equal(found[index][entries], start[index][entries])  # without a gradient no bit changes
 
 
 def test_first_step_by_hand():
-    # beta2 is 0 at k = 0: the update is the sign, its RMS 1; the step is rate * max(RMS(w), 1e-3).
+    # beta2 is 0 at k = 0, so the update is the sign of the gradient, and the step is rate * max(RMS(w), 1e-3).
     ours = [torch.nn.Parameter(torch.tensor(values)) for values in ([[2.0]], [-2.0], [0.0])]
     found = trained(Adafactor(ours), ours, [[torch.tensor([[0.3]]), torch.tensor([-7.0]), torch.tensor([5.0])]])
     assert [w.item() for w in found] == pytest.approx([2 - 0.01 * 2, -2 + 0.01 * 2, -0.01 * 1e-3], rel=1e-6)
 
 
-def test_an_update_longer_than_one_is_clipped():
+def test_an_update_with_an_rms_above_one_is_clipped():
     # The second gradient is a hundred times the first: moment = (1 - b) * 100^2 + b with b = 1 - 2^-0.8, update > 1.
     ours = [torch.nn.Parameter(torch.tensor([4.0], dtype=torch.float64))]
     found = trained(Adafactor(ours), ours, [[torch.tensor([g], dtype=torch.float64)] for g in (1.0, 100.0)])
@@ -87,7 +87,7 @@ def test_all_gradients_zero():
         assert all(torch.equal(a, b) for a, b in zip(ours, start, strict=True))
 
 
-def test_without_a_gradient_a_weight_stays():
+def test_a_weight_without_a_gradient_is_unchanged():
     [one, other] = ours = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))]
     optimizer = Adafactor(ours)
     one.grad = torch.ones(3)
@@ -95,9 +95,9 @@ def test_without_a_gradient_a_weight_stays():
     assert torch.equal(other, torch.ones(3)) and not torch.equal(one, other)
 
 
-def test_stacked_models_do_not_see_each_other():
+def test_stacked_models_are_independent():
     shapes, count = [(6, 5), (5, 6), (1, 1), (7,)], 3
-    scales = (1.0, 1e-3, 50.0)  # unlike each other, so that a statistic over all of them would show
+    scales = (1.0, 1e-3, 50.0)  # so different that shared statistics would be noticed
     alone = []
     for scale in scales:
         ours = weights(torch.float64, shapes)
@@ -116,7 +116,7 @@ def test_stacked_models_do_not_see_each_other():
             torch.testing.assert_close(stack[i], solo, rtol=1e-12, atol=0)
 
 
-def test_its_state_is_factored_and_small():
+def test_the_state_is_factored():
     ours = weights(torch.float32)
     optimizer = Adafactor(ours)
     trained(optimizer, ours, [next(gradients(1.0, torch.float32))])

@@ -1,4 +1,4 @@
-"""The benchmark: its CSV and table agree, and what it times is the trainer itself. JoeyNMT is not asked for here."""
+"""The benchmark: CSV and table agree, and it measures the real trainer. JoeyNMT is not installed here."""
 
 import json
 from pathlib import Path
@@ -16,13 +16,13 @@ from slt_lib.train import loop as training
 
 @pytest.fixture
 def setting(study_file, home) -> Setting:
-    """The tiny study for a moment a system."""
+    """The tiny study, measured for a moment per system."""
     return Setting(study_file({"training": {"steps": 8}}), steps=4, rounds=2, seconds=0, folder=home / "bench")
 
 
 @pytest.fixture
 def csv(home, monkeypatch) -> Path:
-    """The benchmark with its CSV in the test's folder, its workers in this process, and no JoeyNMT."""
+    """The benchmark with its CSV in the test's folder, workers in this process, and without JoeyNMT."""
     monkeypatch.setenv("BENCH_JOEYNMT", "0")
     monkeypatch.setenv("SLT_BUILD", str(home))
     monkeypatch.setattr(table, "PATH", home / "results.csv")
@@ -41,7 +41,7 @@ def test_medians_and_ratios_by_hand():
     assert (second.value, second.ratio, second.low, second.high, second.rounds) == (100, 0.5, 50, 150, 2)
 
 
-def test_a_measure_taken_again_replaces_its_rows_and_no_others(tmp_path):
+def test_a_repeated_measure_replaces_only_its_rows(tmp_path):
     path = tmp_path / "results.csv"
     old = table.rows("training", "a, with a comma", "s", {"ours": [1.0], "plain": [2.0]})
     other = table.rows("masks", "b", "ms", {"dense": [3.5]}, base="dense")
@@ -63,7 +63,7 @@ def test_the_table_shows_every_row_once():
     assert "617" in lines[2] and "ratio   0.500" in lines[2]
 
 
-def test_tokens_are_those_that_the_trainer_counts(setting, tmp_path):
+def test_tokens_match_the_trainers_count(setting, tmp_path):
     study = setting.study
     start = study.ticket(1).start()
     record = training.train(study.params.training, study.data, start, RunFolder(tmp_path / "run"))
@@ -71,14 +71,14 @@ def test_tokens_are_those_that_the_trainer_counts(setting, tmp_path):
     assert sum(counted) == record["target_tokens"]
 
 
-def test_the_clock_hears_every_step_of_the_trainer_after_the_warm_up(setting):
+def test_the_clock_counts_every_step(setting):
     study = setting.study
     clock = worker.watched(study.params.training, study.data, study.ticket(1).start(), float("inf"))
     assert len(clock.times) == study.params.training.steps
     assert sum(clock.steps) == pytest.approx(clock.taken) and min(clock.steps) > 0
 
 
-def test_plain_batches_hold_every_sentence_once_and_no_more_slots_than_ours(setting):
+def test_plain_batches_have_every_sentence_once_and_at_most_our_slots(setting):
     data, slots, length = setting.study.data, 8 * 48, 48
     fitting = int(((data.source.lengths <= length) & (data.target.lengths <= length)).sum())
     stream, seen = plain.batches(data.source, data.target, slots, length, seed=1), 0
@@ -106,7 +106,7 @@ def test_the_plain_loop_learns(setting):
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.2
 
 
-def test_joeynmt_gets_our_pieces_and_gives_them_back(setting):
+def test_joeynmt_reads_and_writes_our_word_pieces(setting):
     study = setting.study
     lines, names = list(study.corpus.dev.target), joey.pieces(study.vocabulary)
     assert len(names) == len(study.vocabulary) - 3 and not any(" " in name for name in names)
@@ -118,7 +118,7 @@ def test_joeynmt_gets_our_pieces_and_gives_them_back(setting):
 
 
 @pytest.mark.parametrize("measure", ["training", "masks", "decoding", "scoring"])
-def test_a_quick_look_at_ours_and_the_plain_loop(measure, setting, csv, monkeypatch, capsys):
+def test_a_quick_measure_of_ours_and_the_plain_loop(measure, setting, csv, monkeypatch, capsys):
     monkeypatch.setenv("BENCH_STUDY", setting.name)
     for name, value in {"STEPS": 4, "ROUNDS": 1, "SECONDS": 1}.items():
         monkeypatch.setenv(f"BENCH_{name}", str(value))
@@ -139,7 +139,7 @@ def test_the_page_has_the_table_of_the_csv(tmp_path):
     assert f"| {row.value:.0f} |" in text
 
 
-def test_an_unknown_measure_and_a_bad_number_are_named(csv, monkeypatch, capsys):
+def test_errors_name_an_unknown_measure_and_an_invalid_number(csv, monkeypatch, capsys):
     assert command.main(["speed"]) == 2
     assert capsys.readouterr().err.startswith("ONLY=speed: no such measure; there are training,")
     monkeypatch.setenv("BENCH_STEPS", "many")

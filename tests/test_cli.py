@@ -1,4 +1,4 @@
-"""The command line: what its commands do. Most mistakes are in tests/test_bad_input.py."""
+"""The commands of the command line. Most invalid input is in tests/test_bad_input.py."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from slt_lib.train import loop as training
 
 @pytest.fixture
 def told(capsys):
-    """A function that runs a command which must fail, and gives its one line."""
+    """A function that runs a command which must fail, and returns its one line."""
 
     def command(*arguments) -> str:
         capsys.readouterr()
@@ -32,7 +32,7 @@ def told(capsys):
 
 @pytest.fixture
 def done(capsys):
-    """A function that runs a command which must not fail, and gives what it prints."""
+    """A function that runs a command which must succeed, and returns its output."""
 
     def command(*arguments) -> str:
         capsys.readouterr()
@@ -43,16 +43,16 @@ def done(capsys):
 
 
 def left(home) -> list[str]:
-    """Files below `home` but for study files, empty lock files and matplotlib's list of fonts."""
+    """Files below `home` except study files, lock files and matplotlib's font list."""
     files = [path for path in home.rglob("*") if path.is_file() and "matplotlib" not in path.parts]
     return [str(path.relative_to(home)) for path in files if path.suffix not in (".yaml", ".lock")]
 
 
-# Mistakes ------------------------------------------------------------
+# Invalid input ------------------------------------------------------------
 
 
 def test_as_a_program(home):
-    """The same through a shell: no traceback, status 2."""
+    """In a process: no traceback, status 2."""
     finished = subprocess.run(
         [sys.executable, "-m", "slt_lib", "run", "nosuch"],
         capture_output=True,
@@ -65,7 +65,7 @@ def test_as_a_program(home):
     assert not (home / "runs").exists() and not (home / "figures").exists()
 
 
-def test_unknown_words_are_argparse_s(home, study_file, capsys):
+def test_argparse_rejects_unknown_words(home, study_file, capsys):
     for arguments in (["run", study_file(), "--techniques", "magic"], ["fly"], [], ["run"], ["runs", "burn"]):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
@@ -83,7 +83,7 @@ def test_data(done, study_file):
 
 @pytest.fixture(scope="module")
 def ran(tiny, tmp_path_factory):
-    """A folder with a study of which the dense run and one of SLT were run."""
+    """A folder with a study of which the dense run and one SLT run are trained."""
     folder = tmp_path_factory.mktemp("ran")
     (folder / "tiny.yaml").write_text(yaml.safe_dump({**tiny, "levels": [0.5], "keep": [0.05]}), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
@@ -109,7 +109,7 @@ def test_run_and_runs(trained, done, told, home, monkeypatch):
     ids = [line.split()[0] for line in lines]
     assert sorted(ids) == sorted(rows.run) and all(" ok  seed 1  " in line and "12 steps" in line for line in lines)
     assert sorted(line.split()[4] for line in lines) == ["dense", "slt"]
-    monkeypatch.setattr(training, "train", None)  # what is there is not trained again
+    monkeypatch.setattr(training, "train", None)  # stored runs are not trained again
     monkeypatch.setattr(training, "replay", None)
     done("run", trained, "--seeds", 1, "--techniques", "dense", "slt")
     shown = json.loads(done("runs", "show", ids[0][:8]))
@@ -134,7 +134,7 @@ def given(monkeypatch, content: bytes, errors="strict"):
 
 
 @pytest.mark.parametrize("options", [[], ["--technique", "slt", "--sparsity", 0.5]])
-def test_translate_gives_a_line_for_a_line(options, trained, done, monkeypatch):
+def test_translate_prints_one_line_per_line(options, trained, done, monkeypatch):
     long = " ".join(["dog"] * 300)
     for content, count in (
         (b"", 0),
@@ -147,36 +147,36 @@ def test_translate_gives_a_line_for_a_line(options, trained, done, monkeypatch):
 
 
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # Python's stdin in a UTF-8 and in the C locale
-def test_translate_what_is_not_utf_8(errors, trained, told, monkeypatch):
+def test_translate_text_that_is_not_utf_8(errors, trained, told, monkeypatch):
     given(monkeypatch, b"a dog\nx\xff\n", errors)
     assert "UTF-8" in told("translate", trained)
 
 
-def test_translate_with_a_level_that_the_technique_does_not_have(trained, told, monkeypatch):
-    # MP-SLT begins above 60%, from a run that this store does not hold; translate trains nothing.
+def test_translate_with_a_level_that_the_technique_lacks(trained, told, monkeypatch):
+    # MP-SLT starts above 60%, from a run that is not in this store; translate trains nothing.
     given(monkeypatch, b"a dog\n")
     assert "not trained yet" in told("translate", trained, "--technique", "mp-slt", "--sparsity", 0.5)
 
 
-def test_translate_with_a_run_that_failed(study_file, told, done, monkeypatch):
+def test_translate_with_a_failed_run(study_file, told, done, monkeypatch):
     given(monkeypatch, b"a dog\n")
     study = study_file({"training": {"peak_lr": {"adafactor": 1e30}}})
     done("run", study, "--techniques", "dense")
     assert "not finite" in told("translate", study)
 
 
-def test_translate_with_a_seed_that_can_not_be(trained, told, monkeypatch):
+def test_translate_with_an_invalid_seed(trained, told, monkeypatch):
     given(monkeypatch, b"")
     monkeypatch.setattr(training, "train", None)
     monkeypatch.setattr(training, "replay", None)
     assert told("translate", trained, "--seed", -1) == "seeds: -1 is not a whole number from 0"
 
 
-def test_report_of_a_study_never_run(told):
+def test_report_of_a_study_that_was_not_run(told):
     assert told("report", "nosuch").endswith("nosuch: no such figures folder; run the study first, or check its name")
 
 
-def test_report_takes_what_run_takes(trained, done, home):
+def test_report_by_path(trained, done, home):
     before = (home / "figures" / "tiny" / "results.csv").read_bytes()
     assert "results.csv" in done("report", trained)
     assert (home / "figures" / "tiny" / "results.csv").read_bytes() == before

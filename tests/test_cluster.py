@@ -205,7 +205,7 @@ def test_jobs_with_gpus_share_no_training(tmp_path, ablations):
     wanted = {name: [study.chain(techniques.RECIPES[each], 1) for each in names] for name, names in wanted.items()}
     wanted |= {("02_mp", level): [study.chain(techniques.mp, 1, [level])] for level in levels}
     wanted["08_ablations",] = techniques.ablations(study)
-    tickets = {name: set(plan._followed(study, chains)) for name, chains in wanted.items()}
+    tickets = {name: set(study.tickets_of(chains)) for name, chains in wanted.items()}
     assert set(tickets) <= set(before)
     wanting = {}
     for name, asked in tickets.items():

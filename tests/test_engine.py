@@ -1,4 +1,4 @@
-"""The same notebook under Snakemake, under papermill and by hand gives the same rows; the engine never trains twice."""
+"""A notebook gives the same rows under Snakemake, under papermill and by hand, and nothing is trained twice."""
 
 import gzip
 import json
@@ -37,7 +37,7 @@ STUDY = {
 PART = "en-de.slt.default.0.5.1.json.gz"
 
 
-def test_every_technique_has_a_recipe_a_notebook_and_a_look_of_its_own():
+def test_every_technique_has_its_own_recipe_notebook_and_style():
     assert list(RECIPES) == ["dense", *TECHNIQUES]
     rows = [DENSE, *TECHNIQUES.values()]
     assert all((ROOT / "notebooks" / f"{row.notebook}.ipynb").is_file() for row in rows)
@@ -47,7 +47,7 @@ def test_every_technique_has_a_recipe_a_notebook_and_a_look_of_its_own():
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A copy of what a study needs, with a tiny study of its own: nothing of the checkout is touched."""
+    """A copy of the files that a study needs, with a tiny study; the checkout is not changed."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("notebooks", "profiles"):
         shutil.copytree(ROOT / name, folder / name)
@@ -58,7 +58,7 @@ def project(tmp_path_factory):
 
 
 def call(project, *command, cwd=None, **environment):
-    """Run a command of this Python's environment in the project; its output, or the test fails with it."""
+    """The output of a command in the project, with this Python's environment. It must succeed."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("SLT_")}
     clean |= {"PATH": f"{Path(sys.executable).parent}:{clean['PATH']}", "JUPYTER_PREFER_ENV_PATH": "1"} | environment
     run = subprocess.run(command, cwd=cwd or project, env=clean, capture_output=True, text=True)
@@ -68,13 +68,13 @@ def call(project, *command, cwd=None, **environment):
 
 @pytest.fixture(scope="module")
 def engine(project):
-    """The study once through snakemake, as `make study` calls it."""
+    """The project after one run of snakemake, as in `make study`."""
     call(project, "snakemake", "--profile", "profiles/default", "--config", "study=tiny")
     return project
 
 
 def part(path):
-    """A part without its provenance, which holds times."""
+    """A part without its provenance, which contains times."""
     return {kind: rows for kind, rows in json.loads(gzip.decompress(path.read_bytes())).items() if kind != "provenance"}
 
 
@@ -83,7 +83,7 @@ def rows(folder):
 
 
 def test_snakemake_papermill_and_a_person_get_the_same_rows(engine, tmp_path):
-    """Each with a store and a figures folder of its own, so that each one trains."""
+    """Each has its own store and figures folder, so each one trains."""
     expected = rows(engine / "figures")
 
     papermill = tmp_path / "papermill"
@@ -108,11 +108,11 @@ def test_snakemake_papermill_and_a_person_get_the_same_rows(engine, tmp_path):
 
 
 def trained(folder):
-    """When each run was finished: any training again would change one."""
+    """The time at which each run was finished; training again would change it."""
     return {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/run.json")}
 
 
-def test_a_second_call_does_nothing_and_changes_no_byte(engine):
+def test_a_second_call_changes_nothing(engine):
     before, table = trained(engine), (engine / "figures/tiny/results.csv").read_bytes()
     said = call(engine, "snakemake", "--profile", "profiles/default", "--config", "study=tiny")
     assert "Nothing to be done" in said
@@ -129,7 +129,7 @@ def test_an_edited_comment_in_a_notebook_trains_nothing(engine):
     assert (trained(engine), (engine / "figures/tiny/results.csv").read_bytes()) == (before, table)
 
 
-def test_figures_thrown_away_come_back_from_the_store(engine):
+def test_deleted_figures_are_made_again_from_the_store(engine):
     before, table = trained(engine), (engine / "figures/tiny/results.csv").read_bytes()
     shutil.rmtree(engine / "figures")
     call(engine, "snakemake", "--profile", "profiles/default", "--config", "study=tiny")
@@ -137,7 +137,7 @@ def test_figures_thrown_away_come_back_from_the_store(engine):
 
 
 def test_every_comparison_of_the_ablations_runs(engine, tmp_path):
-    """Also those that the quick study leaves out."""
+    """Also those that the quick study does not run."""
     names = "signs frankle rewind source one-shot stepwise switch optimizer average controls again".split()
     stores = {"SLT_RUNS": str(tmp_path / "runs"), "SLT_FIGURES": str(tmp_path / "figures")}
     out = str(tmp_path / "out.ipynb")
@@ -150,8 +150,8 @@ def test_every_comparison_of_the_ablations_runs(engine, tmp_path):
     assert wanted <= found
 
 
-def test_a_level_of_mp_is_a_job_of_its_own(project):
-    """Where the study is no rehearsal."""
+def test_each_level_of_mp_is_a_job(project):
+    """Unless the study is a rehearsal."""
     settings = STUDY | {"rehearsal": False, "pairs": {"en-de": ["mp"]}}
     (project / "params" / "levels.yaml").write_text(yaml.safe_dump(settings))
     parts = project / "figures" / "levels" / "parts"
@@ -160,7 +160,7 @@ def test_a_level_of_mp_is_a_job_of_its_own(project):
     assert (project / marker).exists() and (parts / "en-de.mp.default.0.5.1.json.gz").exists()
 
 
-def test_variables_that_are_empty_are_unset(project):
+def test_empty_variables_are_unset(project):
     said = call(project, "snakemake", "--summary", "--config", "study=tiny", SLT_FIGURES="", SLT_BUILD="")
     files = {line.split("\t")[0] for line in said.splitlines()}
     assert {"figures/tiny/markers/99_report.done", "build/tiny/en-de/04_slt.ipynb"} <= files

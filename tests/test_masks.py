@@ -1,4 +1,4 @@
-"""Masks against a sort, against torch.nn.utils.prune, and against the figures of FACTS.md section 3."""
+"""Masks compared with a sort, with torch.nn.utils.prune, and with the numbers in FACTS.md section 3."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from slt_lib import masks
 
 MATRICES = st.tuples(
     st.integers(1, 9), st.integers(1, 9), st.integers(0, 10**6), st.sampled_from([2, 5, 1000])
-)  # rows, columns, seed, number of distinct values: few make many ties
+)  # rows, columns, seed, number of distinct values (few give many ties)
 FRACTIONS = st.floats(0, 1)
 
 
@@ -21,7 +21,7 @@ def matrix(rows, columns, seed, distinct=10**6):
 
 
 def by_sorting(weight, sparsity, outer=None):
-    """The rule as one reads it: sort by (pruned before, magnitude, position) and drop the first ones."""
+    """The rule as written: sort by (pruned before, magnitude, position) and prune the first entries."""
     magnitude = weight.abs().numpy().ravel().copy()
     if outer is not None:
         magnitude[~outer.numpy().ravel()] = -1
@@ -32,7 +32,7 @@ def by_sorting(weight, sparsity, outer=None):
 
 @settings(deadline=None)
 @given(MATRICES, FRACTIONS)
-def test_exactly_the_smallest_go_and_ties_by_position(sizes, sparsity):
+def test_exactly_the_smallest_are_pruned_and_ties_by_position(sizes, sparsity):
     weight = matrix(*sizes)
     [mask] = masks.magnitude_mask({"w": weight}, sparsity).values()
     assert mask.dtype == torch.bool
@@ -42,11 +42,11 @@ def test_exactly_the_smallest_go_and_ties_by_position(sizes, sparsity):
 
 @settings(deadline=None)
 @given(MATRICES, FRACTIONS, FRACTIONS, st.integers(0, 10**6))
-def test_masks_nest_whatever_the_weights_became(sizes, one, other, seed):
+def test_masks_nest_for_any_later_weights(sizes, one, other, seed):
     less, more = sorted((one, other))
     rows, columns, first, distinct = sizes
     outer = masks.magnitude_mask({"w": matrix(rows, columns, first, distinct)}, less)
-    trained = matrix(rows, columns, seed, distinct)  # what was pruned may be large again: it stays out
+    trained = matrix(rows, columns, seed, distinct)  # a pruned weight stays pruned even if it is large now
     inner = masks.magnitude_mask({"w": trained}, more, outer)
     assert masks.nested(inner, outer)
     assert int((~inner["w"]).sum()) == round(more * trained.numel())
@@ -55,7 +55,7 @@ def test_masks_nest_whatever_the_weights_became(sizes, one, other, seed):
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.345, 0.5, 0.98, 1.0])
 @pytest.mark.parametrize("shape", [(37, 11), (1, 7), (64, 64), (5,)])
-def test_same_as_torch_where_nothing_ties(shape, sparsity):
+def test_same_as_torch_without_ties(shape, sparsity):
     weight = torch.from_numpy(np.random.default_rng(3).standard_normal(shape, dtype=np.float32))
     assert len(weight.abs().unique()) == weight.numel()
     module = torch.nn.Module()
@@ -64,8 +64,8 @@ def test_same_as_torch_where_nothing_ties(shape, sparsity):
     assert torch.equal(masks.magnitude_mask({"w": weight}, sparsity)["w"], module.weight_mask.bool())
 
 
-def test_each_matrix_on_its_own():
-    # One threshold for all would empty the small matrix.
+def test_each_matrix_is_pruned_separately():
+    # One threshold for all would prune the whole small matrix.
     weights = {"small": matrix(10, 10, 1, 9), "large": 1e6 * matrix(20, 10, 2, 9)}
     mask = masks.magnitude_mask(weights, 0.5)
     assert [int(m.sum()) for m in mask.values()] == [50, 100]
@@ -74,12 +74,12 @@ def test_each_matrix_on_its_own():
 
 
 def test_negative_weights_are_kept_for_their_magnitude():
-    # A known trap: `w < threshold` would drop the largest of them.
+    # A known mistake: `w < threshold` would prune the largest of them.
     mask = masks.magnitude_mask({"w": torch.tensor([[-5.0, 1.0], [-2.0, 3.0]])}, 0.5)
     assert mask["w"].tolist() == [[True, False], [False, True]]
 
 
-def test_arguments_stay_as_they_were():
+def test_arguments_are_unchanged():
     weights = {"w": matrix(6, 6, 1)}
     outer = masks.magnitude_mask(weights, 0.25)
     before = weights["w"].clone(), outer["w"].clone()
@@ -91,7 +91,7 @@ def test_arguments_stay_as_they_were():
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.2, 50, float("nan")])
 @pytest.mark.parametrize("rule", [masks.magnitude_mask, masks.histogram_mask])
-def test_no_fraction(rule, sparsity):
+def test_sparsity_that_is_no_fraction(rule, sparsity):
     with pytest.raises(ValueError, match="is not a fraction from 0 to 1"):
         rule({"w": matrix(4, 4, 1)}, sparsity)
 
@@ -113,10 +113,10 @@ def test_sparsity_below_that_of_the_mask():
     assert torch.equal(masks.magnitude_mask(weights, 0.75, outer)["query"], outer["query"])
 
 
-def test_apply_zeroes_what_is_pruned_and_passes_on_the_rest():
+def test_apply():
     weights = {"w": torch.tensor([[-1.0, 2.0]]), "bias": torch.tensor([3.0])}
     applied = masks.apply(weights, {"w": torch.tensor([[False, True]])})
-    # a plain zero, not -0.0, which has other bytes
+    # 0.0, not -0.0, which has other bytes
     assert applied["w"].numpy().tobytes() == np.array([0.0, 2.0], dtype=np.float32).tobytes()
     assert applied["bias"] is weights["bias"]
 
@@ -135,8 +135,8 @@ def test_random_mask():
 
 
 def by_histogram(weight, sparsity, bins):
-    """FACTS.md section 3, library mechanics, a weight at a time: count the bins whose cumulated share is below."""
-    magnitude = [abs(value) for value in weight.numpy().ravel()]  # numpy's float32, as the library computes in
+    """FACTS.md section 3, library mechanics, one weight at a time: count the bins whose cumulated share is below."""
+    magnitude = [abs(value) for value in weight.numpy().ravel()]  # float32, as in the library
     largest, counts = max(magnitude), [0] * bins
     for value in magnitude:
         counts[min(int(value / largest * np.float32(bins)), bins - 1)] += 1
@@ -151,7 +151,7 @@ def by_histogram(weight, sparsity, bins):
 @pytest.mark.parametrize("sparsity", [0.05, 0.5, 0.9, 0.98])
 @pytest.mark.parametrize("outlier", [1, 10, 1000])
 @pytest.mark.parametrize("bins", [16, 256])
-def test_histogram_as_the_library_has_it(sparsity, outlier, bins):
+def test_histogram_as_in_the_library(sparsity, outlier, bins):
     weight = torch.from_numpy(np.random.default_rng(7).standard_normal((40, 30), dtype=np.float32))
     weight[0, 0] = 3.5 * outlier
     [mask] = masks.histogram_mask({"w": weight}, sparsity, bins=bins).values()
@@ -166,7 +166,7 @@ def gaussian():
 @pytest.mark.parametrize(
     ("outlier", "reached"), [(None, (0.499, 0.900, 0.980)), (100, (0.441, 0.882, 0.975)), (1000, (0, 0.671, 0.949))]
 )
-def test_histogram_prunes_less_where_a_weight_is_very_large(gaussian, outlier, reached):
+def test_histogram_prunes_less_with_a_very_large_weight(gaussian, outlier, reached):
     weight = gaussian.clone()
     if outlier:
         weight[500, 500] = outlier
@@ -174,8 +174,8 @@ def test_histogram_prunes_less_where_a_weight_is_very_large(gaussian, outlier, r
     assert found == pytest.approx(reached, abs=0.003)
 
 
-def test_histogram_keeps_pruned_entries_out():
+def test_histogram_masks_nest():
     weight = matrix(30, 30, 1)
-    outer = {"w": matrix(30, 30, 2) > 0}  # about half, whatever their magnitude
+    outer = {"w": matrix(30, 30, 2) > 0}  # about half, independent of their magnitude
     for sparsity in (0.2, 0.7, 0.95):
         assert masks.nested(masks.histogram_mask({"w": weight}, sparsity, outer), outer)

@@ -1,4 +1,4 @@
-"""What every committed notebook must be, read from its file: nothing is executed here (nbval does that)."""
+"""Checks of the committed notebooks as files. nbval executes them."""
 
 import os
 import re
@@ -59,21 +59,21 @@ def test_every_cell_was_executed_in_order_without_an_error(notebook):
     assert any(cell.outputs for cell in cells)
 
 
-def test_outputs_hold_no_path_of_a_machine_and_no_time(notebook):
+def test_outputs_contain_no_local_paths_and_no_times(notebook):
     text = notebook.read_text(encoding="utf-8")
     assert not re.search(r"/(?:home|root|tmp|work|Users)/", text)
     for stray in ('"execution": {', '"papermill": {', "application/vnd.jupyter.widget"):
         assert stray not in text
 
 
-def test_opens_with_what_it_shows_and_reads_on(notebook):
+def test_begins_with_a_title_and_has_text(notebook):
     cells = nbformat.read(notebook, as_version=4).cells
     assert cells[0].cell_type == "markdown" and cells[0].source.startswith(f"# {notebook.stem[:2]} · ")
     assert sum(cell.cell_type == "markdown" for cell in cells) >= 4
 
 
 def test_papermill_explains_the_parameters(notebook):
-    """Papermill reads names, types, defaults and comments from the cell's text: none may escape it."""
+    """Papermill reads names, types, defaults and comments from the text of the cell; it must find all."""
     from papermill.inspection import inspect_notebook
 
     found = inspect_notebook(str(notebook))
@@ -89,7 +89,7 @@ def test_the_command_line_of_papermill_prints_them():
 
 
 @pytest.mark.parametrize(("folder", "transport"), [("", "ipc"), ("long-" * 20, "tcp")])
-def test_a_kernel_is_spoken_to_through_sockets_where_their_path_is_short_enough(tmp_path, folder, transport):
+def test_kernels_use_unix_sockets_if_the_path_is_short_enough(tmp_path, folder, transport):
     ask = "import json\nfrom ipykernel import get_connection_file\n"
     cell = nbformat.v4.new_code_cell(ask + "print(json.load(open(get_connection_file()))['transport'])")
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "in.ipynb")

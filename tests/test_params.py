@@ -1,4 +1,4 @@
-"""Study files: each mistake is one line that names the file, the key and the remedy (more: tests/test_bad_input.py)."""
+"""Study files: an error is one line that names file, key and remedy (more in tests/test_bad_input.py)."""
 
 import copy
 from pathlib import Path
@@ -14,7 +14,7 @@ SHIPPED = sorted((Path(__file__).parents[1] / "params").glob("*.yaml"))
 
 @pytest.fixture
 def written(study_file, monkeypatch):
-    """A function that writes the tiny study with changes and gives the one line that reading it raises."""
+    """A function that writes the tiny study with changes and returns the error of reading it."""
 
     def line(changes) -> str:
         path = Path(study_file(changes))
@@ -28,7 +28,7 @@ def written(study_file, monkeypatch):
     return line
 
 
-def test_unknown_corpus_and_technique_name_the_known_ones(written):
+def test_errors_of_unknown_corpora_and_techniques_name_the_known_ones(written):
     line = written({"corpus": {"name": "wmt"}})
     assert line.startswith("corpus.name: ") and all(name in line for name in ("'wmt'", "grammar", "multi30k", "files"))
     line = written({"pairs": {"en-de": ["prune"]}})
@@ -65,7 +65,7 @@ def test_numbers_are_finite(written, changes):
         (b"- pairs", "a study file is a mapping of keys to values; see params/quick.yaml"),
     ],
 )
-def test_what_is_no_study_file(tmp_path, monkeypatch, content, line):
+def test_invalid_study_files(tmp_path, monkeypatch, content, line):
     monkeypatch.chdir(tmp_path)
     Path("bad.yaml").write_bytes(content)
     with pytest.raises(InputError) as caught:
@@ -82,7 +82,7 @@ BASE = "base: &base {a: 1, b: 2}\n"
         (BASE + "one: {<<: *base}", {"a": 1, "b": 2}),
         (BASE + "one: {<<: *base, b: 3}", {"a": 1, "b": 3}),
         (BASE + "one: {b: 3, <<: *base}", {"a": 1, "b": 3}),
-        (BASE + "one: {<<: [*base, {a: 4, c: 5}]}", {"a": 1, "b": 2, "c": 5}),  # of two merged ones the first wins
+        (BASE + "one: {<<: [*base, {a: 4, c: 5}]}", {"a": 1, "b": 2, "c": 5}),  # the first of two merged values wins
         (BASE + "in: {deep: &over {<<: *base, b: 3}}\none: {<<: *over, a: 9}", {"a": 9, "b": 3}),
         (BASE + "one: *base", {"a": 1, "b": 2}),
     ],
@@ -91,7 +91,7 @@ def test_merge_keys_and_anchors(text, read):
     assert yaml.load(text, params._Loader)["one"] == read
 
 
-def test_a_study_file_with_a_merge_key_is_that_study(study_file, tmp_path):
+def test_a_study_file_with_a_merge_key(study_file, tmp_path):
     plain = Path(study_file())
     merged = tmp_path / "merged.yaml"
     text = plain.read_text().replace("extra: 2\n", "<<: {beam: 9, extra: 2}\n", 1)
@@ -109,15 +109,15 @@ def test_a_study_file_with_a_merge_key_is_that_study(study_file, tmp_path):
         ("seeds: [1]\nseeds: [2]", "seeds"),
     ],
 )
-def test_a_key_that_is_written_twice(tmp_path, monkeypatch, text, key):
+def test_duplicate_keys(tmp_path, monkeypatch, text, key):
     monkeypatch.chdir(tmp_path)
     Path("bad.yaml").write_text(text)
-    with pytest.raises(InputError, match=rf"^bad\.yaml: not YAML: key '{key}' stands there twice in .* line \d+"):
+    with pytest.raises(InputError, match=rf"^bad\.yaml: not YAML: key '{key}' is there twice in .* line \d+"):
         params.load("bad.yaml")
 
 
 @pytest.mark.parametrize("text", ["a: {<<: 3}", "a: {<<: [3]}", "a: &a {? *a : 1}", "a: {[1, 2]: 3}", "a: {{b: 1}: 3}"])
-def test_a_merge_or_a_key_that_can_not_be(tmp_path, monkeypatch, text):
+def test_invalid_merges_and_keys(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     Path("bad.yaml").write_text(text)
     with pytest.raises(InputError, match=r"^bad\.yaml: not YAML: .* line 1"):
@@ -125,7 +125,7 @@ def test_a_merge_or_a_key_that_can_not_be(tmp_path, monkeypatch, text):
 
 
 @pytest.mark.parametrize("name", ["nosuch", "../params/one", "", "params/one"])
-def test_a_study_that_is_not_there(tmp_path, monkeypatch, name):
+def test_a_missing_study(tmp_path, monkeypatch, name):
     (tmp_path / "params").mkdir()
     for known in ("one", "two"):
         (tmp_path / "params" / f"{known}.yaml").write_text("{}")
@@ -141,11 +141,11 @@ def test_shipped_studies_load(path):
     study = params.load(str(path))
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert study.levels == raw["levels"] and study.training.steps == raw["training"]["steps"]
-    for field in ("adafactor", "adam"):  # every study sets its own
+    for field in ("adafactor", "adam"):  # every study sets both
         assert field in raw["training"]["peak_lr"]
 
 
-def test_defaults_are_the_paper_s(tiny):
+def test_defaults_are_the_papers(tiny):
     training = params.parse(tiny, "tiny").training
     sizes = training.model
     assert (sizes.residual_dropout, sizes.attention_dropout, sizes.relu_dropout) == (0.1, 0.1, 0.1)
@@ -158,7 +158,7 @@ def test_defaults_are_the_paper_s(tiny):
     assert params.Decoding().model_dump() == {"beam": 4, "alpha": 0.6, "extra": 100}
 
 
-def test_parameters_do_not_change(tiny):
+def test_parameters_are_immutable(tiny):
     study = params.parse(tiny, "tiny")
     with pytest.raises(ValueError, match="frozen"):
         study.vocabulary = 3

@@ -1,4 +1,4 @@
-"""The plan against what a real run trains, against the paper's count, and its numbers against independent ones."""
+"""The plan compared with a real run, with the paper's counts, and with independent computations of its numbers."""
 
 import ast
 import textwrap
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def table(said: str) -> dict[str, dict[str, str]]:
-    """The rows of the first table printed, by technique."""
+    """The rows of the first printed table, by technique."""
     lines = said.split("\n\n")[1].splitlines()
     head = lines[0].split()
     return {line.split()[0]: dict(zip(head, line.split(), strict=False)) for line in lines[1:]}
@@ -44,7 +44,7 @@ def planned(capsys):
 
 @pytest.fixture
 def offline(monkeypatch):
-    """Any look at the text or the network is an error."""
+    """Opening a corpus or downloading one is an error."""
 
     def never(*_, **__):
         raise AssertionError("a plan opens no corpus")
@@ -54,7 +54,7 @@ def offline(monkeypatch):
 
 
 @pytest.mark.parametrize(("study", "first"), [("wmt14-en-de", 64), ("wmt14-en-fr", 45)])
-def test_the_paper_s_trainings(study, first, home, offline):
+def test_number_of_the_papers_trainings(study, first, home, offline):
     """FACTS.md section 7, cost: dense 1, MP, LT, SLT, CLT 12 each, SLT-MP 8, MP-SLT 7 beside its MP run."""
     pair = study.removeprefix("wmt14-")
     planned = plan.Planned(study, pair)
@@ -70,10 +70,10 @@ def test_the_paper_s_trainings(study, first, home, offline):
     }
     if "ablations" in rows:  # random signs; three rewind points to 50%; Adam's dense run, MP and SLT to 50%
         assert len(rows["ablations"].tickets) / 2 == 1 + 3 * 5 + 1 + 5 + 5
-    assert planned.done is None and not (home / "runs").exists()
+    assert not planned.prepared and not planned.done and not (home / "runs").exists()
 
 
-def test_of_a_corpus_that_is_not_there_nothing_is_said(home, offline, planned):
+def test_unknown_numbers_without_the_corpus(home, offline, planned):
     said = planned("wmt14-en-de", "--rate", 30_000, "--gpus", 8)
     assert table(said)["slt"]["done"] == table(said)["slt"]["left"] == "?"
     assert "done, left: not known" in said and "data wmt14-en-de" in said
@@ -85,7 +85,7 @@ def test_of_a_corpus_that_is_not_there_nothing_is_said(home, offline, planned):
     assert table(said)["slt"]["dev"] == "?" and "hours: pass --rate" in said
 
 
-def test_multi30k_is_at_hand_where_all_of_it_is(home, monkeypatch):
+def test_multi30k_is_at_hand_if_all_files_are(home, monkeypatch):
     monkeypatch.setenv("SLT_DATA", str(home))
     names = [name for name in corpora.MULTI30K_SHA256 if ".fr." not in name]
     for folder, some in (("multi30k", names[::2]), ("cache/slt_lib/multi30k", names[1::2])):
@@ -97,11 +97,11 @@ def test_multi30k_is_at_hand_where_all_of_it_is(home, monkeypatch):
 
 
 def test_a_plan_is_what_a_run_trains(home, study_file, planned, monkeypatch):
-    """N left, then the run, then none; every ticket that was planned is there under its id, in the planned size."""
+    """Before the run all trainings are left, afterwards none; every planned ticket is stored in the planned size."""
     study = study_file({"seeds": [1], "levels": [0.5, 0.7]})
     before = table(planned(study))
     count = int(before["total"]["trainings"])
-    # dense; two of MP, LT, SLT, CLT; SLT-MP from SLT's 50%: one; MP-SLT: MP to 60%, trained on there, and 70%
+    # dense; two each of MP, LT, SLT, CLT; one of SLT-MP from SLT's 50%; three of MP-SLT: MP to 60%, SLT at 60%, 70%
     assert count == 1 + 4 * 2 + 1 + 3 and before["total"]["left"] == f"{count}" and before["total"]["done"] == "0"
     assert main(["run", study, "--no-report"]) == 0
     assert not (home / "figures" / "tiny" / "report.html").exists()
@@ -113,18 +113,19 @@ def test_a_plan_is_what_a_run_trains(home, study_file, planned, monkeypatch):
 
     found = plan.Planned(study)
     plan.rows(found)
-    assert sorted(found.tickets) == Store().ids()
-    for train_id, ticket in found.tickets.items():
+    assert sorted(found.runs) == Store().ids()
+    for train_id, run in found.runs.items():
+        ticket = run.ticket
         files = Store().folder(train_id).record()["files"]
         on_disk = sum((Store().path / train_id / name).stat().st_size for name in files)
         steps = found.params.kept_steps() | found.keep.get(train_id, set())
         missing = len(steps) + 3 - len(files) - (not ticket.sparsity)  # best, last, mask: the best may be one of these
-        planned_size = on_disk + missing * plan._theta_bytes(found)
-        assert missing in (0, 1) and planned_size == pytest.approx(plan.kept_bytes(found, ticket), rel=0.2)
+        planned_size = on_disk + missing * 4 * sum(weight.numel() for weight in found.outline.parameters())
+        assert missing in (0, 1) and planned_size == pytest.approx(plan.disk(found, ticket)[0], rel=0.2)
 
 
-def test_a_recipe_may_look_into_stored_runs(make_study, study_file, monkeypatch):
-    """Their weights and masks are read during a plan too, and decide what it trains next."""
+def test_a_recipe_may_read_stored_runs(make_study, study_file, monkeypatch):
+    """A plan too can read their weights and masks to decide on the next training."""
 
     def look(study, seed, levels):
         run = yield study.ticket(seed)
@@ -144,7 +145,7 @@ def test_a_recipe_may_look_into_stored_runs(make_study, study_file, monkeypatch)
 
 
 def test_a_failed_run_ends_its_chain(home, study_file, planned):
-    """What the chain would have trained next is not left to do."""
+    """The later trainings of the chain are not counted as left."""
     loud = {"steps": 2, "peak_lr": {"adafactor": 1e30, "adam": 1e30}}
     study = study_file({"seeds": [1], "levels": [0.5], "pairs": {"en-de": ["slt"]}, "training": loud})
     assert main(["run", study, "--no-report"]) == 0
@@ -155,8 +156,8 @@ def test_a_failed_run_ends_its_chain(home, study_file, planned):
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "adam"])
 @pytest.mark.parametrize("stale", ["zeroed", "stale"])
-def test_what_a_training_needs_while_it_runs(optimizer, stale, study_file, monkeypatch):
-    """The state to resume from, as it is written."""
+def test_disk_space_of_a_running_training(optimizer, stale, study_file, monkeypatch):
+    """Compared with a real resume state."""
     study = plan.Planned(study_file({"training": {"pruned": stale, "optimizer": optimizer}}))
     [ticket] = [ticket for ticket in plan.rows(study)[1].tickets.values() if (ticket.seed, ticket.sparsity) == (1, 0.5)]
     model = training.new_model(study.params.training, 120, 1)
@@ -172,13 +173,13 @@ def test_what_a_training_needs_while_it_runs(optimizer, stale, study_file, monke
     tensors = TrainState(None, weights, mask, statistics, left).tensors()
     written = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     theta = sum(4 * weight.numel() for weight in weights.values())
-    assert plan.working_bytes(study, ticket) == pytest.approx(2 * written + theta, abs=1000)  # Adam counts its steps
+    assert plan.disk(study, ticket)[1] == pytest.approx(2 * written + theta, abs=1000)  # Adam counts its steps
 
 
 @pytest.mark.parametrize(
     ("layers", "hidden", "inner", "heads", "rows", "length"), [(1, 16, 32, 2, 8, 24), (2, 32, 48, 4, 3, 40)]
 )
-def test_flops_are_those_that_torch_counts(layers, hidden, inner, heads, rows, length):
+def test_flops_match_torchs_counter(layers, hidden, inner, heads, rows, length):
     shape = Shape(50, layers, hidden, inner, heads)
     model = training.Transformer(shape, 1)
     ids = torch.from_numpy(stream(1, "flops").integers(3, 50, size=(rows, length)))
@@ -198,7 +199,7 @@ def ticket(*parents: str):
 
 @pytest.mark.parametrize(("devices", "rounds"), [(1, 7), (2, 4), (3, 4), (9, 4)])
 def test_makespan(devices, rounds):
-    """A chain of four and three that wait for nothing: the chain goes first; what is done is not waited for."""
+    """A chain of four and three independent tickets: the chain goes first, and a finished parent is not waited for."""
     tickets = {"a": ticket("done"), "b": ticket("a"), "c": ticket("b"), "d": ticket("c")}
     for depth, each in enumerate(tickets.values()):
         each.depth = depth
@@ -215,7 +216,7 @@ def test_measure(study_file, planned):
     assert rate > 0 and "steps of 1 x 48 on" in how and how.endswith("fewer rows than the study's 8")
 
 
-def test_notebook_08_compares_what_is_planned():
+def test_notebook_08_and_the_plan_have_the_same_comparisons():
     notebook = nbformat.read(ROOT / "notebooks" / "08_ablations.ipynb", as_version=4)
     [cell] = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     values = {node.target.id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
@@ -228,14 +229,14 @@ def test_notebook_08_compares_what_is_planned():
     assert set(params.COMPARISONS) == set(default)  # what a study file may name
 
 
-def test_a_study_plans_the_comparisons_that_it_names(home, study_file):
+def test_plan_of_the_comparisons_in_the_study_file(home, study_file):
     rows = {row.technique: row for row in plan.rows(plan.Planned(study_file({"ablations": ["signs", "again"]})))}
     assert len(rows["ablations"].tickets) / 2 == 1 + 3  # random signs, and the dense run again at every level
 
 
 @pytest.mark.parametrize("name", ["quick", "multi30k", "multi30k-large", "wmt14-en-de"])
 def test_every_comparison_compares_two_trainings(name):
-    """At some sparsity each variant has another training than the default that it is set beside."""
+    """At some sparsity each variant has another training than the default it is compared with."""
     study = plan.Planned(name)
 
     def trained(line):
@@ -251,7 +252,7 @@ def test_every_comparison_compares_two_trainings(name):
             assert told or not line.knobs, (comparison, line)
 
 
-def test_random_masks_are_trained_as_often_as_slts_own(study_file):
+def test_random_masks_are_trained_as_often_as_slts(study_file):
     study = plan.Planned(study_file({"levels": [0.3, 0.4, 0.5]}))
     plain, control = study.follow(
         [study.chain(techniques.slt, 1), study.chain(techniques.slt_control, 1, control="mask", at=0.5)]
@@ -262,7 +263,7 @@ def test_random_masks_are_trained_as_often_as_slts_own(study_file):
 
 @pytest.mark.parametrize("name", ["quick", "multi30k"])
 def test_the_report_knows_the_depth_of_each_cell(name):
-    """So that a cell is compared with the dense model trained as often."""
+    """Each cell is compared with a dense model that was trained as often."""
     study = plan.Planned(name)
     levels = SimpleNamespace(levels=study.levels)
     for technique in study.params.pairs[study.pair]:
@@ -271,7 +272,7 @@ def test_the_report_knows_the_depth_of_each_cell(name):
             assert Figures.depth(levels, technique, run.sparsity) == run.ticket.depth, (technique, run.sparsity)
 
 
-def test_the_readmes_own_technique_halves_what_is_left():
+def test_the_technique_in_the_readme():
     text = (ROOT / "README.md").read_text()
     code = text[text.index("    def halves(") : text.index("    chains = study.follow(")]
     scope = {}

@@ -1,4 +1,4 @@
-"""Schedules against the check values of FACTS.md and the paper's own formula."""
+"""Schedules compared with the values in FACTS.md and with the paper's formula."""
 
 import math
 
@@ -35,7 +35,7 @@ def test_learning_rate_of_adam_rises_first():
     assert rates[10:] == [learning_rate(k, 10, 0.5) for k in range(10, 40)]
 
 
-def test_learning_rate_without_a_step_of_warm_up():
+def test_learning_rate_needs_a_warm_up():
     with pytest.raises(ValueError, match="at least 1 is needed"):
         learning_rate(3, 0)
 
@@ -56,18 +56,18 @@ def test_gradual_sparsity_of_the_paper(step, initial, percent, digits):
 
 
 @given(st.integers(0, 500_000), FRACTIONS, FRACTIONS)
-def test_gradual_sparsity_is_the_paper_s_formula(step, one, other):
+def test_gradual_sparsity_is_the_papers_formula(step, one, other):
     initial, final = sorted((one, other))
     wanted = final + min(0, (initial - final) * (1 - step / 400_000) ** 3)
     assert gradual_sparsity(step, initial, final, 400_000) == pytest.approx(wanted, abs=1e-12)
 
 
 @given(st.integers(1, 1000), FRACTIONS, FRACTIONS)
-def test_gradual_sparsity_rises_to_exactly_its_end(end, one, other):
+def test_gradual_sparsity_ends_exactly_at_its_target(end, one, other):
     initial, final = sorted((one, other))
     found = [gradual_sparsity(step, initial, final, end) for step in range(end + 3)]
     assert found[0] == pytest.approx(initial, abs=1e-12)
-    assert found[end:] == [final] * 3  # exactly: a mask counts round(sparsity * size)
+    assert found[end:] == [final] * 3  # exactly, because a mask prunes round(sparsity * size)
     assert all(a <= b + 1e-12 for a, b in zip(found, found[1:], strict=False))
 
 
@@ -78,7 +78,7 @@ def test_gradual_sparsity_before_its_start_is_its_start(step, end, one, other):
 
 
 @pytest.mark.parametrize(("initial", "final"), [(0.9, 0.6), (-0.1, 0.5), (0.5, 1.2)])
-def test_gradual_sparsity_that_can_not_be(initial, final):
+def test_invalid_gradual_sparsity(initial, final):
     with pytest.raises(ValueError, match="gradual sparsity"):
         gradual_sparsity(1, initial, final, 10)
 
@@ -95,6 +95,6 @@ def test_every(fraction, until, steps):
     found = every(fraction, until, steps)
     assert found == sorted(set(found)) and all(1 <= step <= steps for step in found)
     if at_step(until, steps):
-        assert found[-1] == at_step(until, steps)  # the last one is always met
+        assert found[-1] == at_step(until, steps)  # the last one is always included
     gaps = [b - a for a, b in zip([0, *found], found, strict=False)]
     assert all(gap <= math.ceil(fraction * steps) + 1 for gap in gaps)

@@ -1,4 +1,4 @@
-"""The model against a slow one written from FACTS.md section 1, a sentence at a time, in plain numpy."""
+"""The model compared with a slow one in plain numpy, written from FACTS.md section 1, one sentence at a time."""
 
 import math
 
@@ -28,7 +28,7 @@ PAIRS = [([5, 9, 4, EOS], [7, 3, EOS]), ([8, EOS], [6, 6, 11, 12, EOS]), ([20, 2
 
 
 def random_model(shape=SHAPE, seed=3):
-    """Float64, and norms and biases that are not at their start, so that leaving one out would show."""
+    """Float64, with norms and biases that are not at their initial values, so that a missing one is noticed."""
     model = Transformer(shape, seed).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -43,7 +43,7 @@ def model():
 
 
 def packed(rows, source_length=16, target_length=14):
-    """Rows of pairs side by side, as `batches` packs them, but written anew here."""
+    """Rows of sentence pairs packed as in `data.batches`, independently of it."""
     fields = {}
     for side, length in ((0, source_length), (1, target_length)):
         for name in ("ids", "segment", "position"):
@@ -70,14 +70,14 @@ def logits(model, batch, drop=None):
 
 
 class Slow:
-    """transformer_base_v3 for one sentence pair: lists of vectors, a head at a time; `drop`: masks by site."""
+    """transformer_base_v3 for one sentence pair, vector by vector and head by head; `drop`: masks by site."""
 
     def __init__(self, model, drop=None):
         self.w = {name: p.detach().numpy() for name, p in model.named_parameters()}
         self.shape, self.drop = model.shape, drop or {}
 
     def masked(self, site, x):
-        """A mask of its own for each position, or one [hidden] shared over the length."""
+        """Apply a mask with one row per position, or one row for all positions."""
         return x * self.drop[site][0].numpy() if site in self.drop else x
 
     def norm(self, name, x):
@@ -140,17 +140,17 @@ class Slow:
 
 
 def near(found, wanted):
-    # positions are kept in float32, so 1e-7 is what can be asked for
+    # positions are in float32, so 1e-7 is the best possible
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_same_as_a_slow_one(model, pair):
+def test_same_as_the_slow_model(model, pair):
     found = logits(model, packed([[pair]], len(pair[0]), len(pair[1])))
     near(found[0], Slow(model).logits(*pair))
 
 
-def test_same_as_a_slow_one_with_dropout(model):
+def test_same_as_the_slow_model_with_dropout(model):
     [source, target] = PAIRS[1]
     sites = dropout_sites(SHAPE, 1, len(source), len(target))
     rates = {"residual": 0.3, "attention": 0.4, "relu": 0.5}
@@ -159,10 +159,10 @@ def test_same_as_a_slow_one_with_dropout(model):
     near(found[0], Slow(model, drop).logits(source, target))
 
 
-def test_logits_depend_neither_on_neighbours_nor_on_padding(model):
+def test_logits_are_independent_of_neighbours_and_padding(model):
     rows = [[PAIRS[0], PAIRS[1], PAIRS[2]], [PAIRS[2]], [PAIRS[1], PAIRS[0]], []]
     found = logits(model, packed(rows))
-    assert torch.isfinite(found).all()  # a row of padding alone stays a number
+    assert torch.isfinite(found).all()  # also in a row that is all padding
     for r, row in enumerate(rows):
         at = 0
         for source, target in row:
@@ -171,7 +171,7 @@ def test_logits_depend_neither_on_neighbours_nor_on_padding(model):
             at += len(target)
 
 
-def test_a_neighbour_changes_nothing_to_the_bit(model):
+def test_a_neighbour_changes_no_bit(model):
     [one, other] = [packed([[PAIRS[0], neighbour]]) for neighbour in (PAIRS[1], ([28, EOS], [27, 26, 25, 24, EOS]))]
     length = len(PAIRS[0][1])
     found = [logits(model, batch)[0] for batch in (one, other)]
@@ -179,7 +179,7 @@ def test_a_neighbour_changes_nothing_to_the_bit(model):
     assert not torch.equal(found[0][length:], found[1][length:])
 
 
-def test_no_word_sees_a_later_one(model):
+def test_no_position_sees_a_later_one(model):
     source, target = [5, 9, EOS], [7, 3, 11, 12, EOS]
     for changed in range(len(target) - 1):
         other = [*target[:changed], 28, *target[changed + 1 :]]
@@ -188,7 +188,7 @@ def test_no_word_sees_a_later_one(model):
         assert not torch.equal(a[changed + 1], b[changed + 1])
 
 
-def test_step_by_step_as_all_at_once(model):
+def test_decoding_step_by_step_gives_the_same_logits(model):
     source = torch.zeros(len(PAIRS), 9, dtype=torch.long)
     for r, (ids, _) in enumerate(PAIRS):
         source[r, : len(ids)] = torch.tensor(ids)
@@ -204,7 +204,7 @@ def test_step_by_step_as_all_at_once(model):
             previous = target[:, position]
 
 
-def test_decoding_may_be_longer_than_the_model_was_made_for():
+def test_decoding_beyond_the_expected_length():
     long, short = Transformer(SHAPE, 3), Transformer(SHAPE, 3, length=4)
     source = torch.arange(3, 12).unsqueeze(0)
     with torch.no_grad():
@@ -215,7 +215,7 @@ def test_decoding_may_be_longer_than_the_model_was_made_for():
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-# Sizes and starts ------------------------------------------------------------
+# Sizes and initial weights ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -237,13 +237,13 @@ def test_sizes_of_transformer_base(vocabulary, matrices, everything):
     assert sum(w.numel() for name, w in rest.items() if "norm." in name) == 32 * 1024
 
 
-def test_shape_that_can_not_be():
+def test_invalid_shape():
     with pytest.raises(ValueError, match="multiple of heads"):
         Shape(10, hidden=12, heads=5)
 
 
 def test_positions():
-    # Sines beside cosines, not interleaved; timescales from 1 to 10^4, both ends met (the -1 of the exponent).
+    # Sines, then cosines, not interleaved; timescales from 1 to 10^4, both included (the -1 in the exponent).
     found = positions(60, 8)
     for p in (0, 1, 59):
         rates = [1, 10 ** (-4 / 3), 10 ** (-8 / 3), 1e-4]
@@ -275,7 +275,7 @@ def test_theta_0():
         elif weight.dim() == 1:
             assert (weight == (1.0 if name.endswith("norm.weight") else 0.0)).all()
     matrices = [w.flatten()[:8].tolist() for w in weights.values() if w.dim() == 2]
-    assert len({tuple(m) for m in matrices}) == len(matrices)  # no two share their random numbers
+    assert len({tuple(m) for m in matrices}) == len(matrices)  # all have their own random numbers
 
 
 def test_theta_0_comes_from_the_seed_alone():
@@ -339,7 +339,7 @@ def test_masks_are_a_function_of_seed_noise_step_and_site():
     one = dropout_masks(sites, rates, 1, "0", 7)
     assert torch.equal(torch.random.get_rng_state(), before)
     cases = [(1, "0", 7, True), (2, "0", 7, False), (1, "0", 8, False), (17, "0", 0, False)]
-    cases += [(1, "1", 7, False), (1, "0+1", 7, False)]  # deeper in the chain; another copy
+    cases += [(1, "1", 7, False), (1, "0+1", 7, False)]  # a deeper ticket in the chain; another copy
     for seed, noise, step, same in cases:
         other = dropout_masks(sites, rates, seed, noise, step)
         assert all(torch.equal(one[site], other[site]) == same for site in sites)
@@ -365,7 +365,7 @@ def test_a_rate_of_zero_needs_no_mask():
 
 
 def by_torch(values, target, smoothing):
-    """T2T spreads `smoothing` over the V - 1 wrong tokens, torch over all V: so torch needs smoothing * V / (V - 1)."""
+    """T2T spreads `smoothing` over V - 1 wrong tokens, torch over all V, so torch needs smoothing * V / (V - 1)."""
     count = values.shape[-1]
     wrong = smoothing / (count - 1)
     entropy = -(1 - smoothing) * math.log(1 - smoothing) - (smoothing * math.log(wrong) if smoothing else 0)
@@ -377,7 +377,7 @@ def by_torch(values, target, smoothing):
 
 @pytest.fixture
 def states():
-    """More rows than one chunk of SoftmaxLoss; a third of them padding."""
+    """More rows than one chunk of SoftmaxLoss, a third of them padding."""
     generator = torch.Generator().manual_seed(4)
     hidden = torch.randn(3, SoftmaxLoss.CHUNK // 2 + 5, 8, generator=generator, dtype=torch.double)
     embedding = torch.randn(11, 8, generator=generator, dtype=torch.double)
@@ -387,7 +387,7 @@ def states():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
-def test_loss_and_gradients_are_torch_s(states, smoothing):
+def test_loss_and_gradients_match_torch(states, smoothing):
     hidden, embedding, target = states
     sides = [[t.clone().requires_grad_() for t in (hidden, embedding)] for _ in range(3)]
     losses = [
@@ -396,13 +396,13 @@ def test_loss_and_gradients_are_torch_s(states, smoothing):
         SoftmaxLoss.apply(*sides[2], target, smoothing, torch.float64),
     ]
     for loss, side in zip(losses, sides, strict=True):
-        (3 * loss).backward()  # a factor, as a gradient from above has one
+        (3 * loss).backward()  # a gradient other than 1 from above
         assert loss.item() == pytest.approx(losses[0].item(), rel=1e-6)
         for found, wanted in zip(side, sides[0], strict=True):
             torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-4, atol=1e-8)
 
 
-def test_gradients_against_differences(states):
+def test_gradients_match_finite_differences(states):
     embedding, target = states[1], states[2][:1, :7]
     hidden = states[0][:1, :7].clone().requires_grad_()
     SoftmaxLoss.apply(hidden, embedding, target, 0.1, torch.float64).backward()
@@ -414,13 +414,13 @@ def test_gradients_against_differences(states):
             assert hidden.grad[0, i, unit].item() == pytest.approx((up - down) / 2e-5, rel=1e-4, abs=1e-7)
 
 
-def test_a_perfect_guess_loses_nothing():
+def test_the_loss_of_a_perfect_prediction_is_zero():
     goal = torch.full((1, 11), 0.1 / 10, dtype=torch.double)
     goal[0, 4] = 0.9
     assert smoothed_cross_entropy(goal.log(), torch.tensor([4]), 0.1).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_padding_has_no_part_in_the_loss(states):
+def test_padding_does_not_affect_the_loss(states):
     hidden, embedding, target = states
     other = hidden.clone()
     other[target == PAD] = 100.0

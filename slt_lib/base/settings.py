@@ -1,9 +1,10 @@
-"""The study file: `params/<study>.yaml`, typed; unknown keys and wrong types are errors that name the file and the key.
+"""The study file `params/<study>.yaml` with checked types, and the table of techniques.
 
-Every length of time is a fraction of `steps`, as in the paper. Numbers are written 1.0e-4, never 1e-4, which YAML reads
-as text. A sparsity is a fraction from 0 to 1.
+Unknown keys and wrong types are errors that name the file and the key. Durations are fractions of `steps`, as in the
+paper. A sparsity is a fraction from 0 to 1. Write 1.0e-4, never 1e-4, which YAML reads as text.
 """
 
+import difflib
 import os
 import re
 import reprlib
@@ -21,14 +22,13 @@ RECIPE_VERSION = 2  # raise by hand when a change of code changes the weights of
 COMPARISONS = tuple(
     "signs frankle rewind source one-shot stepwise switch optimizer average final controls again stability".split()
 )
-
 REWIND = 0.05  # theta_t of the paper's chains: 25k of 500k steps
 REWIND_POINTS = (0.025, 0.075, 1.0)  # and of its ablation: 12.5k, 37.5k, 500k (section 5)
 
 
 @dataclass(frozen=True)
 class Technique:
-    """How a technique is named and drawn: label in tables, notebook, and the colour, marker and line of its curve."""
+    """Label in tables and plots, notebook, and the colour, marker and line style of the curve."""
 
     label: str
     notebook: str
@@ -37,8 +37,8 @@ class Technique:
     line: str = "-"
 
 
-# Name in files and on the command line -> its row, in the order of Table 1; `techniques` holds the recipes. The colours
-# are those of Okabe and Ito, without yellow, which is hard to see on a light background.
+# Name in files and on the command line -> its row, in the order of the paper's Table 1. The colours are those of Okabe
+# and Ito, without yellow, which is hard to see on white.
 TECHNIQUES = {
     "mp": Technique("MP", "02_mp", "#0072B2", "o"),
     "lt": Technique("LT", "03_lt", "#E69F00", "s"),
@@ -47,25 +47,39 @@ TECHNIQUES = {
     "slt-mp": Technique("SLT-MP", "06_slt_mp", "#D55E00", "P", "-."),
     "mp-slt": Technique("MP-SLT", "07_mp_slt", "#56B4E9", "v", "-."),
 }
-DENSE = Technique("dense", "01_dense", "#222222", "*", "--")  # not a technique that a study file lists: always run
+DENSE = Technique("dense", "01_dense", "#222222", "*", "--")  # always run, so no study file lists it
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Duration = Annotated[float, Field(gt=0, le=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]  # of dropout or label smoothing
+Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Eight = Annotated[int, Field(ge=8, multiple_of=8)]
 
 
 class Base(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def known_keys(cls, raw):
+        names = list(cls.model_fields)
+        unknown = [str(key) for key in raw if key not in names] if isinstance(raw, dict) else []
+        if unknown:
+            close = difflib.get_close_matches(unknown[0], names, n=1)
+            remedy = f"did you mean {close[0]!r}?" if close else f"known keys here: {', '.join(names)}"
+            raise ValueError(f"unknown key {unknown[0]!r}; {remedy}")
+        return raw
 
 
 class Grammar(Base):
-    """Sentences made by the code: no download."""
+    """Sentences that the code generates, without a download."""
 
     name: Literal["grammar"]
     train: Positive
     dev: Positive
     test: Positive
-    seed: Annotated[int, Field(ge=0)] = 1
+    seed: Natural = 1
 
 
 class Multi30k(Base):
@@ -75,7 +89,7 @@ class Multi30k(Base):
 
 
 class Files(Base):
-    """Your own text: train.<lang>, dev.<lang> and each of `tests` in `folder`, one sentence a line."""
+    """Your own text: train.<lang>, dev.<lang> and each of `tests` in `folder`, one sentence per line."""
 
     name: Literal["files"]
     folder: str
@@ -87,8 +101,8 @@ class Wmt14(Base):
 
     name: Literal["wmt14"]
     news_commentary: Literal["v9", "v13"] = "v9"  # v9: wmt/wmt14; v13, en-de only: wmt/wmt_t2t, tensor2tensor's mix
-    max_words: Positive | None = None  # pairs with a longer side are left out; words stand between spaces
-    max_ratio: Annotated[float, Field(ge=1)] | None = None  # and those whose sides differ by more than this factor
+    max_words: Positive | None = None  # leave out pairs with a longer side; words are separated by spaces
+    max_ratio: Annotated[float, Field(ge=1)] | None = None  # leave out pairs whose lengths differ by a larger factor
     sample: Positive | None = None  # bytes per language that the vocabulary is built from; None: all
 
 
@@ -99,9 +113,9 @@ class Model(Base):
     hidden: Eight
     filter: Eight
     heads: Positive
-    residual_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    relu_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    residual_dropout: Rate = 0.1
+    attention_dropout: Rate = 0.1
+    relu_dropout: Rate = 0.1
 
     @model_validator(mode="after")
     def heads_divide(self):
@@ -111,7 +125,7 @@ class Model(Base):
 
 
 class BatchShape(Base):
-    """Rows and their length in word pieces; packed: several pairs share a row."""
+    """Rows and their length in word pieces. `packed`: several sentence pairs share a row."""
 
     rows: Eight
     length: Eight
@@ -119,7 +133,7 @@ class BatchShape(Base):
 
 
 class PeakRate(Base):
-    """Highest learning rate of each optimizer; the paper's Adafactor has 0.01 at a warm-up of 10,000 steps."""
+    """Highest learning rate of each optimizer. The paper's Adafactor has 0.01 at a warm-up of 10,000 steps."""
 
     adafactor: Annotated[float, Field(gt=0)]
     adam: Annotated[float, Field(gt=0)] = 2e-3
@@ -128,8 +142,8 @@ class PeakRate(Base):
 class Gradual(Base):
     """Magnitude pruning: a new mask every `every` of the steps, the last one at `until` (paper section 3.1)."""
 
-    every: Annotated[float, Field(gt=0, le=1)] = 0.02
-    until: Annotated[float, Field(gt=0, le=1)] = 0.8
+    every: Duration = 0.02
+    until: Duration = 0.8
 
 
 class Decoding(Base):
@@ -137,27 +151,27 @@ class Decoding(Base):
 
     beam: Positive = 4
     alpha: Annotated[float, Field(ge=0)] = 0.6
-    extra: Annotated[int, Field(ge=0)] = 100
+    extra: Natural = 100
 
 
 class Training(Base):
-    """All that reaches the weights beside corpus, vocabulary, seed and the ticket."""
+    """Everything that affects the weights except corpus, vocabulary, seed and ticket."""
 
     model: Model
     batch: BatchShape
     steps: Annotated[int, Field(ge=2)]
     optimizer: Literal["adafactor", "adam"] = "adafactor"
     peak_lr: PeakRate
-    warmup: Annotated[float, Field(gt=0, le=1)] = 0.02
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    warmup: Duration = 0.02
+    label_smoothing: Rate = 0.1
     precision: Literal["fp32", "bf16"] = "fp32"
     order: Literal["fresh", "same"] = "fresh"
     pruned: Literal["zeroed", "stale"] = "zeroed"
     thresholds: Literal["exact", "histogram"] = "exact"
     gradual: Gradual = Gradual()
-    checkpoint: Annotated[float, Field(gt=0, le=1)] = 0.05
+    checkpoint: Duration = 0.05
     dev_beam: Positive = 1
-    dev_extra: Annotated[int, Field(ge=0)] = 100  # pieces a translation of dev may be longer than its source
+    dev_extra: Natural = 100  # word pieces by which a translation of dev may exceed its source
     dev_sentences: Positive | None = None  # None: the whole dev set
 
 
@@ -166,28 +180,27 @@ class Params(Base):
 
     rehearsal: bool = False
     pairs: dict[str, list[Literal[tuple(TECHNIQUES)]]] = Field(min_length=1)
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    seeds: list[Natural] = Field(min_length=1)
     levels: list[float] = Field(min_length=1)
     corpus: Annotated[Grammar | Multi30k | Files | Wmt14, Field(discriminator="name")]
     vocabulary: Annotated[int, Field(ge=8)]
     training: Training
-    keep: list[Fraction] = [REWIND]  # where every run keeps its weights, as fractions of its training
+    keep: list[Fraction] = [REWIND]  # points of a training at which its weights are kept
     decoding: Decoding = Decoding()
     threads: Positive = 1
-    accumulate: Positive = 1  # parts in which a process takes its rows of a batch, where memory is short
-    # comparisons of 08_ablations to run; true: those that the notebook names by itself, the paper's
-    ablations: bool | list[Literal[COMPARISONS]] = False
+    accumulate: Positive = 1  # parts into which a process splits its rows of a batch, to save memory
+    ablations: bool | list[Literal[COMPARISONS]] = False  # comparisons of notebook 08; true: the paper's
 
     @field_validator("ablations", mode="before")
     @classmethod
     def known_ablations(cls, asked):
-        for name in asked if isinstance(asked, list) else [] if isinstance(asked, bool) else [asked]:
-            if name not in COMPARISONS or not isinstance(asked, list):
-                raise ValueError(f"{name!r} is none of true, false or a list of {', '.join(COMPARISONS)}")
+        unknown = [name for name in asked if name not in COMPARISONS] if isinstance(asked, list) else [asked]
+        if unknown and not isinstance(asked, bool):
+            raise ValueError(f"{unknown[0]!r} is none of true, false or a list of {', '.join(COMPARISONS)}")
         return asked
 
     @model_validator(mode="after")
-    def in_order(self):
+    def consistent(self):
         check_levels(self.levels)
         check_seeds(self.seeds)
         if self.training.batch.rows % self.accumulate:
@@ -196,9 +209,9 @@ class Params(Base):
         return self
 
     def kept_steps(self) -> set[int]:
-        """Steps at which every run keeps its weights: those of `keep`, and the points that the ablations rewind to."""
+        """Steps at which every run keeps its weights: those of `keep` and those that the ablations rewind to."""
         compared = self.ablations is True or (self.ablations and "rewind" in self.ablations)
-        points = {*self.keep, *(REWIND_POINTS if compared else ())}
+        points = [*self.keep, *(REWIND_POINTS if compared else ())]
         return {schedules.at_step(point, self.training.steps) for point in points}
 
 
@@ -209,7 +222,7 @@ def check_seeds(seeds) -> None:
 
 
 def check_levels(levels) -> None:
-    """Raise ValueError unless levels are sparsities between 0 and 1 that rise."""
+    """Raise ValueError unless levels are increasing sparsities between 0 and 1."""
     for level in levels:
         if not 0 < level < 1:
             raise ValueError(f"levels: {level} is not a sparsity between 0 and 1 (0.9 means 90%)")
@@ -218,9 +231,9 @@ def check_levels(levels) -> None:
 
 
 def home() -> Path:
-    """The project: the nearest folder upwards that holds `params/`, else the checkout of this library.
+    """The project: the nearest parent of the working folder with a folder `params`, else the checkout of this library.
 
-    So a notebook opened in `notebooks/` and a job started at the top find the same study, runs and figures.
+    A notebook in `notebooks/` and a job at the top find the same study, runs and figures.
     """
     for folder in (here := Path.cwd(), *here.parents):
         if (folder / "params").is_dir():
@@ -228,12 +241,13 @@ def home() -> Path:
     return Path(__file__).resolve().parents[2]
 
 
-def known() -> list[str]:
-    return sorted(path.stem for path in (home() / "params").glob("*.yaml"))
+def name_of(study: str) -> str:
+    """The name of a study that is given by its name or file."""
+    return os.path.basename(study).removesuffix(".yaml")
 
 
 def file_of(study: str) -> Path:
-    """The file that a study's name, or a path that ends in .yaml, stands for."""
+    """The file of a study that is given by its name or file."""
     return Path(study) if study.endswith(".yaml") else home() / "params" / f"{study}.yaml"
 
 
@@ -245,14 +259,15 @@ def load(study: str) -> Params:
     path = file_of(study)
     shown = os.path.relpath(path)
     if not path.is_file() or Path(study).name != study and not study.endswith(".yaml"):
-        raise InputError(f"study {study!r}: there is no {shown}; known studies: {', '.join(known()) or 'none'}")
+        known = ", ".join(sorted(file.stem for file in (home() / "params").glob("*.yaml")))
+        raise InputError(f"study {study!r}: there is no {shown}; known studies: {known or 'none'}")
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except UnicodeDecodeError as error:
         raise InputError(f"{shown}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
-        raise InputError(f"{shown}: can't be read ({error.strerror}); check that you may") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that can't be, brackets without end
+        raise InputError(f"{shown}: can't be read ({error.strerror}); check its permissions") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date
         what = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise InputError(f"{shown}: not YAML: {what}") from None
     if not isinstance(raw, dict):
@@ -261,9 +276,9 @@ def load(study: str) -> Params:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which would let the second of two equal keys win silently.
+    """YAML's safe loader, with an error for a duplicate key, of which YAML would silently keep the second.
 
-    Keys are compared as they are written, before `<<` merges others in, so that a written key overrides a merged one.
+    Keys are compared before `<<` is merged in, because a written key may override a merged one.
     """
 
     def compose_mapping_node(self, anchor):
@@ -273,7 +288,7 @@ class _Loader(yaml.SafeLoader):
         ]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands there twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is there twice", node.start_mark)
         return node
 
 
@@ -286,41 +301,21 @@ def parse(raw: dict, where: str) -> Params:
 
 
 def _line(error: ValidationError) -> str:
-    errors = sorted(
-        error.errors(), key=lambda found: found["type"] != "extra_forbidden"
-    )  # a misspelt key is missing too
-    first = errors[0]
-    location = list(first["loc"])
-    if location[:1] == ["corpus"] and len(location) > 2:
-        del location[1]  # the union's tag stands in the path of its member, but not in the file
+    """The first mistake in one line, and the number of the others."""
+    first, more = error.errors()[0], error.error_count() - 1
+    location, kind, given = list(first["loc"]), first["type"], first["input"]
+    if location[:1] == ["corpus"]:
+        del location[1:2]  # pydantic adds the name of the corpus to the path
     key = ".".join(map(str, location))
-    kind, message = first["type"], first["msg"].removeprefix("Value error, ")
-    if kind == "extra_forbidden":
-        text = f"unknown key {key!r}; {_neighbours(first['loc'])}"
-    elif kind == "missing":
+    if kind == "missing":
         text = f"key {key!r} is missing"
     elif kind == "union_tag_not_found":
-        text = f"key '{key}.{first['ctx']['discriminator'].strip(chr(39))}' is missing"
+        text = f"key '{key}.name' is missing"
     elif kind == "union_tag_invalid":
         text = f"{key}.name: {first['ctx']['tag']!r} is none of {first['ctx']['expected_tags']}"
     elif kind == "value_error":
-        text = f"{key}: {message}" if key else message
+        text = f"{key}: {first['ctx']['error']}".removeprefix(": ")
     else:
-        power = re.fullmatch(r"[\d.]+[eE][+-]?\d+", str(first["input"])) and isinstance(first["input"], str)
-        hint = "; write 1.0e-4, not 1e-4" if power else ""
-        text = f"{key}: {message}, not {reprlib.repr(first['input'])}{hint}"
-    more = len(errors) - 1
+        power = isinstance(given, str) and re.fullmatch(r"[\d.]+[eE][+-]?\d+", given)
+        text = f"{key}: {first['msg']}, not {reprlib.repr(given)}" + ("; write 1.0e-4, not 1e-4" if power else "")
     return text + (f" (and {more} more)" if more else "")
-
-
-def _neighbours(location) -> str:
-    """The keys that stand where the unknown one was written, the likest first."""
-    import difflib
-
-    fields = {None: Params, "training": Training, "model": Model, "batch": BatchShape, "peak_lr": PeakRate}
-    fields |= {"gradual": Gradual, "decoding": Decoding, "grammar": Grammar, "multi30k": Multi30k, "files": Files}
-    fields |= {"wmt14": Wmt14}
-    model = fields.get(location[-2] if len(location) > 1 else None, Params)
-    names = list(model.model_fields)
-    close = difflib.get_close_matches(str(location[-1]), names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known keys here: {', '.join(names)}"
