@@ -86,6 +86,10 @@ class Figures:
         """The note that every title of a rehearsal carries; else empty."""
         return "rehearsal: no evidence" if self.rehearsal else ""
 
+    def titled(self, text: str) -> str:
+        """A title, with the note of a rehearsal."""
+        return f"{text} ({self.note})" if self.note else text
+
     def test_set(self, pair: str) -> str:
         """The primary test set of a pair: the first one that its study names."""
         return self.test_sets[pair][0]
