@@ -109,7 +109,7 @@ class Figures:
         return sorted({0.0, *self.levels, *ran})
 
     def cells(self, pair: str) -> list[Cell]:
-        """The default cells on the primary test set without copies: dense, then by technique and sparsity."""
+        """All cells but variants and copies, on the primary test set: dense, then by technique and sparsity."""
         found = [self.cell(pair, "dense", 0)]
         found += [self.cell(pair, name, level) for name in self.techniques(pair) for level in self.sparsities(pair)]
         return [cell for cell in found if cell and not cell.copied]
@@ -120,9 +120,8 @@ class Figures:
         return {(cell.technique, cell.sparsity): tuple(dict.fromkeys(cell.failures)) for cell in failed}
 
     def own_cells(self, pair: str, technique: str) -> list[Cell]:
-        """A technique's scored default cells on the primary test set without copies, by ascending sparsity."""
-        cells = [self.cell(pair, technique, level) for level in self.sparsities(pair)]
-        return [cell for cell in cells if cell and cell.rows and not cell.copied]
+        """Those of `cells` that belong to a technique and are scored, by ascending sparsity."""
+        return [cell for cell in self.cells(pair) if cell.technique == technique and cell.rows]
 
     def variants(self, pair: str) -> list[Cell]:
         """The cells of variants, runs of a recipe with other settings, in the order of results.csv."""

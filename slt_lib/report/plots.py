@@ -47,7 +47,10 @@ def plot_scores(figures: Figures, pair: str, metric: str = "bleu", overlay: bool
     With `overlay` the paper's curves of this pair are added as dotted lines, and both studies are drawn as differences
     to their dense model, in points: data and model size differ, so absolute scores cannot be compared.
     """
-    figure, axes = _canvas()
+    what, unit = figures.test_set(pair), METRICS[metric]
+    if overlay:
+        what, unit = "difference to the dense model", f"{metric.upper()} minus dense [points]"
+    axes = _canvas(figures, f"{pair}, {what}", unit)
     paper = paper_figures() if overlay and pair in paper_figures().pairs else None
     levels = sorted({*figures.sparsities(pair), *(paper.sparsities(pair) if paper else ())})
     names = figures.begun(pair)
@@ -65,16 +68,13 @@ def plot_scores(figures: Figures, pair: str, metric: str = "bleu", overlay: bool
         axes.axhline(0 if overlay else dense.mean(metric), label=DENSE.label, **LINE)
     _plot_failed(axes, figures, pair, levels)
     _level_axis(axes, levels)
-    axes.set_ylabel(f"{metric.upper()} minus dense [points]" if overlay else METRICS[metric])
-    what = "difference to the dense model" if overlay else figures.test_set(pair)
-    axes.set_title(_title(figures, f"{pair}, {what}"))
     known = [bool(seed_spread(figures, pair, metric, level)[1]) for level in figures.sparsities(pair)]
     seeds = " and, if several, seeds" if any(known) else ""
     seeds = " and seeds" if all(known) else seeds
     bars = None if figures.sentences is None else f"bars: 95% interval over sentences{seeds}"
     corner = "lower left" if metric == "bleu" else "upper left"
     axes.legend(loc=corner, ncols=2, title=bars, title_fontsize=8, alignment="left")
-    return figure
+    return axes.figure
 
 
 def _scores(figures: Figures, pair: str, name: str, metric: str, relative: bool) -> Points:
@@ -91,7 +91,8 @@ def plot_depth(figures: Figures, pair: str) -> Figure:
     What is above zero was gained by pruning and rewinding, not by further training. Bars: 95% intervals of the
     difference.
     """
-    figure, axes = _canvas()
+    title = f"{pair}, difference to the dense model trained as often"
+    axes = _canvas(figures, title, "BLEU minus the control of the same depth [points]")
     levels, names = figures.sparsities(pair)[1:], figures.begun(pair)
     for name in names:
         cells = [cell for cell in figures.own_cells(pair, name) if cell.sparsity]
@@ -101,10 +102,8 @@ def plot_depth(figures: Figures, pair: str) -> Figure:
             _errorbars(axes, _places(levels, points, name, names, dodge=0), points, name, names)
     axes.axhline(0, label="dense, trained as often", **LINE)
     _level_axis(axes, levels)
-    axes.set_ylabel("BLEU minus the control of the same depth [points]")
-    axes.set_title(_title(figures, f"{pair}, difference to the dense model trained as often"))
     axes.legend(loc="lower left", ncols=2)
-    return figure
+    return axes.figure
 
 
 def _points(figures: Figures, pair: str, metric: str, cells: Iterable[tuple[Cell, Cell | None]]) -> Points:
@@ -141,7 +140,7 @@ def plot_cost(figures: Figures, pair: str) -> Figure:
 
     Paper, section 5: LT at 98% costs 13 trainings, MP one. Each marker is a level; the last level is labelled.
     """
-    figure, axes = _canvas()
+    axes = _canvas(figures, f"{pair}, {figures.test_set(pair)}: training cost", METRICS["bleu"])
     names, labelled = figures.begun(pair), []
     for name in names:
         cells = figures.own_cells(pair, name)
@@ -158,10 +157,8 @@ def plot_cost(figures: Figures, pair: str) -> Figure:
     axes.set_xlim(left=0.5)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.set_xlabel(f"Training needed for the model [trainings of {figures.steps:,} steps]")
-    axes.set_ylabel(METRICS["bleu"])
-    axes.set_title(_title(figures, f"{pair}, {figures.test_set(pair)}: training cost"))
     axes.legend(loc="best", ncols=2)
-    return figure
+    return axes.figure
 
 
 @mpl.rc_context(STYLE)
@@ -239,15 +236,13 @@ def plot_kept(figures: Figures, pair: str, level: float | None = None) -> Figure
 
 def _kept(figures: Figures, pair: str, level: float) -> pd.DataFrame:
     """Weights kept [%] at a level: one row per matrix, one column per technique that has any there, by its label."""
-    columns = {}
-    for name in figures.begun(pair):
-        cell, rows = figures.cell(pair, name, level), figures.magnitudes
-        if cell and rows is not None:
-            rows = rows[rows["run"].isin([row["run"] for row in cell.rows])]
-            share = 100 * rows["kept"] / (rows["rows"] * rows["columns"])
-            columns[label(name)] = share.groupby(rows["matrix"], sort=False).mean()
-    columns = {name: shares for name, shares in columns.items() if len(shares)}
-    return pd.concat(columns, axis=1, sort=False) if columns else pd.DataFrame()
+    if figures.magnitudes is None:
+        return pd.DataFrame()
+    cells = {name: cell for name in figures.begun(pair) if (cell := figures.cell(pair, name, level))}
+    known = [(row["run"], label(name)) for name, cell in cells.items() for row in cell.rows]
+    rows = pd.DataFrame(known, columns=["run", "name"]).merge(figures.magnitudes, on="run")
+    rows["share"] = 100 * rows["kept"] / (rows["rows"] * rows["columns"])
+    return rows.pivot_table("share", "matrix", "name", sort=False)
 
 
 def all_plots(figures: Figures) -> Iterator[tuple[str, Figure]]:
@@ -280,9 +275,11 @@ def save_plot(figure: Figure, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def _canvas() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
-    return figure, figure.subplots()
+def _canvas(figures: Figures, title: str, unit: str) -> Axes:
+    axes = Figure(figsize=(7.2, 4.6), layout="constrained").subplots()
+    axes.set_title(_title(figures, title))
+    axes.set_ylabel(unit)
+    return axes
 
 
 def _look(name: str, names: list[str]) -> dict:

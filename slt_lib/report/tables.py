@@ -172,12 +172,11 @@ def ablations(figures: Figures, pair: str) -> Table:
         default = figures.cell(pair, cell.technique, cell.sparsity)
         gap = contrast(figures, pair, cell, default)
         numbers, shown, power = [np.nan] * 4, MISSING, MISSING
-        if gap and gap.printed:
+        if gap:
             numbers, shown = [gap.effect, np.nan, np.nan, np.nan], f"{gap.effect:+.1f}"
-        elif gap:
-            low, high = gap.bounds()
-            numbers, power = [gap.effect, low, high, gap.detectable], f"{gap.detectable:.1f}"
-            shown = f"{gap.effect:+.1f} [{low:+.1f}, {high:+.1f}]"
+        if gap and not gap.printed:
+            numbers[1:] = *gap.bounds(), gap.detectable
+            shown, power = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*numbers), f"{gap.detectable:.1f}"
         notes = [*dict.fromkeys(cell.failures)]
         notes += ["sentences only"] if gap and not gap.seeds_known else []
         notes += ["same training as the default"] if same_runs(cell, default) else []

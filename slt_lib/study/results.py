@@ -65,21 +65,28 @@ def record_run(study: Opened, chain: Chain, run: Run, checkpoint: str = "best") 
     """Score one run of a chain unless its scores are stored, write its part, return its rows, one per test set."""
     technique, variant = row_labels(study, chain, run, checkpoint)
     found = scores(run, checkpoint) if run.record["status"] == "ok" else {}
+    means = ("mean_abs_start", "mean_abs_final")  # of |w| of the finally kept weights, one row per matrix
     rows = {
         "results": result_rows(study, technique, variant, run, checkpoint, found),
-        "sentences": sentence_rows(scored(run, checkpoint), found),
-        "magnitudes": magnitude_rows(run),
+        "sentences": [
+            {"run": scored(run, checkpoint), "test_set": test_set, "line": line}
+            | dict(zip(score["statistics"], counts, strict=True))
+            for test_set, score in found.items()
+            for line, counts in enumerate(zip(*score["statistics"].values(), strict=True), start=1)
+        ],
+        "magnitudes": [
+            {"run": run.id, "matrix": name} | values | {key: f"{values[key]:.6g}" for key in means}
+            for name, values in magnitudes(run).items()
+        ],
         "provenance": [provenance_row(run)],
     }
     label = describe(study)["versions"] | {"levels": study.params.levels, "seeds": study.seeds}
-    part = {kind: [[_text(row[column]) for column in KINDS[kind][1]] for row in rows[kind]] for kind in KINDS}
+    part = {"label": label}
+    for kind, (_, columns, _) in KINDS.items():
+        part[kind] = [["" if row[key] is None else str(row[key]) for key in columns] for row in rows[kind]]
     path = figures(study.name) / "parts" / (part_name(study, run, technique, variant) + PART)
-    write_bytes(path, pack(canonical({"label": label} | part).encode()))
+    write_bytes(path, pack(canonical(part).encode()))
     return rows["results"]
-
-
-def _text(value) -> str:
-    return "" if value is None else str(value)
 
 
 def part_name(study: Opened, run: Run, technique: str, variant: str) -> str:
@@ -161,23 +168,6 @@ def result_rows(
 def scored(run: Run, checkpoint: str) -> str:
     """The id that links a row to its sentences: the run's id, followed by a checkpoint other than "best"."""
     return run.id if checkpoint == "best" else f"{run.id}+{checkpoint.replace(' ', '-')}"
-
-
-def sentence_rows(run: str, found: dict[str, dict]) -> list[dict]:
-    return [
-        {"run": run, "test_set": test_set, "line": line} | dict(zip(score["statistics"], counts, strict=True))
-        for test_set, score in found.items()
-        for line, counts in enumerate(zip(*score["statistics"].values(), strict=True), start=1)
-    ]
-
-
-def magnitude_rows(run: Run) -> list[dict]:
-    """Mean |w| of the finally kept weights, at the start and at the end, one row per matrix."""
-    means = ("mean_abs_start", "mean_abs_final")
-    return [
-        {"run": run.id, "matrix": name} | values | {key: f"{values[key]:.6g}" for key in means}
-        for name, values in magnitudes(run).items()
-    ]
 
 
 def provenance_row(run: Run) -> dict:
