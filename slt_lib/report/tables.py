@@ -18,7 +18,7 @@ MARKS = {"slt": "†", "mp": "‡"}  # the paper's, in the SLT-MP column
 STAR = r"\*"  # marks a failed seed; escaped, since Markdown reads a plain one as emphasis
 MISSING, NONE, FAILED = "–", "n/a", "failed"
 LATEX = {"†": r"\textsuperscript{\textdagger}", "‡": r"\textsuperscript{\textdaggerdbl}", "–": "--"}
-LATEX |= {"∗": r"\textsuperscript{*}", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#"}
+LATEX = str.maketrans(LATEX | {"∗": r"\textsuperscript{*}", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#"})
 
 
 @dataclass(frozen=True)
@@ -125,11 +125,10 @@ def _notes(rows: list[list[_Entry]]) -> list[str]:
     entries = [entry for row in rows for entry in row]
     marks = "".join(entry.mark for entry in entries)
     shown = {entry.scores["bleu"] for entry in entries}
+    copied = {entry.cell.sparsity for entry in entries if entry.cell and entry.cell.copied}
     notes = {f"{mark} trained with {label(kind)}.": mark in marks for kind, mark in MARKS.items()} | {
         f"{STAR} a seed failed: the mean is over the others.": STAR in marks,
-        "MP-SLT copies MP's cells up to the switch.": any(
-            entry.cell and entry.cell.copied and entry.cell.sparsity for entry in entries
-        ),
+        "MP-SLT copies MP's cells up to the switch.": any(copied),
         f"{NONE}: the cell does not exist.": NONE in shown,
         f"{MISSING} not run, or not scored.": MISSING in shown,
     }
@@ -233,7 +232,4 @@ def _latex(title: str, head: list[str], body: list[list[str]], notes: list[str])
 
 
 def _tex(text: str) -> str:
-    bold = re.fullmatch(r"\*\*(.+?)\*\*(.*)", text)
-    if bold:
-        return rf"\textbf{{{_tex(bold[1])}}}{_tex(bold[2])}"
-    return "".join(LATEX.get(letter, letter) for letter in text.replace(STAR, "∗"))
+    return re.sub(r"^\*\*(.+?)\*\*", r"\\textbf{\1}", text.replace(STAR, "∗").translate(LATEX))
