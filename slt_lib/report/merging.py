@@ -123,8 +123,8 @@ def _read_part(path: Path) -> dict:
 def _collected(folder: Path, parts: Mapping[str, dict], kind: str) -> pd.DataFrame:
     """The rows of all parts without duplicates: the dense run appears in the parts of every job."""
     _, columns, key = KINDS[kind]
-    rows = [[*row, name] for name, part in parts.items() for row in part[kind]]
-    rows = pd.DataFrame(rows, columns=[*columns, "part"], dtype=object)
+    frames = [pd.DataFrame(part[kind], columns=columns, dtype=object).assign(part=name) for name, part in parts.items()]
+    rows = pd.concat(frames, ignore_index=True)
     if kind == "provenance":  # one run read at two times: fields that could not be read are empty
         return rows.sort_values("finished", kind="stable").drop_duplicates(key, keep="last")
     rows = rows.drop_duplicates(columns)
