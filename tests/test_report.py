@@ -711,7 +711,7 @@ def break_score(folder):
             lambda folder: (folder / "study.json").write_text(
                 (folder / "study.json").read_text().replace('"versions": {', '"versions": 1, "other": {')
             ),
-            ["study.json", "versions or merged is no mapping", "rerun the study"],
+            ["study.json", "versions is missing or not of type dict", "rerun the study"],
         ),
         (break_header, ["results.csv", "column bleu is missing"]),
         (break_number, ["results.csv", "line 2", "sparsity", "between 0 and 1"]),

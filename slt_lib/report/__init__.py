@@ -9,6 +9,7 @@
 """
 
 import os
+import re
 from pathlib import Path
 
 from slt_lib.base.files import write_bytes
@@ -21,29 +22,9 @@ from slt_lib.report.statistics import contrast, interval
 from slt_lib.report.summary import into, summary
 from slt_lib.report.tables import ablations, table
 
-__all__ = [
-    "CLAIMS",
-    "Figures",
-    "ablations",
-    "all_plots",
-    "claims_table",
-    "contrast",
-    "interval",
-    "into",
-    "load",
-    "merge",
-    "paper_figures",
-    "paper_folder",
-    "paper_table",
-    "plot_cost",
-    "plot_kept",
-    "plot_magnitudes",
-    "plot_scores",
-    "render",
-    "save_plot",
-    "summary",
-    "table",
-]
+__all__ = ["CLAIMS", "Figures", "ablations", "all_plots", "claims_table", "contrast", "interval", "into", "load"]
+__all__ += ["merge", "paper_figures", "paper_folder", "paper_table", "plot_cost", "plot_kept", "plot_magnitudes"]
+__all__ += ["plot_scores", "render", "save_plot", "summary", "table"]
 
 
 def render(folder: str | os.PathLike) -> dict[str, Path]:
@@ -58,7 +39,7 @@ def render(folder: str | os.PathLike) -> dict[str, Path]:
     for pair in figures.pairs:
         for place, test_set in enumerate(figures.test_sets[pair]):
             shown = table(figures, pair, test_set)
-            name = f"table_{pair}" if place == 0 else f"table_{pair}_{_plain(test_set)}"
+            name = f"table_{pair}" + (re.sub(r"[^\w.-]", "_", f"_{test_set}") if place else "")
             texts |= {f"{name}.md": shown.markdown, f"{name}.tex": shown.latex, f"{name}.csv": shown.csv}
         other = ablations(figures, pair)
         texts |= {f"ablations_{pair}.md": other.markdown, f"ablations_{pair}.csv": other.csv}
@@ -72,7 +53,3 @@ def render(folder: str | os.PathLike) -> dict[str, Path]:
         for path in save_plot(plot, figures.path, name):
             paths[path.name] = path
     return paths
-
-
-def _plain(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)

@@ -1,9 +1,10 @@
 """Tables 1 and 2 in the paper's form, and a table of the variants: runs of a recipe with other settings."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 
 from slt_lib.report.data import SLT_MP_FIRST, Cell, Figures, csv_text, label, percent
 from slt_lib.report.statistics import contrast, same_runs
@@ -12,11 +13,12 @@ TABLE_COLUMNS = "pair technique sparsity bleu ter memory_mib note best test_set"
 ABLATION_COLUMNS = (
     "pair technique variant sparsity bleu ter default_bleu difference low high detectable seeds note"
 ).split()
+CHOOSE = {"bleu": max, "ter": min}  # metric -> which of two scores is better
 MARKS = {"slt": "†", "mp": "‡"}  # the paper's, in the SLT-MP column
 STAR = r"\*"  # marks a failed seed; escaped, since Markdown reads a plain one as emphasis
 MISSING, NONE, FAILED = "–", "n/a", "failed"
 LATEX = {"†": r"\textsuperscript{\textdagger}", "‡": r"\textsuperscript{\textdaggerdbl}", "–": "--"}
-LATEX |= {"∗": r"\textsuperscript{*}", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#"}
+LATEX = str.maketrans(LATEX | {"∗": r"\textsuperscript{*}", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#"})
 
 
 @dataclass(frozen=True)
@@ -31,17 +33,18 @@ class Table:
         return self.markdown
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Entry:
+    """A cell as it is shown: its scores as text, which of them are the best of the row, its note and its mark."""
+
     cell: Cell | None
-    bleu: str
-    ter: str
+    scores: dict[str, str]
     note: str = ""
     mark: str = ""
-    best: tuple[str, ...] = ()
+    best: list[str] = field(default_factory=list)
 
     def show(self, metric: str) -> str:
-        text = getattr(self, metric)
+        text = self.scores[metric]
         if text in (MISSING, NONE, FAILED):
             return text
         return (f"**{text}**" if metric in self.best else text) + self.mark
@@ -59,108 +62,92 @@ def table(figures: Figures, pair: str, test_set: str | None = None) -> Table:
     """
     test_set = test_set or figures.test_set(pair)
     techniques, levels = figures.techniques(pair), figures.sparsities(pair)
-    rows = [_with_best([_entry(figures, pair, name, level, test_set) for name in techniques]) for level in levels]
-    memory = _memory(figures, pair, techniques, levels)
-    title = f"{pair}: BLEU [%] and TER [%] on {test_set}" + (f" ({figures.note})" if figures.note else "")
-    notes = [*_notes(techniques, rows), *filter(None, [failed(figures, pair), uneven(figures, pair)])]
+    rows = [[_entry(figures, pair, name, level, test_set) for name in techniques] for level in levels]
+    memory = _memory(figures, pair, levels)
     head = ["Sparsity", *(["Memory [MiB]"] if any(memory) else [])]
-    head += [f"{label(name)} {metric}" for name in techniques for metric in ("BLEU", "TER")]
-    body = []
+    head += [f"{label(name)} {metric.upper()}" for name in techniques for metric in CHOOSE]
+    body, lines = [], []
     for level, size, row in zip(levels, memory, rows, strict=True):
+        _find_best(row)
         start = [f"{percent(level)}%", *([size or MISSING] if any(memory) else [])]
-        body.append(start + [entry.show(metric) for entry in row for metric in ("bleu", "ter")])
-    lines = [
-        [pair, name, percent(level), entry.bleu, entry.ter, size, entry.note, " ".join(entry.best), test_set]
-        for level, size, row in zip(levels, memory, rows, strict=True)
-        for name, entry in zip(techniques, row, strict=True)
-    ]
+        body.append(start + [entry.show(metric) for entry in row for metric in CHOOSE])
+        for name, entry in zip(techniques, row, strict=True):
+            scores = [pair, name, percent(level), *entry.scores.values()]
+            lines.append([*scores, size, entry.note, " ".join(entry.best), test_set])
+    title = figures.titled(f"{pair}: BLEU [%] and TER [%] on {test_set}")
+    notes = [*_notes(rows), *filter(None, [failed(figures, pair), uneven(figures, pair)])]
     return Table(_markdown(title, head, body, notes), _latex(title, head, body, notes), csv_text(TABLE_COLUMNS, lines))
 
 
 def _entry(figures: Figures, pair: str, technique: str, level: float, test_set: str) -> _Entry:
     cell = figures.cell(pair, technique, level, test_set=test_set)
     if cell is None:
-        text = NONE if technique == "slt-mp" and level < SLT_MP_FIRST else MISSING
-        return _Entry(None, text, text)
-    bleu, ter = (_score(cell, metric) for metric in ("bleu", "ter"))
+        missing = NONE if technique == "slt-mp" and level < SLT_MP_FIRST else MISSING
+        return _Entry(None, dict.fromkeys(CHOOSE, missing))
     hybrid = technique == "slt-mp" or (technique == "mp-slt" and cell.trained_with == "mp")
     marked = hybrid and not cell.copied and cell.trained_with in MARKS
     notes = [f"trained with {cell.trained_with}"] if marked else []
-    notes += list(dict.fromkeys(cell.failures))
-    mark = (MARKS[cell.trained_with] if marked else "") + (STAR if cell.failures and cell.rows else "")
-    return _Entry(cell, bleu, ter, "; ".join(notes), mark)
+    mark = (MARKS[cell.trained_with] if marked else "") + _star(cell)
+    return _Entry(cell, _scores(cell), "; ".join(dict.fromkeys([*notes, *cell.failures])), mark)
 
 
-def _score(cell: Cell, metric: str) -> str:
+def _scores(cell: Cell) -> dict[str, str]:
     if cell.failures and not cell.rows:
-        return FAILED
-    value = cell.mean(metric)
-    return MISSING if np.isnan(value) else f"{value:.1f}"
+        return dict.fromkeys(CHOOSE, FAILED)
+    means = {metric: cell.mean(metric) for metric in CHOOSE}
+    return {metric: MISSING if np.isnan(mean) else f"{mean:.1f}" for metric, mean in means.items()}
 
 
-def _with_best(row: list[_Entry]) -> list[_Entry]:
+def _star(cell: Cell) -> str:
+    return STAR if cell.failures and cell.rows else ""
+
+
+def _find_best(row: list[_Entry]) -> None:
     running = [entry for entry in row if entry.cell and entry.cell.rows and not entry.cell.copied]
-    if len(running) < 2:
-        return row
-    best = {}
-    for metric, choose in (("bleu", max), ("ter", min)):
-        values = [getattr(entry, metric) for entry in running if getattr(entry, metric) != MISSING]
-        best[metric] = choose(values, key=float, default=None)
-    return [
-        _Entry(**vars(entry) | {"best": tuple(name for name in best if getattr(entry, name) == best[name])})
-        if entry in running
-        else entry
-        for entry in row
-    ]
+    for metric, choose in CHOOSE.items() if len(running) > 1 else ():
+        scores = [entry.scores[metric] for entry in running if entry.scores[metric] != MISSING]
+        best = choose(scores, key=float, default=None)
+        for entry in running:
+            entry.best += [metric] if entry.scores[metric] == best else []
 
 
-def _memory(figures: Figures, pair: str, techniques: list[str], levels: list[float]) -> list[str]:
-    sizes = []
-    for level in levels:
-        cells = [figures.cell(pair, name, level) for name in techniques]
-        values = [cell.mean("memory_mib") for cell in cells if cell and (not cell.copied or level == 0)]
-        values = [value for value in values if not np.isnan(value)]
-        sizes.append(float(np.mean(values)) if values else None)
-    largest = max((size for size in sizes if size), default=1.0)
+def _memory(figures: Figures, pair: str, levels: list[float]) -> list[str]:
+    known = [(cell.sparsity, cell.mean("memory_mib")) for cell in figures.cells(pair)]
+    sizes = pd.DataFrame(known, columns=["level", "mib"]).groupby("level").mib.mean().reindex(levels)
+    if sizes.isna().all():
+        return [""] * len(levels)
     # Three digits for the dense model: whole MiB at the paper's size, as printed there, and more for smaller models.
-    digits = max(0, 2 - int(np.floor(np.log10(largest))))
-    return ["" if size is None else f"{size:.{digits}f}" for size in sizes]
+    digits = max(0, 2 - int(np.floor(np.log10(sizes.max()))))
+    return ["" if np.isnan(size) else f"{size:.{digits}f}" for size in sizes]
 
 
-def _notes(techniques: list[str], rows: list[list[_Entry]]) -> list[str]:
-    notes, marks = [], "".join(entry.mark for row in rows for entry in row)
-    names = {"slt": "SLT", "mp": "MP"}
-    notes += [f"{mark} trained with {names[kind]}." for kind, mark in MARKS.items() if mark in marks]
-    if STAR in marks:
-        notes.append(f"{STAR} a seed failed: the mean is over the others.")
-    copied = {technique for row in rows for technique, entry in zip(techniques, row, strict=True) if _copies_mp(entry)}
-    notes += ["MP-SLT copies MP's cells up to the switch."] if copied else []
-    notes += [f"{NONE}: the cell does not exist."] if any(entry.bleu == NONE for row in rows for entry in row) else []
-    notes += (
-        [f"{MISSING} not run, or not scored."] if any(entry.bleu == MISSING for row in rows for entry in row) else []
-    )
-    return notes
+def _notes(rows: list[list[_Entry]]) -> list[str]:
+    entries = [entry for row in rows for entry in row]
+    marks = "".join(entry.mark for entry in entries)
+    shown = {entry.scores["bleu"] for entry in entries}
+    copied = {entry.cell.sparsity for entry in entries if entry.cell and entry.cell.copied}
+    notes = {f"{mark} trained with {label(kind)}.": mark in marks for kind, mark in MARKS.items()} | {
+        f"{STAR} a seed failed: the mean is over the others.": STAR in marks,
+        "MP-SLT copies MP's cells up to the switch.": any(copied),
+        f"{NONE}: the cell does not exist.": NONE in shown,
+        f"{MISSING} not run, or not scored.": MISSING in shown,
+    }
+    return [note for note, holds in notes.items() if holds]
 
 
 def failed(figures: Figures, pair: str) -> str:
     """The cells of a pair's table with a failed seed and the reasons; empty if there are none."""
-    told = [
-        f"{label(technique)}{f' {percent(level)}%' if level else ''}: {', '.join(reasons)}"
-        for (technique, level), reasons in figures.failures(pair).items()
-    ]
+    told = [f"{_named(*cell)}: {', '.join(reasons)}" for cell, reasons in figures.failures(pair).items()]
     return f"Failed: {'; '.join(told)}." if told else ""
 
 
 def uneven(figures: Figures, pair: str) -> str:
     """The cells of a pair's table with another number of seeds than the rest; empty if all have the same."""
     over: dict[int, list[str]] = {}
-    for technique in figures.techniques(pair):
-        for level in figures.sparsities(pair):
-            cell = figures.cell(pair, technique, level)
-            if cell and cell.rows and not (cell.copied and level):
-                name = f"{label(technique)} {percent(level)}%" if level else "dense"
-                names = over.setdefault(len(cell.rows) + len(cell.failures), [])
-                names += [] if name in names else [name]
+    for cell in figures.cells(pair):
+        if cell.rows:
+            names = over.setdefault(len(cell.rows) + len(cell.failures), [])
+            names.append(_named(cell.technique, cell.sparsity))
     if len(over) < 2:
         return ""
     most, rest = over.pop(max(over)), [name for names in over.values() for name in names]
@@ -169,8 +156,8 @@ def uneven(figures: Figures, pair: str) -> str:
     return f"Over fewer seeds than the rest: {', '.join(rest)}."
 
 
-def _copies_mp(entry: _Entry) -> bool:
-    return bool(entry.cell and entry.cell.copied and entry.cell.sparsity)
+def _named(technique: str, level: float) -> str:
+    return f"{label(technique)} {percent(level)}%" if level else label(technique)
 
 
 def ablations(figures: Figures, pair: str) -> Table:
@@ -183,31 +170,23 @@ def ablations(figures: Figures, pair: str) -> Table:
     for cell in figures.variants(pair):
         default = figures.cell(pair, cell.technique, cell.sparsity)
         gap = contrast(figures, pair, cell, default)
-        low, high = gap.bounds() if gap and not gap.printed else (np.nan, np.nan)
-        note = "; ".join(dict.fromkeys(cell.failures))
-        if gap and not gap.seeds_known:
-            note = "; ".join(filter(None, [note, "sentences only"]))
-        if same_runs(cell, default):
-            note = "; ".join(filter(None, [note, "same training as the default"]))
-        bleu, ter = _score(cell, "bleu"), _score(cell, "ter")
-        before = _score(default, "bleu") if default else MISSING
-        mark = STAR if cell.failures and cell.rows else ""
-        shown = (
-            MISSING if gap is None else f"{gap.effect:+.1f}" + ("" if gap.printed else f" [{low:+.1f}, {high:+.1f}]")
-        )
-        power = MISSING if gap is None or gap.printed else f"{gap.detectable:.1f}"
-        body.append(
-            [label(cell.technique), f"`{cell.variant}`", f"{percent(cell.sparsity)}%", bleu + mark, ter + mark]
-            + [before, shown, power, str(len(cell.rows)), note]
-        )
-        numbers = [gap.effect if gap else np.nan, low, high, gap.detectable if gap else np.nan]
-        lines.append(
-            [pair, cell.technique, cell.variant, percent(cell.sparsity), bleu, ter, before]
-            + [signed(number) for number in numbers]
-            + [str(len(cell.rows)), note]
-        )
-    title = f"{pair}: variants of the recipes on {figures.test_set(pair)}"
-    title += f" ({figures.note})" if figures.note else ""
+        numbers, shown, power = [np.nan] * 4, MISSING, MISSING
+        if gap:
+            numbers, shown = [gap.effect, np.nan, np.nan, np.nan], f"{gap.effect:+.1f}"
+        if gap and not gap.printed:
+            numbers[1:] = *gap.bounds(), gap.detectable
+            shown, power = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*numbers), f"{gap.detectable:.1f}"
+        notes = [*dict.fromkeys(cell.failures)]
+        notes += ["sentences only"] if gap and not gap.seeds_known else []
+        notes += ["same training as the default"] if same_runs(cell, default) else []
+        bleu, ter = _scores(cell).values()
+        before = _scores(default)["bleu"] if default else MISSING
+        end = [str(len(cell.rows)), "; ".join(notes)]
+        level, star = percent(cell.sparsity), _star(cell)
+        start = [label(cell.technique), f"`{cell.variant}`", f"{level}%", bleu + star, ter + star]
+        body.append([*start, before, shown, power, *end])
+        lines.append([pair, cell.technique, cell.variant, level, bleu, ter, before, *map(signed, numbers), *end])
+    title = figures.titled(f"{pair}: variants of the recipes on {figures.test_set(pair)}")
     head = ["Technique", "Variant", "Sparsity", "BLEU", "TER", "Default's BLEU", "Difference [95%]"]
     head += ["Detectable", "Seeds", "Note"]
     notes = [] if body else ["No variant was run."]
@@ -253,7 +232,4 @@ def _latex(title: str, head: list[str], body: list[list[str]], notes: list[str])
 
 
 def _tex(text: str) -> str:
-    bold = re.fullmatch(r"\*\*(.+?)\*\*(.*)", text)
-    if bold:
-        return rf"\textbf{{{_tex(bold[1])}}}{_tex(bold[2])}"
-    return "".join(LATEX.get(letter, letter) for letter in text.replace(STAR, "∗"))
+    return re.sub(r"^\*\*(.+?)\*\*", r"\\textbf{\1}", text.replace(STAR, "∗").translate(LATEX))

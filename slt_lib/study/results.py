@@ -26,6 +26,7 @@ from slt_lib.study.operations import Theta0
 from slt_lib.study.runs import Run
 from slt_lib.study.scores import SCORE_VERSION, magnitudes, memory_mib, scores
 
+SETTINGS = ("training", "corpus", "vocabulary", "decoding")  # the settings that comparable rows share
 _described: dict[Path, dict] = {}  # figures folder -> content of study.json that this process wrote
 
 
@@ -47,7 +48,7 @@ def record(study: Opened, chains: Iterable[Chain]) -> pd.DataFrame:
     One row per run, test set and checkpoint of the chain (`Chain.scored`), in the columns of results.csv; a checkpoint
     other than "best" is a variant. Raises InputError if the folder cannot be written.
     """
-    describe(study, figures(study.name))
+    describe(study)
     rows = {}
     for chain in chains:
         for run, checkpoint in itertools.product(chain.runs, chain.scored):
@@ -62,73 +63,63 @@ def record(study: Opened, chains: Iterable[Chain]) -> pd.DataFrame:
 
 def record_run(study: Opened, chain: Chain, run: Run, checkpoint: str = "best") -> list[dict]:
     """Score one run of a chain unless its scores are stored, write its part, return its rows, one per test set."""
-    folder = figures(study.name)
-    describe(study, folder)
     technique, variant = row_labels(study, chain, run, checkpoint)
+    found = scores(run, checkpoint) if run.record["status"] == "ok" else {}
+    means = ("mean_abs_start", "mean_abs_final")  # of |w| of the finally kept weights, one row per matrix
     rows = {
-        "results": result_rows(study, technique, variant, run, checkpoint),
-        "sentences": sentence_rows(run, checkpoint),
-        "magnitudes": magnitude_rows(run),
+        "results": result_rows(study, technique, variant, run, checkpoint, found),
+        "sentences": [
+            {"run": scored(run, checkpoint), "test_set": test_set, "line": line}
+            | dict(zip(score["statistics"], counts, strict=True))
+            for test_set, score in found.items()
+            for line, counts in enumerate(zip(*score["statistics"].values(), strict=True), start=1)
+        ],
+        "magnitudes": [
+            {"run": run.id, "matrix": name} | values | {key: f"{values[key]:.6g}" for key in means}
+            for name, values in magnitudes(run).items()
+        ],
         "provenance": [provenance_row(run)],
     }
-    label = versions(study) | {"levels": study.params.levels, "seeds": study.seeds}
-    part = {kind: [[_text(row[column]) for column in KINDS[kind][1]] for row in rows[kind]] for kind in KINDS}
-    name = part_name(study, run, technique, variant) + PART
-    write_bytes(folder / "parts" / name, pack(canonical({"label": label} | part).encode()))
+    label = describe(study)["versions"] | {"levels": study.params.levels, "seeds": study.seeds}
+    part = {"label": label}
+    for kind, (_, columns, _) in KINDS.items():
+        part[kind] = [["" if row[key] is None else str(row[key]) for key in columns] for row in rows[kind]]
+    path = figures(study.name) / "parts" / (part_name(study, run, technique, variant) + PART)
+    write_bytes(path, pack(canonical(part).encode()))
     return rows["results"]
-
-
-def _text(value) -> str:
-    return "" if value is None else str(value)
 
 
 def part_name(study: Opened, run: Run, technique: str, variant: str) -> str:
     return f"{study.pair}.{technique}.{variant or 'default'}.{run.sparsity:g}.{run.ticket.seed}"
 
 
-def settings(study: Opened) -> dict:
-    """The settings that comparable rows share."""
-    params = study.params
-    return {
-        "training": params.training.model_dump(),
-        "corpus": params.corpus.model_dump(),
-        "vocabulary": params.vocabulary,
-        "decoding": params.decoding.model_dump(),
+def describe(study: Opened) -> dict:
+    """Write study.json once per process; the entry of a merge about the versions of the CSV files is kept.
+
+    Returns its content without that entry. `settings` are those that comparable rows share; `versions` says which code
+    and settings the rows come from.
+    """
+    folder, params = figures(study.name), study.params.model_dump()
+    path, settings = folder / "study.json", {key: params[key] for key in SETTINGS}
+    about = {"study": study.name} | {key: params[key] for key in ("rehearsal", "pairs", "levels", "seeds")}
+    about |= {
+        "steps": params["training"]["steps"],
+        "test_sets": dict.fromkeys(params["pairs"], list(study.corpus.tests)),
+        "versions": {"recipe": RECIPE_VERSION, "score": SCORE_VERSION, "settings": digest(settings)[:16]},
+        "settings": settings,
     }
-
-
-def versions(study: Opened) -> dict:
-    """Versions of the code and settings that the rows of a study come from."""
-    return {"recipe": RECIPE_VERSION, "score": SCORE_VERSION, "settings": digest(settings(study))[:16]}
-
-
-def describe(study: Opened, folder: Path) -> None:
-    """Write study.json once per process; the entry of a merge about the versions of the CSV files is kept."""
-    params, path = study.params, folder / "study.json"
-    tests = list(study.corpus.tests)
-    about = {
-        "study": study.name,
-        "rehearsal": params.rehearsal,
-        "pairs": params.pairs,
-        "levels": params.levels,
-        "seeds": params.seeds,
-        "steps": params.training.steps,
-        "test_sets": {pair: tests for pair in params.pairs},
-        "versions": versions(study),
-        "settings": settings(study),
-    }
-    if _described.get(folder) == about and path.exists():
-        return
-    with study.store.lock(f"figures-{digest(str(folder))[:16]}"):
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            before = {}
-        sweep(folder / "parts", age=3600)
-        after = json.loads(json.dumps(about | {key: before[key] for key in ("merged",) if key in before}))
-        if before != after:
-            write_bytes(path, (json.dumps(after, indent=1) + "\n").encode())
-    _described[folder] = about
+    if _described.get(folder) != about or not path.exists():
+        with study.store.lock(f"figures-{digest(str(folder))[:16]}"):
+            try:
+                before = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                before = {}
+            sweep(folder / "parts", age=3600)
+            after = json.loads(json.dumps(about | {key: before[key] for key in ("merged",) if key in before}))
+            if before != after:
+                write_bytes(path, (json.dumps(after, indent=1) + "\n").encode())
+        _described[folder] = about
+    return about
 
 
 def row_labels(study: Opened, chain: Chain, run: Run, checkpoint: str) -> tuple[str, str]:
@@ -152,66 +143,31 @@ def labels(study: Opened, chain: Chain, run: Run) -> tuple[str, str]:
     return chain.technique, chain.variant_of(run)
 
 
-def result_rows(study: Opened, technique: str, variant: str, run: Run, checkpoint: str) -> list[dict]:
-    record = run.record
-    stands = record["status"] == "ok"
-    found = scores(run, checkpoint) if stands else dict.fromkeys(study.corpus.tests)
-    memory = f"{memory_mib(run):.3f}" if stands else ""
+def result_rows(
+    study: Opened, technique: str, variant: str, run: Run, checkpoint: str, found: dict[str, dict]
+) -> list[dict]:
+    """The rows of results.csv, one per test set; `found`: its scores, empty for a failed run."""
+    record, best = run.record, run.record["best"]
+    row = dict.fromkeys(RESULT_COLUMNS, "") | {key: record[key] for key in "status reason steps kept prunable".split()}
+    row |= {"study": study.name, "pair": study.pair, "technique": technique, "variant": variant}
+    row |= {"trained_with": run.ticket.trained_with, "sparsity": f"{run.sparsity:g}", "seed": run.ticket.seed}
+    row |= {"checkpoint": checkpoint, "run": scored(run, checkpoint)}
+    if best:
+        row |= {"dev_bleu": f"{best['dev_bleu']:.4f}", "best_step": best["step"]}
+    if found:
+        row["memory_mib"] = f"{memory_mib(run):.3f}"
     rows = []
-    for test_set, score in found.items():
-        rows.append(
-            {
-                "study": study.name,
-                "pair": study.pair,
-                "technique": technique,
-                "variant": variant,
-                "trained_with": run.ticket.trained_with,
-                "sparsity": f"{run.sparsity:g}",
-                "seed": run.ticket.seed,
-                "test_set": test_set,
-                "status": record["status"],
-                "reason": record["reason"],
-                "bleu": f"{score['bleu']:.4f}" if score else "",
-                "ter": f"{score['ter']:.4f}" if score else "",
-                "ter_13a": f"{score['ter_13a']:.4f}" if score else "",
-                "dev_bleu": f"{record['best']['dev_bleu']:.4f}" if record["best"] else "",
-                "checkpoint": checkpoint,
-                "best_step": record["best"]["step"] if record["best"] else "",
-                "steps": record["steps"],
-                "memory_mib": memory,
-                "kept": record["kept"],
-                "prunable": record["prunable"],
-                "bleu_signature": score["signatures"]["bleu"] if score else "",
-                "ter_signature": score["signatures"]["ter"] if score else "",
-                "run": scored(run, checkpoint),
-            }
-        )
+    for test_set in study.corpus.tests:
+        score = found.get(test_set, {})
+        means = {metric: f"{score[metric]:.4f}" for metric in ("bleu", "ter", "ter_13a") if score}
+        signatures = {f"{metric}_signature": score["signatures"][metric] for metric in ("bleu", "ter") if score}
+        rows.append(row | {"test_set": test_set} | means | signatures)
     return rows
 
 
 def scored(run: Run, checkpoint: str) -> str:
     """The id that links a row to its sentences: the run's id, followed by a checkpoint other than "best"."""
     return run.id if checkpoint == "best" else f"{run.id}+{checkpoint.replace(' ', '-')}"
-
-
-def sentence_rows(run: Run, checkpoint: str) -> list[dict]:
-    if run.record["status"] != "ok":
-        return []
-    return [
-        {"run": scored(run, checkpoint), "test_set": test_set, "line": line}
-        | dict(zip(score["statistics"], values, strict=True))
-        for test_set, score in scores(run, checkpoint).items()
-        for line, values in enumerate(zip(*score["statistics"].values(), strict=True), start=1)
-    ]
-
-
-def magnitude_rows(run: Run) -> list[dict]:
-    """Mean |w| of the finally kept weights, at the start and at the end, one row per matrix."""
-    means = ("mean_abs_start", "mean_abs_final")
-    return [
-        {"run": run.id, "matrix": name} | values | {key: f"{values[key]:.6g}" for key in means}
-        for name, values in magnitudes(run).items()
-    ]
 
 
 def provenance_row(run: Run) -> dict:
@@ -222,18 +178,12 @@ def provenance_row(run: Run) -> dict:
         known = {}
     tokens, seconds = run.record["target_tokens"], known.get("seconds", 0)
     parents = run.record.get("parents", {})
-    empty = dict.fromkeys(KINDS["provenance"][1], "")
-    return (
-        empty
-        | known
-        | {
-            "run": run.id,
-            "target_tokens": tokens,
-            "tokens_per_second": round(tokens / seconds) if seconds else "",
-            "weights": run.curve[-1].get("weights", "") if run.curve else "",
-            "parents": " ".join(f"{parent}:{weights}" for parent, weights in sorted(parents.items())),
-        }
-    )
+    row = dict.fromkeys(KINDS["provenance"][1], "") | known | {"run": run.id, "target_tokens": tokens}
+    return row | {
+        "tokens_per_second": round(tokens / seconds) if seconds else "",
+        "weights": run.curve[-1].get("weights", "") if run.curve else "",
+        "parents": " ".join(f"{parent}:{weights}" for parent, weights in sorted(parents.items())),
+    }
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
