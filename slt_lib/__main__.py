@@ -74,7 +74,7 @@ def run(options) -> None:
 def runs(options) -> None:
     """List the runs of the store; show or remove one, given by its id or the beginning of its id."""
     from slt_lib.base.store import Damaged, Store
-    from slt_lib.study.tickets import trained_with
+    from slt_lib.study.operations import trained_with
 
     store = Store()
     if options.what == "list" and options.id:
