@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
+from tqdm.auto import tqdm
+
 from slt_lib.base import distributed
 from slt_lib.study.tickets import Ticket
 
@@ -19,7 +21,7 @@ class Progress:
     def training(self, ticket: Ticket, pair: str) -> Iterator[Callable[[int, dict | None], None]]:
         """Context that reports one training; its value is the `report` argument of the trainer."""
         name, steps = label(ticket, pair), ticket.context.settings.steps
-        with self._bar(total=steps, desc=name, unit="step", leave=False, disable=self.lines) as bar:
+        with tqdm(total=steps, desc=name, unit="step", leave=False, disable=self.lines) as bar:
 
             def report(count: int, point: dict | None) -> None:
                 bar.update(count)
@@ -35,15 +37,12 @@ class Progress:
 
     def trainings(self, shown: bool):
         """Bar that counts finished trainings, for trainings in worker processes, which show no bar."""
-        return self._bar(desc="trainings", unit="training", disable=self.lines or not shown)
-
-    def _bar(self, **options):
-        from tqdm.auto import tqdm  # here, because it warns where notebooks have no widgets
-
-        return tqdm(**options)
+        return tqdm(desc="trainings", unit="training", disable=self.lines or not shown)
 
 
 def label(ticket: Ticket, pair: str) -> str:
     """Name of a training in progress reports: pair, seed, kind, sparsity and id."""
-    kind = ticket.trained_with if ticket.trained_with == "dense" else f"{ticket.trained_with} {100 * ticket.sparsity:g}%"
+    kind = (
+        ticket.trained_with if ticket.trained_with == "dense" else f"{ticket.trained_with} {100 * ticket.sparsity:g}%"
+    )
     return f"{pair} seed {ticket.seed} {kind} {ticket.train_id[:8]}"
