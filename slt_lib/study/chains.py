@@ -22,7 +22,7 @@ class Chain:
     """A generator of tickets with its labels and the runs so far; `reason` says why it stopped early.
 
     `seed`: None until a bare generator yields its first ticket. `levels`: those that the recipe was given. `path`: maps
-    levels to those that a training depends on. `again`: the same recipe for other levels. `scored`: the checkpoints of
+    levels to those that a training depends on. `again`: makes the generator once more. `scored`: the checkpoints of
     its runs that get rows (`Run.weights`). `asked`: what it waits for; None before its start and after its end.
     """
 
@@ -34,7 +34,7 @@ class Chain:
     reason: str = ""
     levels: list[float] = field(default_factory=list, repr=False)
     path: Callable[[list[float]], list[float]] = field(default=lambda levels: [], repr=False)
-    again: Callable[[list[float]], Recipe] | None = field(default=None, repr=False)
+    again: Callable[[], Recipe] | None = field(default=None, repr=False)
     scored: tuple[str, ...] = field(default=("best",), repr=False)
     asked: Asked | None = field(default=None, init=False, repr=False)
     before: int = field(default=0, init=False, repr=False)  # number of `runs` before those that it waits for
@@ -112,7 +112,7 @@ def rewound_steps(study: Opened, chains: Iterable[Chain]) -> dict[str, set[int]]
     steps = defaultdict(set)
     for chain in (chain for chain in chains if chain.again):
         with contextlib.suppress(Exception):  # a recipe of one's own that reads an untrained run
-            trial = Chain("", "", chain.seed, chain.again(chain.levels))
+            trial = Chain("", "", chain.seed, chain.again())
             trial.advance()
             while trial.asked is not None:
                 for operation in itertools.chain(*(ticket.operations for ticket in each(trial.asked))):

@@ -5,7 +5,7 @@ import functools
 import importlib.metadata
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -45,8 +45,8 @@ class Opened:
                 corpora.languages_of(self.pair, self.params.corpus.name)
             except InputError as error:
                 raise InputError(f"{self.file()}: pairs: {error}") from None
-        self.seeds = [check_seed("seeds", seed) for seed in _listed("seeds", seeds)] or list(self.params.seeds)
-        self.levels = [number("levels", level) for level in _listed("levels", levels)] or list(self.params.levels)
+        self.seeds = _listed("seeds", seeds, check_seed) or list(self.params.seeds)
+        self.levels = _listed("levels", levels, number) or list(self.params.levels)
         try:
             params.check_seeds(self.seeds)
             params.check_levels(self.levels)
@@ -156,11 +156,11 @@ class Opened:
         return threads(self.params.threads)
 
 
-def _listed(key: str, values) -> list:
-    """A list given by papermill or a person; `-p seeds 1` gives a number."""
+def _listed(key: str, values, check: Callable) -> list:
+    """A list given by papermill or a person, each value checked; `-p seeds 1` gives a number."""
     if not isinstance(values, list | tuple | range):
         raise InputError(f"{key}: {values!r} is no list; write [{'' if values is None else values}]")
-    return list(values)
+    return [check(key, value) for value in values]
 
 
 @functools.cache

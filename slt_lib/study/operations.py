@@ -35,9 +35,13 @@ class Context:
 
 @dataclass(frozen=True)
 class Operation:
-    """Base class. `do` is the operation's name in JSON and in its random stream; `prune...` if it makes a mask."""
+    """Base class. `do` is the operation's name in JSON and in its random stream; that of a mask begins with "prune".
+
+    `sets_weights`: whether it replaces the weights that the ticket had.
+    """
 
     do: ClassVar[str]
+    sets_weights: ClassVar[bool] = False
 
     def json(self) -> dict:
         """JSON form: name and parameters, a run by its id; a parameter at its default is left out."""
@@ -132,6 +136,7 @@ class Constant(Operation):
     """Replace each matrix by +-alpha, or by the magnitudes of a control; see `Ticket.constant`."""
 
     do = "constant"
+    sets_weights = True
     signs: str
     magnitudes: str
 
@@ -159,6 +164,7 @@ class Reinitialise(Operation):
     """Draw fresh initial weights; the mask stays."""
 
     do = "reinitialise"
+    sets_weights = True
 
     def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
         return ticket.theta_0(ticket.stream(self)), mask

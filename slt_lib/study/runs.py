@@ -14,7 +14,7 @@ from slt_lib.base.devices import threads
 from slt_lib.base.errors import InputError
 from slt_lib.base.store import Damaged, RunFolder, unseal
 from slt_lib.study.opening import Opened
-from slt_lib.study.operations import Constant, Mask, Reinitialise, Rewind, Theta0
+from slt_lib.study.operations import Mask, Rewind, Theta0
 from slt_lib.study.tickets import Ticket, check_choice, number
 from slt_lib.train import loop as training
 from slt_lib.train.checkpoint import candidates, weights_hash
@@ -164,7 +164,7 @@ class Run:
         self.must_stand()
         run = self if source == "last" else self.root
         step, operations = schedules.at_step(at, self.record["steps"]), run.ticket.operations
-        changed = any(isinstance(operation, Constant | Reinitialise) for operation in operations)
+        changed = any(operation.sets_weights for operation in operations)
         start = Theta0() if step == 0 and operations[0] == Theta0() and not changed else Rewind(run, step)
         return replace(self.ticket, operations=(start, Mask(self)) if self.sparsity else (start,), listed=True)
 

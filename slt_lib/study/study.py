@@ -1,9 +1,4 @@
-"""The study: it makes the dense ticket, turns tickets into runs, and follows chains of them.
-
-A Ticket is a value: the origin of its weights, its mask and its schedule. Creating one computes nothing. A Run is a
-trained ticket. `Study.train` returns the runs of tickets, from the store if they are complete there; `Study.follow`
-advances many generators of tickets in waves.
-"""
+"""The study: it makes the dense ticket, turns tickets into runs, and follows chains of them."""
 
 import contextlib
 import functools
@@ -37,8 +32,7 @@ class Study(Opened):
         """
         optimizer = optimizer or self.params.training.optimizer
         check_choice("optimizer", optimizer, ("adafactor", "adam"))
-        seed = check_seed("seeds", seed)
-        return Ticket(self.context, seed, (Theta0(),), optimizer)
+        return Ticket(self.context, check_seed("seeds", seed), (Theta0(),), optimizer)
 
     def train(
         self,
@@ -56,9 +50,8 @@ class Study(Opened):
         tickets = list(tickets)
         if not stored:
             self.prepare()
-        unique = {ticket.train_id: ticket for ticket in tickets}
-        found = self._records(unique)
-        missing = [ticket for train_id, ticket in unique.items() if train_id not in found]
+        found = self._found(tickets)
+        missing = list({ticket.train_id: ticket for ticket in tickets if ticket.train_id not in found}.values())
         if missing and stored:
             raise InputError(
                 f"{self.name} {self.pair} seed {missing[0].seed}: {missing[0].trained_with} at sparsity "
@@ -78,8 +71,7 @@ class Study(Opened):
         """
         folder = self.store.folder(ticket.train_id)
         try:
-            record = folder.record()
-            if record is None:
+            if (record := folder.record()) is None:
                 return None
             folder.ticket()
             for parent in ticket.runs.values():
@@ -92,10 +84,11 @@ class Study(Opened):
             return None
         return Run(ticket, record, self)
 
-    def _records(self, tickets: Mapping[str, Ticket], tell: bool = True) -> dict[str, Run]:
+    def _found(self, tickets: Iterable[Ticket], tell: bool = True) -> dict[str, Run]:
         """train_id -> run, of the tickets with a complete run in the store; only rank 0 reads the store."""
-        runs = lambda: [run for ticket in tickets.values() if (run := self.find(ticket, tell))]  # noqa: E731
-        records = distributed.broadcast(lambda: {run.id: run.record for run in runs()})
+        tickets = {ticket.train_id: ticket for ticket in tickets}
+        runs = (self.find(ticket, tell) for ticket in tickets.values())
+        records = distributed.broadcast(lambda: {run.id: run.record for run in runs if run})
         return {train_id: Run(tickets[train_id], record, self) for train_id, record in records.items()}
 
     def _train(self, tickets: list[Ticket], progress: Progress, together: bool, keep) -> dict[str, Run]:
@@ -104,7 +97,7 @@ class Study(Opened):
             for train_id in sorted(ticket.train_id for ticket in tickets) if first else ():  # sorted: no deadlock
                 stack.enter_context(self.store.lock(train_id))
             # another process may have trained some of them in the meantime
-            runs = self._records({ticket.train_id: ticket for ticket in tickets}, tell=False)
+            runs = self._found(tickets, tell=False)
             tickets = [ticket for ticket in tickets if ticket.train_id not in runs]
             with distributed.in_turn():  # rank 0 encodes the text, the others read it
                 data = self.data
@@ -148,24 +141,22 @@ class Study(Opened):
         """A recipe for one seed, labelled: technique by the recipe's name, variant by the knobs that differ.
 
         `levels`: empty for the study's; `label`: another technique and variant; `scored`: see `Chain`. A training that
-        follows other levels than the study's is a variant of its own. Which levels it depends on is the function
-        `recipe.path(levels, knobs)`; a recipe without one depends on all levels up to its own. Raises InputError for a
-        knob that the recipe does not have.
+        follows other levels than the study's is a variant of its own. `recipe.path(levels, knobs)`, if there is one,
+        gives the levels that it depends on; the default is all of them. Raises InputError for an unknown knob.
         """
-        signature = inspect.signature(recipe)
+        defaults = {name: parameter.default for name, parameter in inspect.signature(recipe).parameters.items()}
         for name in knobs:
-            if name not in signature.parameters:
-                raise InputError(f"{recipe.__name__} has no knob {name!r}; it has {', '.join(signature.parameters)}")
-        defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+            if name not in defaults:
+                raise InputError(f"{recipe.__name__} has no knob {name!r}; it has {', '.join(defaults)}")
         changed = {name: value for name, value in knobs.items() if value != defaults[name]}
         if changed.get("optimizer") in ("", self.params.training.optimizer):
-            changed.pop("optimizer", None)
+            del changed["optimizer"]
         variant = ",".join(f"{name}={value}" for name, value in sorted(changed.items()))
-        technique = getattr(recipe, "technique", _technique(recipe))
+        names = label or (getattr(recipe, "technique", _technique(recipe)), variant)
         path = functools.partial(getattr(recipe, "path", lambda levels, knobs: levels), knobs=defaults | knobs)
-        levels, again = list(levels) or self.levels, functools.partial(recipe, self, seed, **knobs)
-        names = label or (technique, variant)
-        return Chain(*names, seed, again(levels), levels=levels, path=path, again=again, scored=scored)
+        levels = list(levels) or self.levels
+        again = functools.partial(recipe, self, seed, levels, **knobs)
+        return Chain(*names, seed, again(), levels=levels, path=path, again=again, scored=scored)
 
     def follow(
         self,
