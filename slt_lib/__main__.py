@@ -98,7 +98,7 @@ def runs(options) -> None:
 def _summary(folder) -> str:
     """One line about the run in a folder of the store."""
     from slt_lib.base.store import Damaged
-    from slt_lib.study.tickets import trained_with
+    from slt_lib.study.operations import trained_with
 
     try:
         record, ticket = folder.record(), folder.ticket()

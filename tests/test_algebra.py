@@ -17,6 +17,7 @@ from slt_lib.base.store import digest
 from slt_lib.plan import Planned
 from slt_lib.study import Run, Study, results, scores
 from slt_lib.study.chains import rewound_steps
+from slt_lib.study.operations import Operation
 from slt_lib.study.runs import StandIn
 from slt_lib.study.scores import score_id
 from slt_lib.techniques import (
@@ -436,6 +437,17 @@ def test_ids_of_stored_runs_stay(study_file):
     found = {name: ids([planned.chain(recipe, 1)]) for name, recipe in RECIPES.items()}
     found |= {name: ids(chains) for name, chains in compared(planned, list(comparisons(LEVELS))).items()}
     assert found == IDS
+
+
+def test_a_parameter_of_an_operation_at_its_default_is_left_out_of_its_json():
+    @dataclass(frozen=True)
+    class Other(Operation):
+        do = "other"
+        level: float
+        scope: str = "matrix"
+
+    assert Other(0.5).json() == {"do": "other", "level": 0.5}
+    assert Other(0.5, "model").json() == {"do": "other", "level": 0.5, "scope": "model"}
 
 
 def test_tickets_are_hashable_values(make_study):

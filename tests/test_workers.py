@@ -79,8 +79,10 @@ def test_what_is_ended_before_its_first_checkpoint_leaves_nothing(make_study):
 def test_what_many_chains_wait_for_comes_first(make_study):
     study = make_study()
     chains = [study.chain(mp, 1), study.chain(slt, 2), study.chain(slt, 1), study.chain(clt, 1)]
-    asked = [next(chain.generator) for chain in chains]
-    order = by_urgency(dict(enumerate(asked)), {})
+    for chain in chains:
+        chain.advance()
+    asked = [chain.asked for chain in chains]
+    order = by_urgency(chains, {})
     assert [ticket.train_id for ticket in order] == [
         ticket.train_id for ticket in (asked[2], asked[1], *asked[0])
     ]  # seed 1 dense for two chains, seed 2 dense for one, then MP's levels for nobody

@@ -39,6 +39,8 @@ def remedy(error: OSError, size: int = 0, places: str = "SLT_RUNS or SLT_FIGURES
         return f"no space left on the disk ({need}); free some, then run it again"
     if error.errno == errno.EFBIG:
         return f"larger than a file may be here ({need}); raise that limit (ulimit -f), then run it again"
+    if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+        return f"can't be locked ({error.strerror}); set {places} to a local disk"
     if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or error.errno == errno.EROFS:
         return f"{error.strerror}; set {places} to a folder that can be written"
     return f"can't be written ({error.strerror}); check the disk, then run it again"

@@ -1,5 +1,6 @@
 """Process pools: run plain functions on all cores of this machine."""
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -8,7 +9,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -35,25 +36,22 @@ def in_order(function: Callable[..., Result], calls: Iterable[tuple], jobs: int,
         return
     waiting, workers = deque(), pool(jobs, threads)
 
-    def first() -> Result:
-        future, call = waiting.popleft()
+    def result(call: tuple, future: Future | None) -> Result:
         try:
-            return future.result()
+            return future.result() if future else function(*call)
         except BrokenExecutor:
             return function(*call)
 
     try:
         for call in calls:
-            try:
-                waiting.append((workers.submit(function, *call), call))
-            except BrokenExecutor:
-                while waiting:
-                    yield first()
-                yield function(*call)
+            future = None
+            with contextlib.suppress(BrokenExecutor):
+                future = workers.submit(function, *call)
+            waiting.append((call, future))
             if len(waiting) > jobs + 1:
-                yield first()
-        while waiting:
-            yield first()
+                yield result(*waiting.popleft())
+        for call, future in waiting:
+            yield result(call, future)
     finally:
         workers.shutdown(cancel_futures=True)
 

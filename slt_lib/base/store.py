@@ -2,12 +2,11 @@
 
 A run is a folder of safetensors and JSON files under `$SLT_RUNS` (default `runs/`), named by its train_id. `run.json`
 is written last and contains the SHA-256 of every other file and of itself: a folder without it is an unfinished
-training. Files are written atomically (temporary file, fsync, rename). A run may come from an untrusted source: opening
-it executes nothing, follows no link out of its folder, and needs no more memory than the size of its files.
+training. A run may come from an untrusted source: opening it executes nothing, follows no link out of its folder, and
+needs no more memory than the size of its files.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -33,25 +32,12 @@ from slt_lib.base.settings import home
 RECORD, RESUME, TICKET = "run.json", "resume.safetensors", "ticket.json"
 NOBODY = "another process"  # if a lock file names no holder
 PATIENCE = 3.0  # seconds of waiting for a lock until its holder is printed
-FIELDS = {
-    "steps": int,
-    "status": str,
-    "reason": str,
-    "curve": list,
-    "best": dict | None,
-    "kept": int,
-    "prunable": int,
-    "target_tokens": int,
-}
+FIELDS = {"files": dict, "curve": list, "best": dict | None} | dict.fromkeys(("status", "reason"), str)
+FIELDS |= dict.fromkeys(("steps", "kept", "prunable", "target_tokens"), int)
 
 
 class Damaged(InputError):
     """A file of a run is missing or was altered."""
-
-
-def root() -> Path:
-    """Folder of the store: `$SLT_RUNS`, by default `runs/`."""
-    return Path(os.environ.get("SLT_RUNS") or home() / "runs").absolute()
 
 
 def canonical(value) -> str:
@@ -76,15 +62,25 @@ def sealed(value: dict) -> dict:
 
 def unseal(path: Path) -> dict:
     """Read what `write_json(path, sealed(value))` wrote. Raises Damaged if it is missing or altered."""
+    return _unsealed(path, read_json(path))
+
+
+def _unsealed(path: Path, value) -> dict:
+    """`value` without its checksum. Raises Damaged, which names `path`, if the checksum does not match."""
+    seal = value.pop("sha256", None) if isinstance(value, dict) else None
+    if seal != digest(value):
+        raise Damaged(f"{path} was altered: its checksum does not match")
+    return value
+
+
+def read_json(path: Path):
+    """The JSON value in a file. Raises Damaged if it is missing, not readable, or has no canonical form."""
     try:
         with open_plain(path) as file:
             value = json.loads(file.read())
-        seal = value.pop("sha256")
-        found = digest(value)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        canonical(value).encode()
+    except (OSError, ValueError, RecursionError):
         raise Damaged(f"{path} is missing or not readable") from None
-    if seal != found:
-        raise Damaged(f"{path} was altered: its checksum does not match")
     return value
 
 
@@ -148,11 +144,9 @@ class RunFolder:
                 # clone: memory owned by this process and aligned for torch
                 tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
                 metadata = json.loads((file.metadata() or {}).get("json", "{}"))
-            if metadata:
-                seal, found = metadata.pop("sha256"), digest(metadata)
-                if seal != found or metadata.pop("tensors") != checksum(tensors):
-                    raise Damaged(f"{path} was altered: its checksum does not match")
-        except (OSError, SafetensorError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            if metadata and _unsealed(path, metadata).pop("tensors", None) != checksum(tensors):
+                raise Damaged(f"{path} was altered: its checksum does not match")
+        except (OSError, SafetensorError, ValueError, RecursionError) as error:
             raise Damaged(f"{path} can't be read: {error}") from None
         return tensors, metadata
 
@@ -184,15 +178,9 @@ class RunFolder:
 
     def ticket(self) -> dict:
         """The identity of the run's ticket. Raises Damaged if its digest is not the folder's name."""
-        path = self / TICKET
-        try:
-            with open_plain(path) as file:
-                ticket = json.loads(file.read())
-            found = digest(ticket)
-        except (OSError, ValueError, TypeError, RecursionError):
-            raise Damaged(f"{path} is missing or not readable") from None
-        if not found.startswith(self.path.name):
-            raise Damaged(f"{path} is not what was written: it belongs to another run, or was altered")
+        ticket = read_json(self / TICKET)
+        if not digest(ticket).startswith(self.path.name):
+            raise Damaged(f"{self / TICKET} is not what was written: it belongs to another run, or was altered")
         return ticket
 
     def record(self) -> dict | None:
@@ -201,20 +189,18 @@ class RunFolder:
         if not os.path.lexists(path):
             return None
         record = unseal(path)
-        files = record.get("files")
-        if not isinstance(files, dict):
-            raise Damaged(f"{path} is no record of a run")
-        self.verify(files)
+        if isinstance(record.get("files"), dict):
+            self.verify(record["files"])
         if not all(isinstance(record.get(key), kind) for key, kind in FIELDS.items()):
             raise Damaged(f"{path} is no record of a run")
         return record
 
 
 class Store:
-    """All runs under one root."""
+    """All runs under one folder: `$SLT_RUNS`, by default `runs/`."""
 
     def __init__(self, path: Path | None = None):
-        self.path = path or root()
+        self.path = path or Path(os.environ.get("SLT_RUNS") or home() / "runs").absolute()
 
     def folder(self, train_id: str) -> RunFolder:
         """Folder of a run. Raises InputError if `train_id` is not an id."""
@@ -230,33 +216,33 @@ class Store:
     def lock(self, name: str):
         """Context that holds the lock `name`; other processes wait. A killed process releases its locks.
 
-        The file contains the holder's pid and host. On a disk shared by several machines the lock is as good as the
-        `flock` of that disk: NFS 4, CephFS and Lustre mounted with `flock` share locks between machines; Lustre's
-        `localflock` and NFS's `local_lock` do not. If the file names another machine, a warning is printed. Raises
-        InputError if the file cannot be written or locked.
+        The file contains the holder's pid and host. On a shared disk the lock is as good as its `flock`: NFS 4, CephFS
+        and Lustre mounted with `flock` share locks between machines; Lustre's `localflock` and NFS's `local_lock` do
+        not. If a holder on another machine is still named, prints a warning. Raises InputError if the file cannot be
+        written or locked.
         """
-        path = self.path / "locks" / f"{name}.lock"
+        path, here = self.path / "locks" / f"{name}.lock", socket.gethostname()
         lock = FileLock(path, fallback_to_soft=False)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _acquire(lock, path)
+            try:
+                lock.acquire(timeout=PATIENCE)
+            except Timeout:
+                print(f"{path}: held by {_holder(path)}; waiting until that ends", file=sys.stderr, flush=True)
+                lock.acquire(poll_interval=0.5)
         except OSError as error:
-            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
-                raise InputError(f"{path}: can't be locked ({error.strerror}); set SLT_RUNS to a local disk") from None
             raise InputError(f"{path}: {remedy(error, places='SLT_RUNS')}") from None
         try:
-            left, here = _holder(path), socket.gethostname()
+            left = _holder(path)
             if left != NOBODY and not left.endswith(f" on {here}"):
-                print(
-                    f"{path}: {left} did not give it back: it was killed, or locks do not reach from that machine to "
-                    "this one; make sure that it has ended",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            _sign(path, f"{os.getpid()} on {here}\n")
+                text = "it was killed, or locks do not reach from that machine to this one; make sure that it has ended"
+                print(f"{path}: {left} did not give it back: {text}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # the disk may be full
+                path.write_text(f"{os.getpid()} on {here}\n")
             yield
         finally:
-            _sign(path, "")
+            with contextlib.suppress(OSError):
+                path.write_text("")
             lock.release()
 
     def abandoned(self, name: str) -> bool:
@@ -269,10 +255,8 @@ class Store:
         for path in sorted((self.path / "locks").glob("*.lock")):
             try:
                 FileLock(path, fallback_to_soft=False).acquire(blocking=False).lock.release()
-            except Timeout:
-                lines.append(f"{path}: held by {_holder(path)}")
-            except OSError:
-                continue
+            except OSError as error:
+                lines += [f"{path}: held by {_holder(path)}"] if isinstance(error, Timeout) else []
         return lines
 
     def remove(self, train_id: str) -> None:
@@ -305,28 +289,10 @@ def remember(path: Path, value: dict) -> None:
     write_json(path, sealed(value))
 
 
-def _acquire(lock: FileLock, path: Path) -> None:
-    """Wait for the lock; after PATIENCE seconds print who holds it."""
-    try:
-        lock.acquire(timeout=PATIENCE)
-    except Timeout:
-        print(f"{path}: held by {_holder(path)}; waiting until that ends", file=sys.stderr, flush=True)
-        lock.acquire(poll_interval=0.5)
-
-
 def _holder(path: Path) -> str:
     """The process named in a lock file."""
     try:
-        with open_plain(path) as file:
-            name = file.readline(200).strip()
-    except (OSError, Damaged):
+        name = path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
         return NOBODY
-    return f"process {name.decode()}" if re.fullmatch(rb"\d+ on [\w.-]+", name) else NOBODY
-
-
-def _sign(path: Path, name: str) -> None:
-    """Write the holder's name into a lock file, best effort: the disk may be full."""
-    with contextlib.suppress(OSError):
-        handle = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW)
-        with os.fdopen(handle, "w") as file:
-            file.write(name)
+    return f"process {name}" if re.fullmatch(r"\d+ on [\w.-]+", name) else NOBODY

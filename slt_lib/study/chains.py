@@ -1,7 +1,10 @@
-"""Chains: recipes with labels, and how many of them advance together."""
+"""Chains: recipes with labels, which advance as their tickets are trained."""
 
-from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass, field, replace
+import contextlib
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from slt_lib.base import distributed
@@ -14,13 +17,13 @@ Asked = Ticket | list[Ticket]
 Recipe = Generator[Asked, Run | list[Run], Any]
 
 
-@dataclass
+@dataclass(eq=False)
 class Chain:
     """A generator of tickets with its labels and the runs so far; `reason` says why it stopped early.
 
     `seed`: None until a bare generator yields its first ticket. `levels`: those that the recipe was given. `path`: maps
-    levels to those that a training depends on. `again`: the same recipe for other levels. `scored`: the checkpoints of
-    its runs that get rows (`Run.weights`).
+    levels to those that a training depends on. `again`: makes the generator once more. `scored`: the checkpoints of
+    its runs that get rows (`Run.weights`). `asked`: what it waits for; None before its start and after its end.
     """
 
     technique: str
@@ -31,13 +34,10 @@ class Chain:
     reason: str = ""
     levels: list[float] = field(default_factory=list, repr=False)
     path: Callable[[list[float]], list[float]] = field(default=lambda levels: [], repr=False)
-    again: Callable[[list[float]], Recipe] | None = field(default=None, repr=False)
+    again: Callable[[], Recipe] | None = field(default=None, repr=False)
     scored: tuple[str, ...] = field(default=("best",), repr=False)
-
-    @staticmethod
-    def of(generator: Recipe) -> "Chain":
-        """The chain of a generator that was not made by `Study.chain`, labelled by the generator's name."""
-        return Chain(generator.__name__.replace("_", "-"), "", None, generator)
+    asked: Asked | None = field(default=None, init=False, repr=False)
+    before: int = field(default=0, init=False, repr=False)  # number of `runs` before those that it waits for
 
     def variant_of(self, run: Run) -> str:
         """Variant of one of its runs: the chain's, with the levels before it if the study would take others."""
@@ -49,112 +49,74 @@ class Chain:
         noise = f"noise={run.ticket.noise}" if run.ticket.noise else ""
         return ",".join(filter(None, [self.variant, levels, noise]))
 
-
-class Waves:
-    """Chains that advance together: `tickets` lists what they wait for, `answer` sends them the runs.
-
-    `done(chain, run)` is called for each run that gets rows, on rank 0.
-    """
-
-    def __init__(self, chains: list[Chain], done: Callable[[Chain, Run], None]):
-        self.chains, self.done = chains, done
-        self.runs: dict[str, Run] = {}
-        self.reported: set[tuple[int, str]] = set()  # number of a chain and run, of those that `done` knows
-        self.waiting: dict[int, Asked] = {}  # number of a chain -> what it yielded last
-        for i in range(len(chains)):
-            self._advance(i, None)
-
-    def tickets(self) -> list[Ticket]:
-        """The tickets that the chains wait for and that have no run yet, the most urgent first."""
-        return by_urgency(self.waiting, self.runs)
-
-    def answer(self, runs: Iterable[Run]) -> None:
-        """Advance each chain whose tickets are all trained."""
-        self.runs |= {run.id: run for run in runs}
-        for i, asked in list(self.waiting.items()):
-            self._report_early(i, each(asked))
-            if all(ticket.train_id in self.runs for ticket in each(asked)):
-                del self.waiting[i]
-                self._answer(i, asked)
-
-    def _report_early(self, i: int, asked: list[Ticket]) -> None:
-        """Call `done` for the runs of a list before all of it is trained, unless another ticket there looks alike."""
-        chain, places = self.chains[i], [(ticket.sparsity, ticket.noise) for ticket in asked]
-        there = [ticket for ticket in asked if ticket.listed and ticket.train_id in self.runs]
-        for ticket in there if len(asked) > 1 else ():
-            key = (i, ticket.train_id)
-            if key not in self.reported and places.count((ticket.sparsity, ticket.noise)) == 1:
-                self.reported.add(key)
-                so_far = replace(chain, runs=[*chain.runs, *(self.runs[other.train_id] for other in there)])
-                distributed.broadcast(lambda: self.done(so_far, self.runs[ticket.train_id]))  # noqa: B023
-
-    def _advance(self, i: int, answer: Run | list[Run] | None) -> None:
-        chain = self.chains[i]
+    def advance(self, answer: Run | list[Run] | None = None) -> None:
+        """Send the recipe what it waits for, or None to start it. It stops if it depends on a failed run."""
+        self.asked, self.before = None, len(self.runs)
         try:
-            asked = chain.generator.send(answer)
+            if isinstance(answer, Run):
+                answer.must_stand()
+            self.asked = self.generator.send(answer)
         except StopIteration:
-            return
+            pass
         except Failed as error:
-            chain.reason = str(error)
-            return
-        if chain.seed is None and each(asked):
-            chain.seed = each(asked)[0].seed
-        self.waiting[i] = asked
+            self.reason = str(error)
+            self.generator.close()
+        if self.seed is None and (tickets := each(self.asked)):
+            self.seed = tickets[0].seed
 
-    def _answer(self, i: int, asked: Asked) -> None:
-        chain, answer = self.chains[i], [self.runs[ticket.train_id] for ticket in each(asked)]
-        for run, ticket in zip(answer, each(asked), strict=True):
-            if ticket.listed:
-                chain.runs.append(run)
-                if (i, run.id) not in self.reported:
-                    distributed.broadcast(lambda: self.done(chain, run))  # noqa: B023 (called at once)
-        if not isinstance(asked, Ticket):
-            self._advance(i, answer)
-        elif answer[0].record["status"] == "failed":
-            chain.reason = f"run {answer[0].id[:12]} failed: {answer[0].record['reason']}"
-            chain.generator.close()
-        else:
-            self._advance(i, answer[0])
+    def receive(self, runs: Mapping[str, Run], done: Callable[["Chain", Run], None] | None = None) -> None:
+        """Take those of `runs` (by id) that the chain waits for, and advance it if all are there.
+
+        `done`: see `Study.follow`. A row depends on the runs of its sparsity that were asked for before, so a run waits
+        for these.
+        """
+        ready, absent = [], set()
+        for ticket in each(self.asked):
+            if ticket.train_id not in runs:
+                absent.add(ticket.sparsity)
+            elif ticket.listed and ticket.sparsity not in absent:
+                ready.append(runs[ticket.train_id])
+        new = [run for run in ready if run not in self.runs[self.before :]]
+        self.runs[self.before :] = ready
+        for run in new if done else ():
+            distributed.broadcast(lambda run=run: done(self, run))
+        if not absent:
+            answer = [runs[ticket.train_id] for ticket in each(self.asked)]
+            self.advance(answer[0] if isinstance(self.asked, Ticket) else answer)
 
 
-def each(asked: Asked) -> list[Ticket]:
+def each(asked: Asked | None) -> list[Ticket]:
     """The tickets that a recipe yielded, as a list."""
-    return [asked] if isinstance(asked, Ticket) else list(asked)
+    return [asked] if isinstance(asked, Ticket) else list(asked or ())
 
 
-def by_urgency(waiting: dict[int, Asked], runs: dict[str, Run]) -> list[Ticket]:
-    """The tickets without a run, each once, sorted by the number of chains that wait for them.
+def by_urgency(chains: Iterable[Chain], runs: Mapping[str, Run]) -> list[Ticket]:
+    """The tickets that chains wait for and that are not in `runs`, each once, the most wanted first.
 
     A list (the levels of MP) ends its chain and does not count, so its tickets come last.
     """
-    tickets, weight = {}, {}
-    for asked in waiting.values():
-        for ticket in each(asked):
+    tickets, wanted = {}, Counter()
+    for chain in chains:
+        for ticket in each(chain.asked):
             if ticket.train_id not in runs:
                 tickets[ticket.train_id] = ticket
-                weight[ticket.train_id] = weight.get(ticket.train_id, 0) + isinstance(asked, Ticket)
-    return sorted(tickets.values(), key=lambda ticket: -weight[ticket.train_id])
+                wanted[ticket.train_id] += isinstance(chain.asked, Ticket)
+    return sorted(tickets.values(), key=lambda ticket: -wanted[ticket.train_id])
 
 
 def rewound_steps(study: Opened, chains: Iterable[Chain]) -> dict[str, set[int]]:
-    """The steps that chains will rewind to, known before anything is trained: train_id -> steps."""
-    steps: dict[str, set[int]] = {}
-    for chain in chains:
-        for ticket in _foreseen(study, chain.again(chain.levels)) if chain.again else ():
-            for operation in ticket.operations:
-                if isinstance(operation, Rewind):
-                    steps.setdefault(operation.run.id, set()).add(operation.step)
+    """The steps that chains will rewind to, known before anything is trained: train_id -> steps.
+
+    A recipe that reads its runs is followed up to there.
+    """
+    steps = defaultdict(set)
+    for chain in (chain for chain in chains if chain.again):
+        with contextlib.suppress(Exception):  # a recipe of one's own that reads an untrained run
+            trial = Chain("", "", chain.seed, chain.again())
+            trial.advance()
+            while trial.asked is not None:
+                for operation in itertools.chain(*(ticket.operations for ticket in each(trial.asked))):
+                    if isinstance(operation, Rewind):
+                        steps[operation.run.id].add(operation.step)
+                trial.receive({ticket.train_id: StandIn(ticket, study) for ticket in each(trial.asked)})
     return steps
-
-
-def _foreseen(study: Opened, generator: Recipe) -> list[Ticket]:
-    """The tickets that a recipe yields; if it reads its runs, those before it does."""
-    found, answer = [], None
-    try:
-        while True:
-            asked = generator.send(answer)
-            found += each(asked)
-            runs = [StandIn(ticket, study) for ticket in each(asked)]
-            answer = runs[0] if isinstance(asked, Ticket) else runs
-    except Exception:  # StopIteration, or any error of a user's recipe that reads an untrained run
-        return found

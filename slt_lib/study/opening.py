@@ -1,10 +1,11 @@
 """An opened study: the parameters of a study file for one pair, with corpus, vocabulary and store."""
 
+import contextlib
 import functools
 import importlib.metadata
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ class Opened:
         for key, text in (("study", study), ("pair", pair)):
             if not isinstance(text, str):
                 raise InputError(f"{key}: {text!r} is no name; give it as text")
-        self._asked = (study,)
+        self.asked = study
         self.name = os.path.basename(study).removesuffix(".yaml")
         self.params = params.load(study)
         self.pair = pair or next(iter(self.params.pairs))
@@ -44,8 +45,8 @@ class Opened:
                 corpora.languages_of(self.pair, self.params.corpus.name)
             except InputError as error:
                 raise InputError(f"{self.file()}: pairs: {error}") from None
-        self.seeds = [check_seed("seeds", seed) for seed in _listed("seeds", seeds)] or list(self.params.seeds)
-        self.levels = [number("levels", level) for level in _listed("levels", levels)] or list(self.params.levels)
+        self.seeds = _listed("seeds", seeds, check_seed) or list(self.params.seeds)
+        self.levels = _listed("levels", levels, number) or list(self.params.levels)
         try:
             params.check_seeds(self.seeds)
             params.check_levels(self.levels)
@@ -54,14 +55,13 @@ class Opened:
         self.store = Store()
         self.decode_batch = 64
         self._prepared = False
-        self._asked = (study, pair, tuple(self.seeds), tuple(self.levels))
 
     def __reduce__(self):  # a worker process opens the study once; no data is sent
-        return _opened, (type(self), *self._asked)
+        return _opened, (type(self), self.asked, self.pair, tuple(self.seeds), tuple(self.levels))
 
     def file(self) -> str:
         """Path of the study file, for error messages."""
-        return os.path.relpath(params.file_of(self._asked[0]))
+        return os.path.relpath(params.file_of(self.asked))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name}, {self.pair}, seeds {self.seeds}, levels {self.levels})"
@@ -96,27 +96,22 @@ class Opened:
         of |= {"tokenizers": importlib.metadata.version("tokenizers")} | ({"sample": sample} if sample else {})
         return self.store.path / "vocabularies" / f"{digest(of)[:32]}.json"
 
-    @functools.cached_property
+    @property
     def vocabulary(self) -> Vocabulary:
         """The vocabulary of the training text: read from the store, or built in memory. `prepare` stores it."""
-        return self._stored_vocabulary() or self._built_vocabulary()
+        return self._vocabulary[0]
 
-    def _stored_vocabulary(self) -> Vocabulary | None:
+    @functools.cached_property
+    def _vocabulary(self) -> tuple[Vocabulary, bool]:
+        """The vocabulary, and whether the store has it."""
         path, size = self.vocabulary_file(), self.params.vocabulary
-        if (stored := recall(path, "tokenizer")) is None:
-            return None
+        if (stored := recall(path, "tokenizer")) is not None:
+            with contextlib.suppress(ValueError):
+                if len(found := Vocabulary(stored["tokenizer"])) == size:
+                    return found, True
+            print(f"{path} is not a vocabulary of {size} word pieces; building it again", file=sys.stderr)
         try:
-            found = Vocabulary(stored["tokenizer"])
-            if len(found) == size:
-                return found
-        except ValueError:
-            pass
-        print(f"{path} is not a vocabulary of {size} word pieces; building it again", file=sys.stderr)
-        return None
-
-    def _built_vocabulary(self) -> Vocabulary:
-        try:
-            return Vocabulary.build(self.corpus.train.sentences(), self.params.vocabulary)
+            return Vocabulary.build(self.corpus.train.sentences(), size), False
         except InputError as error:
             raise InputError(f"{self.file()}: {error}") from None
 
@@ -128,11 +123,9 @@ class Opened:
         if self._prepared:
             return
         with distributed.in_turn(), self.store.lock(f"vocabulary-{self.vocabulary_file().stem}"):
-            if (stored := self._stored_vocabulary()) is not None:
-                self.vocabulary = stored
-            else:
-                self.vocabulary = vars(self).get("vocabulary") or self._built_vocabulary()
-                remember(self.vocabulary_file(), {"tokenizer": self.vocabulary.text})
+            vocabulary, stored = self._vocabulary
+            if not stored and distributed.first():
+                remember(self.vocabulary_file(), {"tokenizer": vocabulary.text})
         self._prepared = True
 
     @functools.cached_property
@@ -163,11 +156,11 @@ class Opened:
         return threads(self.params.threads)
 
 
-def _listed(key: str, values) -> list:
-    """A list given by papermill or a person; `-p seeds 1` gives a number."""
+def _listed(key: str, values, check: Callable) -> list:
+    """A list given by papermill or a person, each value checked; `-p seeds 1` gives a number."""
     if not isinstance(values, list | tuple | range):
         raise InputError(f"{key}: {values!r} is no list; write [{'' if values is None else values}]")
-    return list(values)
+    return [check(key, value) for value in values]
 
 
 @functools.cache

@@ -1,24 +1,26 @@
 """The operations that make up a ticket: small frozen values, each with its JSON form and its effect on the weights.
 
-The JSON form is part of a ticket's identity and is stored with its run, so it must not change.
+The JSON form is part of a ticket's identity and is stored with its run, so it must not change. A new operation is one
+dataclass here and a method of `Ticket`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from slt_lib import masks
-from slt_lib.base.seeds import stream
 from slt_lib.base.settings import Training
-from slt_lib.train import loop as training
-from slt_lib.transformer import Transformer, glorot, prunable, theta_0
+from slt_lib.transformer import glorot, prunable
 
 Weights = Mapping[str, Tensor]
 Masks = Mapping[str, Tensor] | None
+# The modules of these two import this one.
+Trained = Any  # a trained run, `slt_lib.study.Run`
+Ticket = Any  # `slt_lib.study.Ticket`: gives operations their random values
 
 
 @dataclass(frozen=True)
@@ -30,68 +32,32 @@ class Context:
     vocabulary: str
     pieces: int
 
-    def model(self) -> Transformer:
-        """A model of the study's shape, weights not initialised."""
-        return training.new_model(self.settings, self.pieces)
-
-
-@dataclass(frozen=True)
-class Random:
-    """The random values of one ticket: its theta_0, and one independent stream per operation.
-
-    `depth`: number of trainings before the ticket in its chain. `operations`: digest of all operations of the ticket.
-    """
-
-    context: Context
-    seed: int
-    depth: int
-    operations: str
-
-    def theta_0(self, seed: int | None = None) -> dict[str, Tensor]:
-        """Initial weights of the ticket's seed, or of `seed`."""
-        return theta_0(self.context.model(), self.seed if seed is None else seed)
-
-    def stream(self, operation: "Operation") -> np.random.Generator:
-        return stream(self.seed, operation.do, self.depth, self.operations)
-
-    def fresh(self, generator: np.random.Generator) -> dict[str, Tensor]:
-        """Initial weights of a seed drawn from `generator`."""
-        return self.theta_0(int(generator.integers(1 << 62)))
-
-
-class Trained(Protocol):
-    """What operations and tickets need from a trained run (`slt_lib.study.Run`)."""
-
-    id: str
-    ticket: Any
-
-    @property
-    def sparsity(self) -> float: ...
-    @property
-    def mask(self) -> dict[str, Tensor] | None: ...
-    @property
-    def weights_hash(self) -> str: ...
-    def weights(self, checkpoint: str = "final") -> dict[str, Tensor]: ...
-    def theta(self, step: int) -> dict[str, Tensor]: ...
-
 
 @dataclass(frozen=True)
 class Operation:
-    """Base class. `do` is the operation's name in JSON and in its random stream."""
+    """Base class. `do` is the operation's name in JSON and in its random stream; that of a mask begins with "prune".
+
+    `sets_weights`: whether it replaces the weights that the ticket had.
+    """
 
     do: ClassVar[str]
+    sets_weights: ClassVar[bool] = False
 
     def json(self) -> dict:
-        """JSON form: name and parameters, a run by its id."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {"do": self.do} | {name: getattr(value, "id", value) for name, value in values.items()}
+        """JSON form: name and parameters, a run by its id; a parameter at its default is left out."""
+        form = {"do": self.do}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                form[field.name] = getattr(value, "id", value)
+        return form
 
     @property
     def runs(self) -> list[Trained]:
         """The runs that the operation reads."""
         return [value for value in vars(self).values() if hasattr(value, "id")]
 
-    def apply(self, weights: Weights, mask: Masks, random: Random) -> tuple[Weights, Masks]:
+    def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
         """Weights and mask after the operation; both arguments stay unchanged."""
         return weights, mask
 
@@ -102,8 +68,8 @@ class Theta0(Operation):
 
     do = "theta_0"
 
-    def apply(self, weights: Weights, mask: Masks, random: Random) -> tuple[Weights, Masks]:
-        return random.theta_0(), mask
+    def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
+        return ticket.theta_0(), mask
 
 
 @dataclass(frozen=True)
@@ -114,7 +80,7 @@ class Rewind(Operation):
     run: Trained
     step: int
 
-    def apply(self, weights: Weights, mask: Masks, random: Random) -> tuple[Weights, Masks]:
+    def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
         return self.run.theta(self.step), mask
 
 
@@ -125,7 +91,7 @@ class Mask(Operation):
     do = "mask"
     run: Trained
 
-    def apply(self, weights: Weights, mask: Masks, random: Random) -> tuple[Weights, Masks]:
+    def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
         return weights, self.run.mask
 
 
@@ -138,12 +104,10 @@ class Prune(Operation):
     sparsity: float
     checkpoint: str
 
-    def apply(self, weights: Weights, mask: Masks, random: Random) -> tuple[Weights, Masks]:
-        outer = self.by.mask
-        if mask is not None and outer is not None:
+    def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
+        outer = self.by.mask or mask
+        if mask and outer:
             outer = {name: mask[name] & outer[name] for name in mask}
-        elif outer is None:
-            outer = mask
         return weights, masks.magnitude_mask(prunable(self.by.weights(self.checkpoint)), self.sparsity, outer)
 
 
@@ -154,8 +118,8 @@ class PruneRandomly(Operation):
     do = "prune_randomly"
     sparsity: float
 
-    def apply(self, weights: Weights, mask: Masks, random: Random) -> tuple[Weights, Masks]:
-        return weights, masks.random_mask(prunable(weights), self.sparsity, random.stream(self), mask)
+    def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
+        return weights, masks.random_mask(prunable(weights), self.sparsity, ticket.stream(self), mask)
 
 
 @dataclass(frozen=True)
@@ -172,22 +136,22 @@ class Constant(Operation):
     """Replace each matrix by +-alpha, or by the magnitudes of a control; see `Ticket.constant`."""
 
     do = "constant"
+    sets_weights = True
     signs: str
     magnitudes: str
 
-    def apply(self, weights: Weights, mask: Masks, random: Random) -> tuple[Weights, Masks]:
-        generator, result = random.stream(self), dict(weights)
-        fresh = random.fresh(generator) if self.magnitudes == "redrawn" else None
+    def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
+        generator, result = ticket.stream(self), dict(weights)
+        fresh = ticket.theta_0(generator) if self.magnitudes == "redrawn" else {}
         for name, weight in prunable(weights).items():
             sign = torch.where(weight < 0, -1.0, 1.0)
             if self.signs == "random":
                 sign = torch.from_numpy(generator.integers(0, 2, size=tuple(weight.shape)).astype(np.float32) * 2 - 1)
             if self.magnitudes == "constant":
                 magnitude = torch.full_like(weight, glorot(weight))
-            elif self.magnitudes == "redrawn":
-                magnitude = fresh[name].abs()
             else:
-                magnitude = weight.abs()
+                magnitude = fresh.get(name, weight).abs()
+            if self.magnitudes == "shuffled":
                 kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask[name]
                 order = torch.from_numpy(generator.permutation(int(kept.sum())))
                 magnitude[kept] = magnitude[kept][order]
@@ -200,6 +164,19 @@ class Reinitialise(Operation):
     """Draw fresh initial weights; the mask stays."""
 
     do = "reinitialise"
+    sets_weights = True
 
-    def apply(self, weights: Weights, mask: Masks, random: Random) -> tuple[Weights, Masks]:
-        return random.fresh(random.stream(self)), mask
+    def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
+        return ticket.theta_0(ticket.stream(self)), mask
+
+
+def trained_with(names: Iterable[str]) -> str:
+    """The kind of training that a ticket asks for: dense, mp, lt, slt or clt. `names`: `do` of its operations."""
+    names = list(names)
+    if "gradual" in names:
+        return "mp"
+    if "constant" in names:
+        return "clt"
+    if not any(name.startswith(("mask", "prune")) for name in names):
+        return "dense"
+    return "slt" if names[0] == "rewind" else "lt"

@@ -1,5 +1,6 @@
 """A run: a trained ticket. Its checkpoints, mask and learning curve are read from the store on demand."""
 
+import contextlib
 import functools
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from slt_lib.base.devices import threads
 from slt_lib.base.errors import InputError
 from slt_lib.base.store import Damaged, RunFolder, unseal
 from slt_lib.study.opening import Opened
-from slt_lib.study.operations import Constant, Mask, Reinitialise, Rewind, Theta0
+from slt_lib.study.operations import Mask, Rewind, Theta0
 from slt_lib.study.tickets import Ticket, check_choice, number
 from slt_lib.train import loop as training
 from slt_lib.train.checkpoint import candidates, weights_hash
@@ -73,14 +74,12 @@ class Run:
         Pruned entries are zero: an average of a gradual training uses only checkpoints at its final sparsity. Raises
         InputError for another name, Failed if the run has failed.
         """
-        self._must_stand()
-        if checkpoint == "final":
-            return self.theta(self.record["steps"])
-        if checkpoint == "best":
-            return self.theta(self.record["best"]["step"])
+        self.must_stand()
+        if checkpoint in ("final", "best"):
+            return self.theta(self.record["steps"] if checkpoint == "final" else self.record["best"]["step"])
         if steps := self.averaged_steps(checkpoint):
-            thetas = list(self.thetas(steps).values())
-            return {name: torch.stack([theta[name] for theta in thetas]).mean(0) for name in thetas[0]}
+            thetas = self.thetas(steps).values()
+            return {name: torch.stack([theta[name] for theta in thetas]).mean(0) for name in self.study.shapes}
         raise InputError(f'checkpoint {checkpoint!r} is none of "final", "best", "average 4"')
 
     def averaged_steps(self, checkpoint: str) -> list[int]:
@@ -97,15 +96,17 @@ class Run:
 
     def thetas(self, steps: Iterable[int]) -> dict[int, dict[str, Tensor]]:
         """Step -> weights. Weights that were not kept are recomputed: see `_replay` and its error."""
-        steps = list(steps)
-        found = {step: self._load(name) for step in steps if (name := RunFolder.theta(step)) in self.record["files"]}
-        if 0 in steps:
-            found[0] = self.ticket.start().weights
-        missing = [step for step in steps if step not in found]
-        found |= {step: self._load(name) for step in missing if (self.folder / (name := _replayed(step))).exists()}
-        missing = [step for step in steps if step not in found]
-        found |= self._replay(missing) if missing else {}
-        return {step: found[step] for step in steps}
+        found = {step: self._stored(step) for step in steps}
+        missing = [step for step, theta in found.items() if theta is None]
+        return found | (self._replay(missing) if missing else {})
+
+    def _stored(self, step: int) -> dict[str, Tensor] | None:
+        """The weights after `step` steps without a training, or None."""
+        if step == 0:
+            return self.ticket.start().weights
+        if (name := RunFolder.theta(step)) in self.record["files"]:
+            return self._load(name)
+        return self._load(name) if (self.folder / (name := _replayed(step))).exists() else None
 
     def _replay(self, steps: list[int]) -> dict[int, dict[str, Tensor]]:
         """Train the ticket again up to the first checkpoint at or after `steps`; store the weights at `steps`.
@@ -113,30 +114,25 @@ class Run:
         Raises InputError if the weights at that checkpoint differ from those of the run. Another processor, thread
         count or way of training (lockstep) sums in another order.
         """
-        self._must_stand()
-        settings, final = self.study.params.training, self.record["steps"]
-        end = next(point["step"] for point in self.curve if point["step"] >= max(steps))
-        with threads(self._provenance().get("threads", self.study.params.threads)):
-            parts = self.study.params.accumulate
-            again = training.replay(settings, self.study.data, self.ticket.start(), {*steps, end}, accumulate=parts)
-        [known] = [point["weights"] for point in self.curve if point["step"] == end]
-        if weights_hash(again[end]) != known:
-            points = ", ".join(f"{step / final:g}" for step in steps)
+        self.must_stand()
+        study, here, known = self.study, self.id[:12], {}
+        with contextlib.suppress(Damaged):
+            known = unseal(self.folder / "provenance.json")
+        end = next(point for point in self.curve if point["step"] >= max(steps))
+        wanted, parts = {*steps, end["step"]}, study.params.accumulate
+        with threads(known.get("threads", study.params.threads)):
+            again = training.replay(study.params.training, study.data, self.ticket.start(), wanted, accumulate=parts)
+        if weights_hash(again[end["step"]]) != end["weights"]:
+            points = ", ".join(f"{step / self.record['steps']:g}" for step in steps)
             raise InputError(
-                f"run {self.id[:12]}: weights at {points} of its training were not kept, and training it again here "
-                f"gives other weights at step {end} than it had; add {points} to `keep` in {self.study.file()}, then "
-                f"`python -m slt_lib runs remove {self.id[:12]}` and `python -m slt_lib run {self.study.name}`"
+                f"run {here}: weights at {points} of its training were not kept, and training it again here gives "
+                f"other weights at step {end['step']} than it had; add {points} to `keep` in {study.file()}, then "
+                f"`python -m slt_lib runs remove {here}` and `python -m slt_lib run {study.name}`"
             )
         if distributed.first():
             for step in steps:
                 self.folder.save(_replayed(step), again[step], {"run": self.id, "step": step})
         return {step: again[step] for step in steps}
-
-    def _provenance(self) -> dict:
-        try:
-            return unseal(self.folder / "provenance.json")
-        except Damaged:
-            return {}
 
     def _load(self, name: str) -> dict[str, Tensor]:
         try:
@@ -150,8 +146,9 @@ class Run:
             raise Damaged(f"{self.folder / name} is not of this study's model; {remedy}")
         return tensors
 
-    def _must_stand(self) -> None:
-        if RunFolder.theta(self.record["steps"]) not in self.record["files"]:
+    def must_stand(self) -> None:
+        """Raise Failed if the run has failed."""
+        if self.record["status"] == "failed":
             raise Failed(f"run {self.id[:12]} failed: {self.record['reason']}")
 
     def rewind(self, at: float, source: str = "last") -> Ticket:
@@ -164,10 +161,10 @@ class Run:
         check_choice("source", source, ("last", "dense"))
         if not 0 <= number("rewind", at) <= 1:
             raise InputError(f"rewind {at} is not a fraction of the training from 0 to 1")
-        self._must_stand()
+        self.must_stand()
         run = self if source == "last" else self.root
         step, operations = schedules.at_step(at, self.record["steps"]), run.ticket.operations
-        changed = any(isinstance(operation, Constant | Reinitialise) for operation in operations)
+        changed = any(operation.sets_weights for operation in operations)
         start = Theta0() if step == 0 and operations[0] == Theta0() and not changed else Rewind(run, step)
         return replace(self.ticket, operations=(start, Mask(self)) if self.sparsity else (start,), listed=True)
 
@@ -183,8 +180,7 @@ class StandIn(Run):
     def __init__(self, ticket: Ticket, study: Opened):
         steps = study.params.training.steps
         best = {"step": steps, "dev_bleu": 0.0}
-        files = {RunFolder.theta(steps): ""}
-        super().__init__(ticket, {"steps": steps, "status": "ok", "best": best, "files": files, "curve": []}, study)
+        super().__init__(ticket, {"steps": steps, "status": "ok", "best": best, "files": {}, "curve": []}, study)
 
     def thetas(self, steps: Iterable[int]) -> dict[int, dict[str, Tensor]]:
         raise Failed(f"run {self.id[:12]} is not trained")

@@ -7,7 +7,7 @@ import torch
 
 from slt_lib import memory
 from slt_lib.base.devices import device
-from slt_lib.base.store import RunFolder, digest, recall, remember
+from slt_lib.base.store import digest, recall, remember
 from slt_lib.evaluation import decoding, scoring
 from slt_lib.study.runs import Run
 from slt_lib.train import loop as training
@@ -21,12 +21,10 @@ def translate(run: Run, sentences: list[str], checkpoint: str = "best", progress
 
     `checkpoint` and errors: see `Run.weights`; `progress`: see `decoding.translate`.
     """
-    study = run.study
-    model = study.model()
+    study, model = run.study, run.study.model()
     model.load_state_dict(run.weights(checkpoint))
     model.to(device())
-    options = study.params.decoding
-    sources = study.vocabulary.encode(sentences).lists()
+    options, sources = study.params.decoding, study.vocabulary.encode(sentences).lists()
     with study.threads():
         found = decoding.translate(
             model, sources, options.beam, options.alpha, options.extra, study.decode_batch, progress
@@ -46,18 +44,16 @@ def scored(run: Run, checkpoint: str = "best") -> bool:
 
 def score_id(run: Run, test_set: str, checkpoint: str = "best") -> str:
     """Identity of a score: the run, the test set and everything that affects only scores."""
+    of = {
+        "run": run.id,
+        "version": SCORE_VERSION,
+        "sacrebleu": importlib.metadata.version("sacrebleu"),
+        "decoding": run.study.params.decoding.model_dump(),
+        "checkpoint": checkpoint,
+        "test": run.study.corpus.tests[test_set].digest,
+    }
     steps = run.averaged_steps(checkpoint)
-    return digest(
-        ({"steps": steps} if steps else {})
-        | {
-            "run": run.id,
-            "version": SCORE_VERSION,
-            "sacrebleu": importlib.metadata.version("sacrebleu"),
-            "decoding": run.study.params.decoding.model_dump(),
-            "checkpoint": checkpoint,
-            "test": run.study.corpus.tests[test_set].digest,
-        }
-    )[:32]
+    return digest(of | ({"steps": steps} if steps else {}))[:32]
 
 
 def _score(run: Run, test_set: str, checkpoint: str) -> dict:
@@ -88,12 +84,11 @@ def magnitudes(run: Run, start: training.Start | None = None) -> dict[str, dict]
     path = run.folder / "magnitudes.json"
     if (stored := recall(path, "matrices")) is not None:
         return stored["matrices"]
-    if RunFolder.theta(run.record["steps"]) not in run.record["files"]:
+    if run.record["status"] == "failed":
         return {}
-    first = (start or run.ticket.start()).weights
-    matrices = {}
+    first, matrices = (start or run.ticket.start()).weights, {}
     for name, weight in prunable(run.weights("final")).items():
-        kept = run.mask[name] if run.mask is not None else torch.ones_like(weight, dtype=torch.bool)
+        kept = torch.ones_like(weight, dtype=torch.bool) if run.mask is None else run.mask[name]
         matrices[name] = {
             "rows": weight.shape[0],
             "columns": weight.shape[1],

@@ -1,22 +1,16 @@
-"""The study: it makes the dense ticket, turns tickets into runs, and follows chains of them.
-
-A Ticket is a value: the origin of its weights, its mask and its schedule. Creating one computes nothing. A Run is a
-trained ticket. `Study.train` returns the runs of tickets, from the store if they are complete there; `Study.follow`
-advances many generators of tickets in waves.
-"""
+"""The study: it makes the dense ticket, turns tickets into runs, and follows chains of them."""
 
 import contextlib
 import functools
 import inspect
 import sys
-import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from slt_lib.base import distributed
 from slt_lib.base.errors import InputError
 from slt_lib.base.files import sweep
 from slt_lib.base.store import RECORD, RESUME, TICKET, Damaged, write_json
-from slt_lib.study.chains import Chain, Recipe, Waves, rewound_steps
+from slt_lib.study.chains import Chain, Recipe, by_urgency, rewound_steps
 from slt_lib.study.opening import Opened
 from slt_lib.study.operations import Theta0
 from slt_lib.study.progress import Progress
@@ -38,15 +32,14 @@ class Study(Opened):
         """
         optimizer = optimizer or self.params.training.optimizer
         check_choice("optimizer", optimizer, ("adafactor", "adam"))
-        seed = check_seed("seeds", seed)
-        return Ticket(self.context, seed, (Theta0(),), optimizer)
+        return Ticket(self.context, check_seed("seeds", seed), (Theta0(),), optimizer)
 
     def train(
         self,
         tickets: Iterable[Ticket],
         progress: Progress | None = None,
         stored: bool = False,
-        keep: Mapping[str, Collection[int]] = types.MappingProxyType({}),
+        keep: Mapping[str, Collection[int]] | None = None,
     ) -> list[Run]:
         """The runs of `tickets`, in their order: from the store if they are complete there, trained otherwise.
 
@@ -57,19 +50,17 @@ class Study(Opened):
         tickets = list(tickets)
         if not stored:
             self.prepare()
-        unique = {ticket.train_id: ticket for ticket in tickets}
-        found = self._records(unique.values())
-        missing = [ticket for ticket in unique.values() if ticket.train_id not in found]
-        if stored:
-            for ticket in missing:
-                raise InputError(
-                    f"{self.name} {self.pair} seed {ticket.seed}: {ticket.trained_with} at sparsity "
-                    f"{ticket.sparsity:g} is not trained yet; `python -m slt_lib run {self.name}` does it"
-                )
+        found = self._found(tickets)
+        missing = list({ticket.train_id: ticket for ticket in tickets if ticket.train_id not in found}.values())
+        if missing and stored:
+            raise InputError(
+                f"{self.name} {self.pair} seed {missing[0].seed}: {missing[0].trained_with} at sparsity "
+                f"{missing[0].sparsity:g} is not trained yet; `python -m slt_lib run {self.name}` does it"
+            )
         if missing:
             most = lockstep.group_size(self.params.training, self.params.vocabulary)
             for group in _groups(missing, most):
-                found |= {run.id: run for run in self._train(group, progress or Progress(), most > 1, keep)}
+                found |= self._train(group, progress or Progress(), most > 1, keep or {})
         return [found[ticket.train_id] for ticket in tickets]
 
     def find(self, ticket: Ticket, tell: bool = True) -> Run | None:
@@ -80,8 +71,7 @@ class Study(Opened):
         """
         folder = self.store.folder(ticket.train_id)
         try:
-            record = folder.record()
-            if record is None:
+            if (record := folder.record()) is None:
                 return None
             folder.ticket()
             for parent in ticket.runs.values():
@@ -94,25 +84,24 @@ class Study(Opened):
             return None
         return Run(ticket, record, self)
 
-    def _records(self, tickets: Iterable[Ticket], tell: bool = True) -> dict[str, Run]:
+    def _found(self, tickets: Iterable[Ticket], tell: bool = True) -> dict[str, Run]:
         """train_id -> run, of the tickets with a complete run in the store; only rank 0 reads the store."""
         tickets = {ticket.train_id: ticket for ticket in tickets}
-        runs = lambda: [run for ticket in tickets.values() if (run := self.find(ticket, tell))]  # noqa: E731
-        records = distributed.broadcast(lambda: {run.id: run.record for run in runs()})
+        runs = (self.find(ticket, tell) for ticket in tickets.values())
+        records = distributed.broadcast(lambda: {run.id: run.record for run in runs if run})
         return {train_id: Run(tickets[train_id], record, self) for train_id, record in records.items()}
 
-    def _train(self, tickets: list[Ticket], progress: Progress, together: bool, keep) -> list[Run]:
-        first = distributed.first()
+    def _train(self, tickets: list[Ticket], progress: Progress, together: bool, keep) -> dict[str, Run]:
+        first, settings = distributed.first(), self.params.training
         with contextlib.ExitStack() as stack:
-            for train_id in sorted(ticket.train_id for ticket in tickets):  # in one order, against deadlocks
-                stack.enter_context(self.store.lock(train_id) if first else contextlib.nullcontext())
+            for train_id in sorted(ticket.train_id for ticket in tickets) if first else ():  # sorted: no deadlock
+                stack.enter_context(self.store.lock(train_id))
             # another process may have trained some of them in the meantime
-            runs = self._records(tickets, tell=False)
+            runs = self._found(tickets, tell=False)
             tickets = [ticket for ticket in tickets if ticket.train_id not in runs]
             with distributed.in_turn():  # rank 0 encodes the text, the others read it
                 data = self.data
             folders = [self.store.folder(ticket.train_id) for ticket in tickets]
-            settings = self.params.training
             keeps = [self.params.kept_steps() | set(keep.get(ticket.train_id, ())) for ticket in tickets]
             try:
                 for ticket, folder in zip(tickets, folders, strict=True) if first else ():
@@ -121,26 +110,24 @@ class Study(Opened):
                     sweep(folder.path)
                     write_json(folder / TICKET, ticket.identity)
                 starts = [ticket.start() for ticket in tickets]
-                with self.threads(), contextlib.ExitStack() as bars:
-                    reports = [bars.enter_context(progress.training(ticket, self.pair)) for ticket in tickets]
+                reports = [stack.enter_context(progress.training(ticket, self.pair)) for ticket in tickets]
+                columns = starts, folders, keeps, reports
+                with self.threads():
                     if together:
-                        records = lockstep.train_together(settings, data, starts, folders, keeps, reports)
+                        records = lockstep.train_together(settings, data, *columns)
                     else:
-                        parts = self.params.accumulate
-                        records = [
-                            training.train(settings, data, *each, accumulate=parts)
-                            for each in zip(starts, folders, keeps, reports, strict=True)
-                        ]
+                        train = functools.partial(training.train, settings, data, accumulate=self.params.accumulate)
+                        records = [train(*row) for row in zip(*columns, strict=True)]
             except BaseException:
-                for ticket, folder in zip(tickets, folders, strict=True) if first else ():
+                for folder in folders if first else ():
                     if not (folder / RESUME).exists() and not (folder / RECORD).exists():  # nothing to resume
-                        self.store.remove(ticket.train_id)
+                        self.store.remove(folder.path.name)
                 raise
             for ticket, start, record in zip(tickets, starts, records, strict=True):
                 runs[ticket.train_id] = run = Run(ticket, record, self)
                 if first:
                     magnitudes(run, start)  # while the start is in memory
-            return list(runs.values())
+            return runs
 
     def chain(
         self,
@@ -154,24 +141,22 @@ class Study(Opened):
         """A recipe for one seed, labelled: technique by the recipe's name, variant by the knobs that differ.
 
         `levels`: empty for the study's; `label`: another technique and variant; `scored`: see `Chain`. A training that
-        follows other levels than the study's is a variant of its own. Which levels it depends on is the function
-        `recipe.path(levels, knobs)`; a recipe without one depends on all levels up to its own. Raises InputError for a
-        knob that the recipe does not have.
+        follows other levels than the study's is a variant of its own. `recipe.path(levels, knobs)`, if there is one,
+        gives the levels that it depends on; the default is all of them. Raises InputError for an unknown knob.
         """
-        signature = inspect.signature(recipe)
+        defaults = {name: parameter.default for name, parameter in inspect.signature(recipe).parameters.items()}
         for name in knobs:
-            if name not in signature.parameters:
-                raise InputError(f"{recipe.__name__} has no knob {name!r}; it has {', '.join(signature.parameters)}")
-        defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+            if name not in defaults:
+                raise InputError(f"{recipe.__name__} has no knob {name!r}; it has {', '.join(defaults)}")
         changed = {name: value for name, value in knobs.items() if value != defaults[name]}
         if changed.get("optimizer") in ("", self.params.training.optimizer):
-            changed.pop("optimizer", None)
+            del changed["optimizer"]
         variant = ",".join(f"{name}={value}" for name, value in sorted(changed.items()))
-        technique = getattr(recipe, "technique", recipe.__name__.replace("_", "-"))
+        names = label or (getattr(recipe, "technique", _technique(recipe)), variant)
         path = functools.partial(getattr(recipe, "path", lambda levels, knobs: levels), knobs=defaults | knobs)
-        levels, again = list(levels) or self.levels, functools.partial(recipe, self, seed, **knobs)
-        names = label or (technique, variant)
-        return Chain(*names, seed, again(levels), levels=levels, path=path, again=again, scored=scored)
+        levels = list(levels) or self.levels
+        again = functools.partial(recipe, self, seed, levels, **knobs)
+        return Chain(*names, seed, again(), levels=levels, path=path, again=again, scored=scored)
 
     def follow(
         self,
@@ -188,22 +173,26 @@ class Study(Opened):
         own run is done. A chain whose run failed stops there with a reason; the others continue. `done(chain, run)` is
         called for each run that gets rows, as soon as it is trained. With `stored` nothing is trained, as in `train`.
         """
-        chains = [chain if isinstance(chain, Chain) else Chain.of(chain) for chain in chains]
+        chains = [chain if isinstance(chain, Chain) else Chain(_technique(chain), "", None, chain) for chain in chains]
         if not stored:
             self.prepare()
-        keep = rewound_steps(self, chains)
+        keep, runs = rewound_steps(self, chains), {}
         checkpoints = tuple(dict.fromkeys(kind for chain in chains for kind in chain.scored))
-        waves, side_by_side = Waves(chains, done), jobs > 1 and not stored
+        side_by_side = jobs > 1 and not stored
+        for chain in chains:
+            chain.advance()
         with contextlib.ExitStack() as stack:
             pool = stack.enter_context(Workers(self, jobs)) if side_by_side else None
             bar = stack.enter_context((progress or Progress()).trainings(side_by_side))
-            while waves.waiting:
-                tickets = waves.tickets()
+            while waiting := [chain for chain in chains if chain.asked is not None]:
+                tickets = by_urgency(waiting, runs)
                 if pool and (missing := [ticket for ticket in tickets if self._unscored(ticket, checkpoints)]):
                     ended = pool.first_done(missing, keep, checkpoints)
                     bar.update(len(ended))
-                    tickets = [ticket for ticket in tickets if ticket.train_id in ended or ticket not in missing]
-                waves.answer(self.train(tickets, progress, stored, keep))
+                    tickets = [ticket for ticket in tickets if ticket in ended or ticket not in missing]
+                runs |= {run.id: run for run in self.train(tickets, progress, stored, keep)}
+                for chain in waiting:
+                    chain.receive(runs, done)
         return chains
 
     def _unscored(self, ticket: Ticket, checkpoints: tuple[str, ...]) -> bool:
@@ -214,12 +203,14 @@ class Study(Opened):
         return ticket.listed and run.record["status"] == "ok" and not all(scored(run, kind) for kind in checkpoints)
 
 
-def _groups(tickets: Iterable[Ticket], most: int) -> Iterator[list[Ticket]]:
+def _technique(recipe: Callable | Recipe) -> str:
+    return recipe.__name__.replace("_", "-")
+
+
+def _groups(tickets: list[Ticket], most: int) -> Iterator[list[Ticket]]:
     """Split tickets into groups of one optimizer and similar size, at most `most` in each."""
-    alike: dict[str, list[Ticket]] = {}
-    for ticket in tickets:
-        alike.setdefault(ticket.optimizer, []).append(ticket)
-    for wave in alike.values():
-        count = -(-len(wave) // most)
+    for optimizer in dict.fromkeys(ticket.optimizer for ticket in tickets):
+        alike = [ticket for ticket in tickets if ticket.optimizer == optimizer]
+        count = -(-len(alike) // most)
         for i in range(count):
-            yield wave[i * len(wave) // count : (i + 1) * len(wave) // count]
+            yield alike[i * len(alike) // count : (i + 1) * len(alike) // count]

@@ -1,29 +1,20 @@
 """Tickets: the start of a training as an immutable value. Their methods are the algebra of the paper's section 3."""
 
 import functools
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+from torch import Tensor
+
 from slt_lib import masks
+from slt_lib.base import seeds
 from slt_lib.base import settings as params
 from slt_lib.base.errors import InputError
 from slt_lib.base.store import digest
-from slt_lib.study.operations import (
-    Constant,
-    Context,
-    Gradual,
-    Mask,
-    Operation,
-    Prune,
-    PruneRandomly,
-    Random,
-    Reinitialise,
-    Trained,
-)
+from slt_lib.study import operations as op
+from slt_lib.study.operations import Operation, Trained
 from slt_lib.train import loop as training
-
-CONSTANT_SIGNS = ("kept", "random")
-CONSTANT_MAGNITUDES = ("constant", "redrawn", "shuffled")
+from slt_lib.transformer import theta_0
 
 
 @dataclass(frozen=True)
@@ -34,7 +25,7 @@ class Ticket:
     `sparsity`: of the final mask. `noise`: see `with_noise`. `listed`: whether the run gets rows in the results.
     """
 
-    context: Context = field(repr=False, compare=False)
+    context: op.Context = field(repr=False, compare=False)
     seed: int
     operations: tuple[Operation, ...]
     optimizer: str
@@ -51,29 +42,27 @@ class Ticket:
         0..1 or below that of the mask. Source: paper section 3; FACTS.md section 7, ambiguity 6.
         """
         check_choice("checkpoint", checkpoint, ("final", "best"))
-        self._check_sparsity(sparsity, max(self.sparsity, by.sparsity))
-        # the new mask nests in that of `by` anyway
-        known = self.operations[:-1] if self.operations[-1] == Mask(by) else self.operations
-        return self._with(Prune(by, float(sparsity), checkpoint), sparsity, known)
+        level = _level(sparsity, max(self.sparsity, by.sparsity))
+        # a mask of `by` just before is left out: the new mask nests in it anyway
+        known = self.operations[:-1] if self.operations[-1] == op.Mask(by) else self.operations
+        return replace(self, operations=(*known, op.Prune(by, level, checkpoint)), sparsity=level)
 
     def prune_randomly(self, sparsity: float) -> "Ticket":
         """Control: a random mask of the given sparsity in each matrix, nested in the ticket's own."""
-        self._check_sparsity(sparsity, self.sparsity)
-        return self._with(PruneRandomly(float(sparsity)), sparsity)
+        level = _level(sparsity, self.sparsity)
+        return self._with(op.PruneRandomly(level), sparsity=level)
 
     def gradual(self, final: float, initial: float = 0.0) -> "Ticket":
         """Prune during the training, from `initial` to `final` sparsity by the cubic schedule (paper section 3.1).
 
         Raises InputError for a sparsity outside 0..1 or below that of the mask, and for a second schedule.
         """
-        self._check_sparsity(final, max(initial, self.sparsity))
+        level = _level(final, max(initial, self.sparsity))
         if self.schedule is not None:
-            raise InputError(
-                "gradual: this ticket is pruned gradually already; a second schedule would not be followed"
-            )
+            raise InputError("gradual: this ticket is pruned gradually already; a second schedule is not followed")
         if initial < self.sparsity:
             raise InputError(f"gradual from sparsity {initial}: the mask already has {self.sparsity}; start from there")
-        return self._with(Gradual(float(initial), float(final)), final)
+        return self._with(op.Gradual(float(initial), level), sparsity=level)
 
     def constant(self, signs: str = "kept", magnitudes: str = "constant") -> "Ticket":
         """Replace the matrices by +-alpha, alpha = sqrt(6 / (n_in + n_out)); all other parameters stay.
@@ -81,13 +70,13 @@ class Ticket:
         `signs`: "kept" or "random". `magnitudes`: "constant", or as controls "redrawn" (from theta_0's distribution) or
         "shuffled" within the kept weights of a matrix. Source: paper section 3.4; FACTS.md section 7, 10 and 11.
         """
-        check_choice("signs", signs, CONSTANT_SIGNS)
-        check_choice("magnitudes", magnitudes, CONSTANT_MAGNITUDES)
-        return self._with(Constant(signs, magnitudes), self.sparsity)
+        check_choice("signs", signs, ("kept", "random"))
+        check_choice("magnitudes", magnitudes, ("constant", "redrawn", "shuffled"))
+        return self._with(op.Constant(signs, magnitudes))
 
     def reinitialised(self) -> "Ticket":
         """Control: fresh random weights under the same mask."""
-        return self._with(Reinitialise(), self.sparsity)
+        return self._with(op.Reinitialise())
 
     def with_noise(self, copy: int) -> "Ticket":
         """The same start with another order of sentences and other dropout masks; copy 0 is the study's own.
@@ -100,15 +89,8 @@ class Ticket:
         """The same ticket, trained because its chain needs it, without rows in the results."""
         return replace(self, listed=False)
 
-    def _with(self, operation: Operation, sparsity: float, known: tuple[Operation, ...] | None = None) -> "Ticket":
-        known = self.operations if known is None else known
-        return replace(self, operations=(*known, operation), sparsity=float(sparsity))
-
-    def _check_sparsity(self, sparsity: float, least: float) -> None:
-        if not 0 <= number("sparsity", sparsity) < 1:
-            raise InputError(f"sparsity {sparsity} is not a fraction from 0 to below 1 (0.9 means 90%)")
-        if sparsity < least:
-            raise InputError(f"sparsity {sparsity} is below {least}, which is pruned already: levels must rise")
+    def _with(self, operation: Operation, **changes) -> "Ticket":
+        return replace(self, operations=(*self.operations, operation), **changes)
 
     # Identity ------------------------------------------------------------
 
@@ -120,25 +102,19 @@ class Ticket:
     @functools.cached_property
     def depth(self) -> int:
         """Number of trainings before it in its chain."""
-        return 1 + max(run.ticket.depth for run in self.runs.values()) if self.runs else 0
+        return max((1 + run.ticket.depth for run in self.runs.values()), default=0)
 
     @property
     def schedule(self) -> tuple[float, float] | None:
         """(initial, final) sparsity of gradual pruning, or None."""
-        for operation in self.operations:
-            if isinstance(operation, Gradual):
-                return operation.initial, operation.final
-        return None
+        found = (each for each in self.operations if isinstance(each, op.Gradual))
+        return next(((each.initial, each.final) for each in found), None)
 
     @functools.cached_property
     def identity(self) -> dict:
         """Everything that affects the weights of its run, as JSON."""
-        settings = self.context.settings.model_dump()
-        settings["peak_lr"] = settings["peak_lr"][self.optimizer]
-        settings["optimizer"] = self.optimizer
-        if self.schedule is None:
-            for key in ("gradual", "thresholds"):
-                del settings[key]
+        settings = self.context.settings.model_dump(exclude=None if self.schedule else {"gradual", "thresholds"})
+        settings |= {"peak_lr": settings["peak_lr"][self.optimizer], "optimizer": self.optimizer}
         return ({"noise": self.noise} if self.noise else {}) | {
             "recipe": params.RECIPE_VERSION,
             "training": settings,
@@ -157,7 +133,7 @@ class Ticket:
     @property
     def trained_with(self) -> str:
         """The kind of training: dense, mp, lt, slt or clt."""
-        return trained_with(operation.do for operation in self.operations)
+        return op.trained_with(operation.do for operation in self.operations)
 
     # Values ------------------------------------------------------------
 
@@ -166,25 +142,21 @@ class Ticket:
 
         Pruned entries are zero, theta_t (.) m in the paper's terms, also where the training keeps stale values.
         """
-        random = Random(self.context, self.seed, self.depth, digest(self.identity["operations"]))
         weights, mask = {}, None
         for operation in self.operations:
-            weights, mask = operation.apply(weights, mask, random)
+            weights, mask = operation.apply(weights, mask, self)
         weights = masks.apply(weights, mask or {})
         parents = {run.id: run.weights_hash for run in self.runs.values()}
         return training.Start(weights, mask, self.schedule, self.optimizer, self.seed, self.depth, self.noise, parents)
 
+    def theta_0(self, generator: np.random.Generator | None = None) -> dict[str, Tensor]:
+        """Initial weights of the ticket's seed, or of a seed drawn from `generator`."""
+        seed = self.seed if generator is None else int(generator.integers(1 << 62))
+        return theta_0(training.new_model(self.context.settings, self.context.pieces), seed)
 
-def trained_with(names: Iterable[str]) -> str:
-    """The kind of training that a ticket asks for: dense, mp, lt, slt or clt. `names`: `do` of its operations."""
-    names = list(names)
-    if "gradual" in names:
-        return "mp"
-    if "constant" in names:
-        return "clt"
-    if not {"mask", "prune", "prune_randomly"} & set(names):
-        return "dense"
-    return "slt" if names[0] == "rewind" else "lt"
+    def stream(self, operation: Operation) -> np.random.Generator:
+        """The random numbers of one of its operations."""
+        return seeds.stream(self.seed, operation.do, self.depth, digest(self.identity["operations"]))
 
 
 # Checks of arguments ------------------------------------------------------------
@@ -201,6 +173,15 @@ def number(key: str, value) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise InputError(f"{key}: {value!r} is not a number")
     return float(value)
+
+
+def _level(sparsity, least: float) -> float:
+    """`sparsity` as a float. Raises InputError if it is not from 0 to below 1, or below `least`."""
+    if not 0 <= number("sparsity", sparsity) < 1:
+        raise InputError(f"sparsity {sparsity} is not a fraction from 0 to below 1 (0.9 means 90%)")
+    if sparsity < least:
+        raise InputError(f"sparsity {sparsity} is below {least}, which is pruned already: levels must rise")
+    return float(sparsity)
 
 
 def check_seed(key: str, value) -> int:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterable, Mapping
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
 
 from slt_lib.base.devices import device
 from slt_lib.base.errors import InputError
@@ -43,32 +43,30 @@ class Workers:
 
     def first_done(
         self, wanted: Iterable[Ticket], keep: Mapping[str, Collection[int]], scored: tuple[str, ...]
-    ) -> set[str]:
-        """Start tickets in the order of `wanted` while processes are free, wait, return the ids of those that ended.
+    ) -> set[Ticket]:
+        """Start tickets in the order of `wanted` while processes are free, wait, return the tickets that ended.
 
         `keep`: see `Study.train`; `scored`: the checkpoints to score. Raises InputError, which names the ticket, if a
         process was killed.
         """
-        under_way = {ticket.train_id for ticket in self.running.values()}
         for ticket in wanted:
-            if len(self.running) == self.jobs:
-                break
-            if ticket.train_id not in under_way:
-                job = self.pool.submit(_train, self.study, ticket, keep.get(ticket.train_id, ()), scored)
-                self.running[job] = ticket
+            if len(self.running) < self.jobs and ticket not in self.running:
+                steps = keep.get(ticket.train_id, ())
+                self.running[ticket] = self.pool.submit(_train, self.study, ticket, steps, scored)
         try:
-            ended: set[Future] = wait(self.running, return_when=FIRST_COMPLETED).done
-            for future in ended:
-                future.result()  # raises the error of the training
+            wait(self.running.values(), return_when=FIRST_COMPLETED)
+            ended = {ticket for ticket, future in self.running.items() if future.done()}
+            for ticket in ended:
+                self.running[ticket].result()  # raises the error of the training
+                del self.running[ticket]
         except BrokenExecutor:
             raise InputError(self._killed()) from None
-        return {self.running.pop(future).train_id for future in ended}
+        return ended
 
     def _killed(self) -> str:
         """Error message that names the training whose process was killed: it left its pid in the lock of its ticket."""
         self.pool.shutdown()
-        tickets = list(self.running.values())
-        killed = [ticket for ticket in tickets if self.study.store.abandoned(ticket.train_id)] or tickets
+        killed = [ticket for ticket in self.running if self.study.store.abandoned(ticket.train_id)] or self.running
         names = " or ".join(label(ticket, self.study.pair) for ticket in killed)
         return (
             f"the process that trained {names} was killed, by hand or because memory ran out; the same command goes on "
