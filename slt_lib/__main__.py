@@ -1,4 +1,4 @@
-"""The command line: python -m slt_lib data | plan | run | runs | translate | report."""
+"""The command line: python -m slt_lib data | plan | run | runs | translate | export | report."""
 
 import argparse
 import json
@@ -114,10 +114,37 @@ def _summary(folder) -> str:
 
 
 def translate(options) -> None:
-    """Translate standard input, one sentence per line, with a stored run of a technique, sparsity and seed."""
-    from slt_lib.study import Study, scores
+    """Translate standard input, one sentence per line: with a run of a study, or with an exported model (--model)."""
+    if options.model:
+        from slt_lib import sparse
+
+        translated = sparse.load(options.model).translate(_lines())
+    else:
+        from slt_lib.study import scores
+
+        translated = scores.translate(_stored_run(options), _lines())
+    for line in translated:
+        print(line)
+
+
+def export(options) -> None:
+    """Write a trained model, or the ticket that it was trained from (--ticket), as a folder that stands alone."""
+    from slt_lib.study import export as room
+
+    run, technique = _stored_run(options), options.technique if options.sparsity else "dense"
+    if options.ticket:
+        print(room.export_ticket(run, options.output, technique))
+    else:
+        print(room.export(run, options.output, technique, options.format, options.dtype))
+
+
+def _stored_run(options):
+    """The run of `--technique`, `--sparsity` and `--seed` in a study. Raises InputError if it is not trained."""
+    from slt_lib.study import Study
     from slt_lib.techniques import RECIPES
 
+    if not options.study:
+        raise InputError("name a study, or a folder with --model")
     study, sparsity = Study(options.study, options.pair), options.sparsity
     if sparsity and sparsity not in study.levels:
         raise InputError(f"sparsity {sparsity} is no level of {study.name}; it has {study.levels}")
@@ -127,14 +154,18 @@ def translate(options) -> None:
     runs = [run for run in chain.runs if run.sparsity == sparsity]
     if not runs:
         raise InputError(chain.reason or f"{technique} has no run at sparsity {sparsity}")
+    return runs[-1]
+
+
+def _lines() -> list[str]:
+    """The lines of standard input."""
     try:
         lines = sys.stdin.buffer.read().decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not UTF-8 (byte {error.start}); save the text as UTF-8") from None
     if not lines[-1]:  # the text ends with a line break
         lines.pop()
-    for line in scores.translate(runs[-1], [line.removesuffix("\r") for line in lines]):
-        print(line)
+    return [line.removesuffix("\r") for line in lines]
 
 
 def report(options) -> None:
@@ -192,11 +223,21 @@ def parser() -> argparse.ArgumentParser:
     added = command(runs, study=False)
     added.add_argument("what", choices=("list", "show", "remove"))
     added.add_argument("id", nargs="?", help="a run's id or how it begins")
-    added = command(translate)
-    added.add_argument("--pair", default="")
-    added.add_argument("--technique", default="slt", choices=names)
-    added.add_argument("--sparsity", type=float, default=0.0, help="a level of the study; 0: the dense model")
-    added.add_argument("--seed", type=int, default=1)
+    for function, optional in ((translate, "?"), (export, None)):
+        added = command(function, study=False)
+        added.add_argument("study", nargs=optional, help="name of a file in params/, or a path that ends in .yaml")
+        added.add_argument("--pair", default="", help="default: the study's first")
+        added.add_argument("--technique", default="slt", choices=names)
+        added.add_argument("--sparsity", type=float, default=0.0, help="a level of the study; 0: the dense model")
+        added.add_argument("--seed", type=int, default=1)
+        if function is translate:
+            added.add_argument("--model", metavar="FOLDER", help="an exported model, instead of a study")
+    added.add_argument("-o", "--output", required=True, metavar="FOLDER", help="a new folder")
+    added.add_argument("--ticket", action="store_true", help="mask and initial weights, not the trained ones")
+    added.add_argument(
+        "--format", choices=("slt", "ctranslate2"), default="slt", help="ctranslate2: dense, for serving"
+    )
+    added.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="bf16 halves the values, rounded")
     added = command(report)
     added.add_argument("--into", metavar="FILE", help="also write the summary between its two marker lines in FILE")
     text = "allow --into also with rows from uncommitted code; the summary says so"

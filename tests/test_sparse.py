@@ -17,6 +17,8 @@ from slt_lib.evaluation import decoding
 from slt_lib.sparse import files, packing
 from slt_lib.sparse.engine import Engine
 from slt_lib.sparse.kernel import SparseMatrix, maxima_and_logsumexp
+from slt_lib.study import export, scores
+from slt_lib.techniques import RECIPES
 from slt_lib.transformer import EOS, Shape, Transformer, prunable
 
 SHAPE = Shape(vocabulary=120, layers=2, hidden=32, filter=64, heads=4)
@@ -250,3 +252,90 @@ def test_a_diverged_model_is_refused():
     for beam in (1, 4):
         with pytest.raises(FloatingPointError, match="diverged"):
             decoding.translate(Engine(SHAPE, weights), sources(3), beam)
+
+
+# Export ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(session_study):
+    """technique -> its run at 80% sparsity, and the dense run, of the tiny study."""
+    names = ["lt", "slt", "clt", "slt-mp"]
+    chains = session_study.follow([session_study.chain(RECIPES[name], 1) for name in names])
+    return {"dense": chains[0].runs[0]} | {name: chain.runs[-1] for name, chain in zip(names, chains, strict=True)}
+
+
+@pytest.mark.parametrize("technique", ["dense", "slt", "slt-mp"])
+def test_an_exported_model_is_the_run(tmp_path, runs, technique):
+    run = runs[technique]
+    said = export.export(run, tmp_path / "model", technique)
+    found = files.load(tmp_path / "model")
+    assert all(torch.equal(found.weights[name], weight) for name, weight in run.weights("best").items())
+    sentences = list(run.study.corpus.tests["test"].source)
+    assert found.translate(sentences) == scores.translate(run, sentences)
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert f"{scores.scores(run)['test']['bleu']:.1f}" in card
+    assert run.id in card
+    assert "dense" in said
+    with pytest.raises(InputError, match="not empty; name another folder"):
+        export.export(run, tmp_path / "model", technique)
+
+
+@pytest.mark.parametrize("technique", ["lt", "slt", "clt", "slt-mp"])
+def test_an_exported_ticket_starts_as_the_run_did(tmp_path, runs, technique):
+    run, study = runs[technique], runs[technique].study
+    export.export_ticket(run, tmp_path / "ticket", technique)
+    ticket = study.ticket_from(tmp_path / "ticket")
+    start, expected = ticket.start(), run.ticket.start()
+    assert (files.load(tmp_path / "ticket").weights is None) == (technique == "lt")
+    assert all(torch.equal(start.weights[name], weight) for name, weight in expected.weights.items())
+    assert all(torch.equal(start.mask[name], kept) for name, kept in expected.mask.items())
+    assert (ticket.sparsity, ticket.schedule, ticket.trained_with) == (
+        run.sparsity,
+        run.ticket.schedule,
+        "slt" if technique == "clt" else run.ticket.trained_with,
+    )
+
+
+def test_a_ticket_is_trained_in_another_seed(tmp_path, runs):
+    study = runs["lt"].study
+    export.export_ticket(runs["lt"], tmp_path / "a", "lt")
+    export.export_ticket(runs["lt"], tmp_path / "b", "lt")
+    tickets = [study.ticket_from(tmp_path / "a", seed=5), study.ticket_from(tmp_path / "b", seed=5)]
+    assert tickets[0] == tickets[1]  # the place of a folder is no part of its identity
+    assert tickets[0].train_id != study.ticket_from(tmp_path / "a").train_id
+    assert torch.equal(tickets[0].start().weights["embedding"], runs["lt"].ticket.start().weights["embedding"])
+    [run] = study.train(tickets[:1])
+    assert all(not run.weights()[name][~kept].any() for name, kept in runs["lt"].mask.items())
+
+
+def test_folders_that_are_no_ticket_of_this_study(tmp_path, runs, make_study):
+    study = runs["slt"].study
+    export.export(runs["slt"], tmp_path / "model", "slt")
+    export.export_ticket(runs["slt"], tmp_path / "ticket", "slt")
+    with pytest.raises(InputError, match="holds no ticket"):
+        study.ticket_from(tmp_path / "model")
+    with pytest.raises(InputError, match="a ticket is not trained"):
+        files.load(tmp_path / "ticket").translate(["a"])
+    with pytest.raises(InputError, match="starts without a mask"):
+        export.export_ticket(runs["dense"], tmp_path / "dense", "dense")
+    with pytest.raises(InputError, match="use a study of the same sizes"):
+        make_study({"training": {"model": {"filter": 48}}}).ticket_from(tmp_path / "ticket")
+    with pytest.raises(InputError, match="vocabulary is not that of"):
+        make_study({"corpus": {"seed": 2, "name": "grammar", "train": 200, "dev": 6, "test": 4}}).ticket_from(
+            tmp_path / "ticket"
+        )
+
+
+def test_ctranslate2_translates_the_same(tmp_path, runs):
+    ctranslate2 = pytest.importorskip("ctranslate2")
+    run = runs["slt"]
+    export.export(run, tmp_path / "served", "slt", format="ctranslate2")
+    vocabulary, sentences = run.study.vocabulary, list(run.study.corpus.dev.source)
+    ids = vocabulary.encode(sentences).lists()
+    tokens = [[vocabulary.tokenizer.id_to_token(i) for i in sentence] for sentence in ids]
+    served = ctranslate2.Translator(str(tmp_path / "served"), compute_type="float32", intra_threads=1)
+    found = served.translate_batch(tokens, beam_size=1, max_decoding_length=20)
+    engine = Engine(run.study.shape, run.weights("best"))
+    expected = [answer[:20] for answer in decoding.translate(engine, ids, beam=1, extra=20)]
+    assert [[vocabulary.tokenizer.token_to_id(token) for token in each.hypotheses[0]] for each in found] == expected

@@ -8,9 +8,10 @@
 A ticket is the same, except that its values may be missing: theta_0 follows from the seed in config.json.
 """
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from torch import Tensor
 from slt_lib.base.errors import InputError
 from slt_lib.base.files import write_bytes
 from slt_lib.data.vocabulary import Vocabulary
+from slt_lib.evaluation import decoding
 from slt_lib.sparse import packing
+from slt_lib.sparse.engine import Engine
 from slt_lib.transformer import Shape, Transformer
 
 FORMAT, VERSION = "slt-sparse", 1
@@ -44,6 +47,19 @@ class Exported:
     mask: dict[str, Tensor]
     vocabulary: Vocabulary
     config: dict
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """The model, ready to translate. Raises InputError for a ticket."""
+        if self.config.get("kind") == "ticket":
+            raise InputError(f"{self.path / CONFIG}: a ticket is not trained; train it with `Study.ticket_from`")
+        return Engine(self.shape, self.weights)
+
+    def translate(self, sentences: Sequence[str], **options) -> list[str]:
+        """Translate raw sentences; `options` of `decoding.translate` replace those of the study."""
+        settings = self.config["decoding"] | options
+        found = decoding.translate(self.engine, self.vocabulary.encode(sentences).lists(), **settings)
+        return self.vocabulary.decode(found)
 
 
 def save(

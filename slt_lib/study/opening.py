@@ -20,7 +20,7 @@ from slt_lib.data.vocabulary import Vocabulary
 from slt_lib.study.operations import Context
 from slt_lib.study.tickets import check_seed, number
 from slt_lib.train import loop as training
-from slt_lib.transformer import Transformer
+from slt_lib.transformer import Shape, Transformer
 
 
 class Opened:
@@ -144,6 +144,12 @@ class Opened:
     def model(self) -> Transformer:
         """A model of the study's shape, weights not initialised."""
         return training.new_model(self.params.training, self.params.vocabulary)
+
+    @functools.cached_property
+    def shape(self) -> Shape:
+        """Sizes of the study's model."""
+        with torch.device("meta"):
+            return self.model().shape
 
     @functools.cached_property
     def shapes(self) -> dict[str, torch.Size]:

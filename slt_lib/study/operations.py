@@ -5,7 +5,8 @@ dataclass here and a method of `Ticket`.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from slt_lib import masks
 from slt_lib.base.settings import Training
+from slt_lib.sparse import files
 from slt_lib.transformer import glorot, prunable
 
 Weights = Mapping[str, Tensor]
@@ -35,7 +37,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Operation:
-    """Base class. `do` is the operation's name in JSON and in its random stream; that of a mask begins with "prune".
+    """Base class. `do`: name in JSON and in the random stream; that of a mask begins with "mask" or "prune".
 
     `sets_weights`: whether it replaces the weights that the ticket had.
     """
@@ -46,10 +48,10 @@ class Operation:
     def json(self) -> dict:
         """JSON form: name and parameters, a run by its id; a parameter at its default is left out."""
         form = {"do": self.do}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value != field.default:
-                form[field.name] = getattr(value, "id", value)
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value != each.default and each.compare:
+                form[each.name] = getattr(value, "id", value)
         return form
 
     @property
@@ -64,12 +66,13 @@ class Operation:
 
 @dataclass(frozen=True)
 class Theta0(Operation):
-    """Start from theta_0 of the ticket's seed."""
+    """Start from theta_0 of the ticket's seed, or of another one."""
 
     do = "theta_0"
+    seed: int | None = None
 
     def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
-        return ticket.theta_0(), mask
+        return ticket.theta_0(self.seed), mask
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,28 @@ class Mask(Operation):
 
     def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
         return weights, self.run.mask
+
+
+@dataclass(frozen=True)
+class FileWeights(Operation):
+    """Start from the weights of an exported ticket, a folder whose arrays have this SHA-256."""
+
+    do = "rewind_file"
+    sha256: str
+    path: Path = field(compare=False)  # the same arrays in another place are the same ticket
+
+    def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
+        return files.load(self.path).weights, mask
+
+
+@dataclass(frozen=True)
+class FileMask(FileWeights):
+    """Use the mask of an exported ticket."""
+
+    do = "mask_file"
+
+    def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
+        return weights, files.load(self.path).mask
 
 
 @dataclass(frozen=True)
@@ -142,7 +167,7 @@ class Constant(Operation):
 
     def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
         generator, result = ticket.stream(self), dict(weights)
-        fresh = ticket.theta_0(generator) if self.magnitudes == "redrawn" else {}
+        fresh = ticket.theta_0(any_seed(generator)) if self.magnitudes == "redrawn" else {}
         for name, weight in prunable(weights).items():
             sign = torch.where(weight < 0, -1.0, 1.0)
             if self.signs == "random":
@@ -167,7 +192,11 @@ class Reinitialise(Operation):
     sets_weights = True
 
     def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
-        return ticket.theta_0(ticket.stream(self)), mask
+        return ticket.theta_0(any_seed(ticket.stream(self))), mask
+
+
+def any_seed(generator: np.random.Generator) -> int:
+    return int(generator.integers(1 << 62))
 
 
 def trained_with(names: Iterable[str]) -> str:
@@ -179,4 +208,4 @@ def trained_with(names: Iterable[str]) -> str:
         return "clt"
     if not any(name.startswith(("mask", "prune")) for name in names):
         return "dense"
-    return "slt" if names[0] == "rewind" else "lt"
+    return "slt" if names[0].startswith("rewind") else "lt"

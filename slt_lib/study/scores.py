@@ -9,6 +9,7 @@ from slt_lib import memory
 from slt_lib.base.devices import device
 from slt_lib.base.store import digest, recall, remember
 from slt_lib.evaluation import decoding, scoring
+from slt_lib.sparse.engine import Engine
 from slt_lib.study.runs import Run
 from slt_lib.train import loop as training
 from slt_lib.transformer import prunable
@@ -21,9 +22,12 @@ def translate(run: Run, sentences: list[str], checkpoint: str = "best", progress
 
     `checkpoint` and errors: see `Run.weights`; `progress`: see `decoding.translate`.
     """
-    study, model = run.study, run.study.model()
-    model.load_state_dict(run.weights(checkpoint))
-    model.to(device())
+    study, weights = run.study, run.weights(checkpoint)
+    if device().type == "cpu":
+        model = Engine(study.shape, weights)
+    else:
+        model = study.model().to(device())
+        model.load_state_dict(weights)
     options, sources = study.params.decoding, study.vocabulary.encode(sentences).lists()
     with study.threads():
         found = decoding.translate(

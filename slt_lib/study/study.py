@@ -5,14 +5,17 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 from slt_lib.base import distributed
 from slt_lib.base.errors import InputError
 from slt_lib.base.files import sweep
 from slt_lib.base.store import RECORD, RESUME, TICKET, Damaged, write_json
+from slt_lib.sparse import files
+from slt_lib.study import operations as op
 from slt_lib.study.chains import Chain, Recipe, by_urgency, rewound_steps
 from slt_lib.study.opening import Opened
-from slt_lib.study.operations import Theta0
 from slt_lib.study.progress import Progress
 from slt_lib.study.runs import Run
 from slt_lib.study.scores import magnitudes, scored
@@ -32,7 +35,29 @@ class Study(Opened):
         """
         optimizer = optimizer or self.params.training.optimizer
         check_choice("optimizer", optimizer, ("adafactor", "adam"))
-        return Ticket(self.context, check_seed("seeds", seed), (Theta0(),), optimizer)
+        return Ticket(self.context, check_seed("seeds", seed), (op.Theta0(),), optimizer)
+
+    def ticket_from(self, path: str | Path, seed: int | None = None) -> Ticket:
+        """The ticket in a folder that `export --ticket` wrote, to be trained with this study's settings and corpus.
+
+        `seed`: of the order of sentences and of dropout; None: that of the ticket. Initial weights and mask stay.
+        Raises InputError if the folder is damaged, or has a model of another shape or another vocabulary.
+        """
+        found = files.load(path)
+        about, file = found.config, Path(path) / files.CONFIG
+        if about.get("kind") != "ticket":
+            raise InputError(f"{file}: holds no ticket; export it with --ticket")
+        if found.shape != self.shape:
+            raise InputError(f"{file}: {found.shape}; {self.file()} has {self.shape}; use a study of the same sizes")
+        if found.vocabulary.digest != self.vocabulary.digest:
+            other = f"its vocabulary is not that of {self.name} {self.pair}"
+            raise InputError(f"{file}: {other}; use the corpus and vocabulary size that it was trained with")
+        arrays = about["sha256"][files.ARRAYS], Path(path)
+        own = about["seed"] if seed is None else seed
+        first = op.FileWeights(*arrays) if found.weights else op.Theta0(None if own == about["seed"] else about["seed"])
+        gradual = [op.Gradual(*about["gradual"])] if about["gradual"] else []
+        operations = (first, op.FileMask(*arrays), *gradual)
+        return replace(self.ticket(own), operations=operations, sparsity=about["sparsity"])
 
     def train(
         self,

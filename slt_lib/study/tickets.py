@@ -149,10 +149,10 @@ class Ticket:
         parents = {run.id: run.weights_hash for run in self.runs.values()}
         return training.Start(weights, mask, self.schedule, self.optimizer, self.seed, self.depth, self.noise, parents)
 
-    def theta_0(self, generator: np.random.Generator | None = None) -> dict[str, Tensor]:
-        """Initial weights of the ticket's seed, or of a seed drawn from `generator`."""
-        seed = self.seed if generator is None else int(generator.integers(1 << 62))
-        return theta_0(training.new_model(self.context.settings, self.context.pieces), seed)
+    def theta_0(self, seed: int | None = None) -> dict[str, Tensor]:
+        """Initial weights of the ticket's seed, or of `seed`."""
+        model = training.new_model(self.context.settings, self.context.pieces)
+        return theta_0(model, self.seed if seed is None else seed)
 
     def stream(self, operation: Operation) -> np.random.Generator:
         """The random numbers of one of its operations."""
