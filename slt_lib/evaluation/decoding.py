@@ -1,15 +1,18 @@
 """Translation by beam search with cached keys and values, as tensor2tensor does it (FACTS.md, section 1)."""
 
+import contextlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
+
+from slt_lib.base.devices import threads
 
 PAD, EOS = 0, 1
 DIVERGED = "the model's logits hold NaN: its training has diverged"
 
 
-@torch.inference_mode()
 def translate(
     model: nn.Module,
     sources: Sequence[Sequence[int]],
@@ -28,12 +31,14 @@ def translate(
     Args:
         model: offers `encode(source [B, S]) -> memory`, `start(memory, source) -> cache` (a dict of tensors, batch
             first) and `step(previous [B], position, cache) -> logits [B, V]`, which updates the cache in place. Entries
-            named `self_*` belong to one hypothesis, all others to its sentence.
+            named `self_*` belong to one hypothesis, all others to its sentence. `sparse.engine.Engine` is such a model
+            with its own cache.
         sources: ids of each sentence, each ending in EOS (1); no padding (0).
         beam: number of hypotheses per sentence.
         alpha: exponent of the length penalty, 0 or more; 0 means no penalty.
         extra: number of ids by which a translation may be longer than its source.
-        batch_sentences: sentences per batch. The model runs on `beam` times as many rows.
+        batch_sentences: sentences per batch. The model runs on `beam` times as many rows. If it has the attribute
+            `single_threaded`, each of torch's threads translates one batch at a time.
         progress: called with the number of sentences finished since its last call, such as `tqdm.update`.
 
     Raises:
@@ -50,17 +55,28 @@ def translate(
 
     answers: list[list[int]] = [[] for _ in sources]
     order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
+    workers = torch.get_num_threads() if getattr(model, "single_threaded", False) else 1
+    size = min(batch_sentences, max(1, -(-len(sources) // workers)))
+    batches = [order[first : first + size] for first in range(0, len(order), size)]
+
+    @torch.inference_mode()
+    def search(chosen: list[int]) -> list[list[int]]:
+        batch = [sources[index] for index in chosen]
+        return _greedy(model, batch, extra) if beam == 1 else _beam_search(model, batch, beam, alpha, extra)
+
     training = model.training
     model.eval()
     try:
-        for first in range(0, len(order), batch_sentences):
-            chosen = order[first : first + batch_sentences]
-            batch = [sources[index] for index in chosen]
-            found = _greedy(model, batch, extra) if beam == 1 else _beam_search(model, batch, beam, alpha, extra)
-            for index, answer in zip(chosen, found, strict=True):
-                answers[index] = answer
-            if progress is not None:
-                progress(len(chosen))
+        with contextlib.ExitStack() as stack:
+            every = map
+            if workers > 1:
+                stack.enter_context(threads(1))
+                every = stack.enter_context(ThreadPoolExecutor(workers)).map
+            for chosen, found in zip(batches, every(search, batches), strict=True):
+                for index, answer in zip(chosen, found, strict=True):
+                    answers[index] = answer
+                if progress is not None:
+                    progress(len(chosen))
     finally:
         model.train(training)
     return answers

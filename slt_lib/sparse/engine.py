@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slt_lib.evaluation.decoding import sorted_top
-from slt_lib.sparse.kernel import SparseMatrix, maxima_and_logsumexp
+from slt_lib.sparse.kernel import LANES, SparseMatrix, attention, maxima_and_logsumexp
 from slt_lib.transformer import MINUS_INFINITY, PAD, Shape, positions
 
 EPSILON = 1e-6  # of the layer norms
-GROWTH = 16  # positions by which the cache of decoder keys and values grows
+GROWTH = 8  # positions by which the cache of decoder keys and values grows
 Norm = tuple[Tensor, Tensor]  # weight and shift of a layer norm
 DENSE_FROM = 0.25  # share of nonzero weights from which a dense product is faster: see docs/speed.md
 
@@ -58,15 +58,13 @@ class Attention:
         self.output = product(output.t())
 
     def by_sentence(self, x: Tensor, sentences: int) -> Tensor:
-        """[features, sentences * columns] -> [sentences, heads, columns, features per head]."""
-        return x.view(self.heads, -1, sentences, x.shape[1] // sentences).permute(2, 0, 3, 1)
+        """[features, sentences * columns] -> [sentences, heads, features per head, columns]."""
+        return x.view(self.heads, self.size, sentences, -1).permute(2, 0, 1, 3)
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        """Queries [B, H, Q, d], keys [B, H, d, K], values [B, H, K, d], bias [B, 1, 1 or Q, K] -> [features, B * Q]."""
-        scores = queries @ keys
-        weights = (scores if bias is None else scores.add_(bias)).softmax(-1)
-        y = (weights @ values).permute(1, 3, 0, 2)
-        return self.output(y.reshape(y.shape[0] * y.shape[1], -1))
+    def attend(self, queries: Tensor, rows: Tensor, keys: Tensor, values: Tensor, bias: Tensor, used: int) -> Tensor:
+        """The sublayer's output [features, columns] for `queries` of this form; see `kernel.attention`."""
+        queries = queries.view(self.heads, self.size, len(rows), -1)
+        return self.output(attention(queries, rows, keys, values, bias, used).flatten(0, 1).flatten(1))
 
 
 class Layer:
@@ -88,6 +86,7 @@ class Engine:
     """A model for `decoding.translate`. `weights`: as in `Transformer`; `sparse=False`: dense products only."""
 
     training = False
+    single_threaded = True  # its kernels are, so `translate` runs one batch per thread
 
     def __init__(self, shape: Shape, weights: Mapping[str, Tensor], sparse: bool = True):
         product = choose if sparse else DenseMatrix
@@ -117,14 +116,14 @@ class Engine:
         """Memory [hidden, B * S] of padded sentences `source` [B, S]."""
         sentences, length = source.shape
         self._reach(length)
-        padding = _padding_bias(source)
+        padding, rows = _padding_bias(source), torch.arange(sentences, dtype=torch.int32)
         x = self.embedding[source] + (self.weights["target_space"][0] + self.positions[:length])
         x = x.view(-1, self.shape.hidden).t().contiguous()
         for layer in self.encoder:
-            if (attention := layer.self_attention).heads:
-                split = attention.inputs(normalize(x)).chunk(3)
-                queries, keys, values = (attention.by_sentence(part, sentences) for part in split)
-                x += attention.attend(queries, keys.transpose(-1, -2), values, padding)
+            if (own := layer.self_attention).heads:
+                queries, *key_value = own.inputs(normalize(x)).chunk(3)
+                keys, values = (_rounded_up(own.by_sentence(part, sentences)) for part in key_value)
+                x += own.attend(queries, rows, keys, values, padding, length)
             x += layer.feed_forward(x)
         return normalize(x)
 
@@ -138,14 +137,13 @@ class Engine:
         x = (self.embedding[previous] + self.positions[position]).t().contiguous()
         cache.extend(len(previous))
         for i, layer in enumerate(self.decoder):
-            if (attention := layer.self_attention).heads:
-                split = attention.inputs(normalize(x)).chunk(3)
-                queries, keys, values = (attention.by_sentence(part, cache.sentences) for part in split)
-                x += attention.attend(queries, *cache.add(i, keys, values), cache.ancestors)
-            if (attention := layer.cross_attention).heads:
-                queries = attention.inputs(normalize(x))
-                queries = attention.by_sentence(queries, cache.sentences)
-                x += attention.attend(queries, *cache.memory[i], cache.padding)
+            if (own := layer.self_attention).heads:
+                queries, *key_value = own.inputs(normalize(x)).chunk(3)
+                cache.add(i, [own.by_sentence(part, cache.sentences) for part in key_value])
+                x += own.attend(queries, cache.rows, *cache.slots[i], cache.ancestors, cache.used)
+            if (cross := layer.cross_attention).heads:
+                queries = cross.inputs(normalize(x))
+                x += cross.attend(queries, cache.rows, *cache.memory[i], cache.padding, cache.padding.shape[-1])
             x += layer.feed_forward(x)
         return self.logits(normalize(x)).t()
 
@@ -170,53 +168,43 @@ class Engine:
 class Cache:
     """Keys and values of a decoding: those of the encoder per sentence, those of the decoder per slot of a sentence.
 
-    A slot is one hypothesis at one position. `ancestors` [B, 1, width, slots] is 0 where a slot is of the hypothesis
-    itself, and -inf at those of other hypotheses.
+    A slot is one hypothesis at one position. `ancestors` [B, width, slots] is 0 where a slot is of the hypothesis
+    itself, and -inf at those of other hypotheses and at free slots. A sentence that is done leaves only `rows`.
     """
 
     def __init__(self, engine: Engine, memory: Tensor, source: Tensor):
         self.sentences, self.width, self.used = len(source), 1, 0
-        self.padding = _padding_bias(source)
+        self.padding, self.rows = _padding_bias(source), torch.arange(len(source), dtype=torch.int32)
         self.memory, self.slots = [], []
         for layer in engine.decoder:
-            attention = layer.cross_attention
-            if attention.heads:
-                both = attention.memory(memory).chunk(2)
-                keys, values = (attention.by_sentence(part, self.sentences) for part in both)
-                self.memory.append((keys.transpose(-1, -2).contiguous(), values.contiguous()))
-            else:
-                self.memory.append(())
-            empty = memory.new_empty(self.sentences, layer.self_attention.heads, attention.size, 0)
-            self.slots.append([empty, empty.transpose(-1, -2)])
-        self.ancestors = memory.new_zeros(self.sentences, 1, 1, 0)
+            cross, own = layer.cross_attention, layer.self_attention
+            both = cross.memory(memory).chunk(2) if cross.heads else ()
+            self.memory.append([_rounded_up(cross.by_sentence(part, self.sentences)) for part in both])
+            self.slots.append([torch.empty(self.sentences, own.heads, own.size, 0) for _ in range(2)])
+        self.ancestors = torch.empty(self.sentences, 1, 0)
 
     def extend(self, rows: int) -> None:
-        """Make room for one more slot of each of `rows` hypotheses."""
+        """Take one more slot for each of `rows` hypotheses."""
         self.width = rows // self.sentences
-        own = torch.full((self.width, self.width), -torch.inf).fill_diagonal_(0)
-        own = own.expand(self.sentences, 1, self.width, self.width)
-        self.ancestors = torch.cat([self.ancestors, own], dim=-1)
-        self.used += self.width
-        if self.used > self.slots[0][0].shape[-1]:
-            more = GROWTH * self.width
-            self.slots = [[F.pad(keys, (0, more)), F.pad(values, (0, 0, 0, more))] for keys, values in self.slots]
+        first, self.used = self.used, self.used + self.width
+        if self.used > self.ancestors.shape[-1]:
+            more = -(-GROWTH * self.width // LANES) * LANES
+            self.ancestors = F.pad(self.ancestors, (0, more), value=-torch.inf)
+            self.slots = [[F.pad(part, (0, more)) for part in both] for both in self.slots]
+        self.ancestors[:, :, first : self.used].diagonal(dim1=1, dim2=2).zero_()
 
-    def add(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write those of the new slots [B, H, width, d]; return all so far, [B, H, d, slots] and [B, H, slots, d]."""
-        all_keys, all_values = self.slots[layer]
-        new = slice(self.used - self.width, self.used)
-        all_keys[..., new], all_values[:, :, new] = keys.transpose(-1, -2), values
-        return all_keys[..., : self.used], all_values[:, :, : self.used]
+    def add(self, layer: int, keys_and_values: list[Tensor]) -> None:
+        """Write those of the new slots, [B, H, d, width] each."""
+        for known, new in zip(self.slots[layer], keys_and_values, strict=True):
+            known[..., self.used - self.width : self.used].index_copy_(0, self.rows.long(), new)
 
     def select(self, own: Tensor) -> None:
         """Continue with the hypotheses `own`, row numbers of the last step, in the order of their sentences."""
         sentences = (own // self.width).unique_consecutive()
-        width = len(own) // max(1, len(sentences))
         if len(sentences) < self.sentences:
-            self.padding = None if self.padding is None else self.padding[sentences]
-            self.memory = [tuple(part[sentences] for part in both) for both in self.memory]
-            self.slots = [[part[sentences] for part in both] for both in self.slots]
-        self.ancestors = self.ancestors.flatten(0, 2)[own].view(len(sentences), 1, width, self.used)
+            self.padding, self.rows = self.padding[sentences], self.rows[sentences]
+        width = len(own) // max(1, len(sentences))  # none is left after the last
+        self.ancestors = self.ancestors.flatten(0, 1)[own].unflatten(0, (len(sentences), width))
         self.sentences = len(sentences)
 
 
@@ -238,10 +226,14 @@ def after_norm(matrix: Tensor, norm: Norm, bias: Tensor | float = 0.0) -> tuple[
     return matrix * weight, matrix @ shift + bias
 
 
-def _padding_bias(source: Tensor) -> Tensor | None:
-    """[B, 1, 1, S]: 0 at words, -1e9 at padding; None without padding."""
-    padded = source == PAD
-    return (padded * MINUS_INFINITY)[:, None, None, :] if padded.any() else None
+def _rounded_up(x: Tensor) -> Tensor:
+    """`x` with zeros after the columns of its last axis, up to a multiple of LANES."""
+    return F.pad(x, (0, -x.shape[-1] % LANES)).contiguous()
+
+
+def _padding_bias(source: Tensor) -> Tensor:
+    """[B, 1, S rounded up]: 0 at words, -1e9 at padding."""
+    return _rounded_up(source).eq(PAD).mul(MINUS_INFINITY)[:, None]
 
 
 def _inside(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

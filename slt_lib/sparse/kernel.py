@@ -148,11 +148,12 @@ def _reduce(code: Writer, blocks, size, x, maxima, sums, n) -> None:
             code.put(sums, code.add(n, c), code.load(total))
 
 
-def _attend(code: Writer, heads, size, sentences, queries, slots, wide, q, k, v, bias, y, scratch) -> None:
+def _attend(code: Writer, heads, size, sentences, queries, used, slots, wide, q, rows, k, v, bias, y, scratch) -> None:
     """y = softmax(q k + bias) v for each head and sentence.
 
-    q and y: [heads, size, sentences, queries]; k and v: [sentences, heads, size, slots]; bias: [sentences, queries if
-    `wide` else 1, slots]; scratch: [TOGETHER, slots]. `slots` is a multiple of LANES.
+    q and y: [heads, size, sentences, queries]; rows: of each sentence in k and v [..., heads, size, slots]; bias:
+    [sentences, queries if `wide` else 1, slots]; scratch: [TOGETHER, slots]. Only the first `used` slots count, a
+    multiple of LANES.
     """
     lowest, zero = code.spread(FLOAT(float("-inf")), LANES), code.spread(FLOAT(0.0), LANES)
     with code.loop(LONG(0), sentences) as sentence, code.loop(LONG(0), heads) as head:
@@ -162,7 +163,7 @@ def _attend(code: Writer, heads, size, sentences, queries, slots, wide, q, k, v,
             return code.mul(code.add(code.mul(row, sentences), sentence), queries)  # noqa: B023
 
         def of_slots(d):
-            row = code.add(code.mul(sentence, heads), head)  # noqa: B023
+            row = code.add(code.mul(code.at(rows, sentence, INT), heads), head)  # noqa: B023
             return code.mul(code.add(code.mul(row, size), d), slots)  # noqa: B023
 
         first = code.variable(LONG(0))
@@ -170,7 +171,7 @@ def _attend(code: Writer, heads, size, sentences, queries, slots, wide, q, k, v,
             each = range(count)
             with code.going_on(first, queries, count) as query:
                 most = [code.variable(lowest) for _ in each]
-                with code.loop(LONG(0), slots, LANES) as s:
+                with code.loop(LONG(0), used, LANES) as s:
                     sums = []
                     for i in each:
                         row = code.add(code.mul(sentence, queries), code.add(query, LONG(i)))
@@ -186,7 +187,7 @@ def _attend(code: Writer, heads, size, sentences, queries, slots, wide, q, k, v,
                         code.larger(most[i], code.load(total))
                 highest = [code.spread(code.reduce("fmax", code.load(place)), LANES) for place in most]
                 norms = [code.variable(zero) for _ in each]
-                with code.loop(LONG(0), slots, LANES) as s:
+                with code.loop(LONG(0), used, LANES) as s:
                     for i in each:
                         at = code.add(code.mul(LONG(i), slots), s)
                         power = code.exp(code.fsub(code.part(scratch, at, LANES), highest[i]), LANES)
@@ -195,7 +196,7 @@ def _attend(code: Writer, heads, size, sentences, queries, slots, wide, q, k, v,
                 norms = [code.reduce("fadd", code.load(place), FLOAT(0.0)) for place in norms]
                 with code.loop(LONG(0), size) as d:
                     sums, begin = [code.variable(zero) for _ in each], of_slots(d)
-                    with code.loop(LONG(0), slots, LANES) as s:
+                    with code.loop(LONG(0), used, LANES) as s:
                         values = code.part(v, code.add(begin, s), LANES)
                         for i, total in enumerate(sums):
                             power = code.part(scratch, code.add(code.mul(LONG(i), slots), s), LANES)
@@ -209,7 +210,7 @@ def _attend(code: Writer, heads, size, sentences, queries, slots, wide, q, k, v,
 ARGUMENTS = {
     _multiply: [LONG, *[POINTER] * 6, LONG],
     _reduce: [LONG, LONG, *[POINTER] * 3, LONG],
-    _attend: [*[LONG] * 5, FLAG, *[POINTER] * 6],
+    _attend: [*[LONG] * 6, FLAG, *[POINTER] * 7],
 }
 
 
@@ -270,14 +271,16 @@ def maxima_and_logsumexp(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return maxima, sums[0] + sums[1].log()
 
 
-def attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+def attention(queries: Tensor, rows: Tensor, keys: Tensor, values: Tensor, bias: Tensor, used: int) -> Tensor:
     """softmax(queries * keys + bias) * values: queries [H, d, B, Q] -> [H, d, B, Q], contiguous.
 
-    keys and values [B, H, d, K]; bias [B, Q or 1, K]; K is a multiple of LANES.
+    keys and values [R, H, d, K], of which sentence b has the row rows[b], an int32; bias [B, Q or 1, K]. Only the first
+    `used` of K count, rounded up to LANES.
     """
     heads, size, sentences, count = queries.shape
-    y, scratch = torch.empty_like(queries), torch.empty(TOGETHER, keys.shape[3])
-    tensors = queries, keys, values, bias, y, scratch
-    wide = bias.shape[1] > 1
-    _compiled()[3](heads, size, sentences, count, keys.shape[3], wide, *(tensor.data_ptr() for tensor in tensors))
+    slots = keys.shape[3]
+    y, scratch = torch.empty_like(queries), torch.empty(TOGETHER, slots)
+    tensors = queries, rows, keys, values, bias, y, scratch
+    sizes = heads, size, sentences, count, -(-used // LANES) * LANES, slots, bias.shape[1] > 1
+    _compiled()[3](*sizes, *(tensor.data_ptr() for tensor in tensors))
     return y
