@@ -11,6 +11,7 @@ from collections.abc import Callable
 from statistics import median
 
 from benchmarks import joey
+from benchmarks.inference import inference
 from benchmarks.setting import ROOT, WARM, Setting
 from benchmarks.table import OURS, Row, rows
 from slt_lib.base.processes import cores
@@ -205,4 +206,11 @@ def overhead(setting: Setting) -> list[Row]:
 
 
 STUDY = ["snakemake", "--profile", "profiles/default", "--config", "study=quick"]
-MEASURES = {"training": training, "masks": masks, "decoding": decoding, "scoring": scoring, "overhead": overhead}
+MEASURES = {
+    "training": training,
+    "masks": masks,
+    "decoding": decoding,
+    "inference": inference,
+    "scoring": scoring,
+    "overhead": overhead,
+}

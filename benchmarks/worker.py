@@ -22,6 +22,7 @@ from slt_lib.base.settings import Training
 from slt_lib.base.store import RunFolder, Store
 from slt_lib.data.batches import Batches
 from slt_lib.evaluation import decoding, scoring
+from slt_lib.sparse.engine import Engine
 from slt_lib.study import Study, scores
 from slt_lib.train import loop as training
 from slt_lib.transformer import prunable
@@ -219,8 +220,7 @@ def decoded(setting: Setting, precision: str, seconds: float, beam: int, size: i
     else:
         [run] = study.train([study.ticket(1)], stored=True)
         weights = run.weights("final")
-    model = study.model()
-    model.load_state_dict(weights)
+    model = Engine(study.shape, weights)
     split, options = next(iter(study.corpus.tests.values())), study.params.decoding
     decoding.translate(model, study.vocabulary.encode(split.source[:size]).lists(), beam, batch_sentences=size)  # warm
     began = time.perf_counter()

@@ -21,7 +21,6 @@ from slt_lib.sparse.kernel import LANES, SparseMatrix, attention, maxima_and_log
 from slt_lib.transformer import MINUS_INFINITY, PAD, Shape, positions
 
 EPSILON = 1e-6  # of the layer norms
-GROWTH = 8  # positions by which the cache of decoder keys and values grows
 Norm = tuple[Tensor, Tensor]  # weight and shift of a layer norm
 DENSE_FROM = 0.25  # share of nonzero weights from which a dense product is faster: see docs/speed.md
 
@@ -57,14 +56,23 @@ class Attention:
         self.memory = product(*after_norm(torch.cat([key, value]), memory_norm)) if memory_norm else None
         self.output = product(output.t())
 
-    def by_sentence(self, x: Tensor, sentences: int) -> Tensor:
-        """[features, sentences * columns] -> [sentences, heads, features per head, columns]."""
-        return x.view(self.heads, self.size, sentences, -1).permute(2, 0, 1, 3)
+    def by_sentence(self, both: Tensor, sentences: int) -> Tensor:
+        """Keys and values [2 * features, sentences * columns] -> [sentences, 2 * heads, features per head, columns].
 
-    def attend(self, queries: Tensor, rows: Tensor, keys: Tensor, values: Tensor, bias: Tensor, used: int) -> Tensor:
-        """The sublayer's output [features, columns] for `queries` of this form; see `kernel.attention`."""
+        The last axis is rounded up to a multiple of LANES.
+        """
+        split = both.view(2 * self.heads, self.size, sentences, -1).permute(2, 0, 1, 3)
+        return _rounded_up(split).contiguous()
+
+    def attend(self, x: Tensor, rows: Tensor, store: Tensor, bias: Tensor, used: int, add: bool = False) -> Tensor:
+        """The sublayer's output [features, columns]; see `kernel.attention`.
+
+        x: the queries, by row; if `add`, followed by keys and values that are added to the store.
+        """
+        queries, both = x[: self.heads * self.size], x[self.heads * self.size :]
         queries = queries.view(self.heads, self.size, len(rows), -1)
-        return self.output(attention(queries, rows, keys, values, bias, used).flatten(0, 1).flatten(1))
+        y = attention(queries, rows, store, bias, used, both if add else None)
+        return self.output(y.flatten(0, 1).flatten(1))
 
 
 class Layer:
@@ -121,9 +129,9 @@ class Engine:
         x = x.view(-1, self.shape.hidden).t().contiguous()
         for layer in self.encoder:
             if (own := layer.self_attention).heads:
-                queries, *key_value = own.inputs(normalize(x)).chunk(3)
-                keys, values = (_rounded_up(own.by_sentence(part, sentences)) for part in key_value)
-                x += own.attend(queries, rows, keys, values, padding, length)
+                inputs = own.inputs(normalize(x))
+                store = own.by_sentence(inputs[own.heads * own.size :], sentences)
+                x += own.attend(inputs, rows, store, padding, length)
             x += layer.feed_forward(x)
         return normalize(x)
 
@@ -138,12 +146,11 @@ class Engine:
         cache.extend(len(previous))
         for i, layer in enumerate(self.decoder):
             if (own := layer.self_attention).heads:
-                queries, *key_value = own.inputs(normalize(x)).chunk(3)
-                cache.add(i, [own.by_sentence(part, cache.sentences) for part in key_value])
-                x += own.attend(queries, cache.rows, *cache.slots[i], cache.ancestors, cache.used)
+                inputs = own.inputs(normalize(x))
+                x += own.attend(inputs, cache.rows, cache.slots[i], cache.ancestors, cache.used, add=True)
             if (cross := layer.cross_attention).heads:
                 queries = cross.inputs(normalize(x))
-                x += cross.attend(queries, cache.rows, *cache.memory[i], cache.padding, cache.padding.shape[-1])
+                x += cross.attend(queries, cache.rows, cache.memory[i], cache.padding, cache.length)
             x += layer.feed_forward(x)
         return self.logits(normalize(x)).t()
 
@@ -173,30 +180,26 @@ class Cache:
     """
 
     def __init__(self, engine: Engine, memory: Tensor, source: Tensor):
-        self.sentences, self.width, self.used = len(source), 1, 0
-        self.padding, self.rows = _padding_bias(source), torch.arange(len(source), dtype=torch.int32)
-        self.memory, self.slots = [], []
-        for layer in engine.decoder:
-            cross, own = layer.cross_attention, layer.self_attention
-            both = cross.memory(memory).chunk(2) if cross.heads else ()
-            self.memory.append([_rounded_up(cross.by_sentence(part, self.sentences)) for part in both])
-            self.slots.append([torch.empty(self.sentences, own.heads, own.size, 0) for _ in range(2)])
+        self.sentences, self.length = source.shape
+        self.width, self.used = 1, 0
+        self.padding, self.rows = _padding_bias(source), torch.arange(self.sentences, dtype=torch.int32)
+        crosses = [layer.cross_attention for layer in engine.decoder]
+        self.memory = [cross.heads and cross.by_sentence(cross.memory(memory), self.sentences) for cross in crosses]
+        owns = [layer.self_attention for layer in engine.decoder]
+        self.slots = [torch.empty(self.sentences, 2 * own.heads, own.size, 0) for own in owns]
         self.ancestors = torch.empty(self.sentences, 1, 0)
 
     def extend(self, rows: int) -> None:
         """Take one more slot for each of `rows` hypotheses."""
         self.width = rows // self.sentences
         first, self.used = self.used, self.used + self.width
-        if self.used > self.ancestors.shape[-1]:
-            more = -(-GROWTH * self.width // LANES) * LANES
+        if self.used > (slots := self.ancestors.shape[-1]):
+            more = -(-max(slots, self.length * self.width) // LANES) * LANES
             self.ancestors = F.pad(self.ancestors, (0, more), value=-torch.inf)
-            self.slots = [[F.pad(part, (0, more)) for part in both] for both in self.slots]
+            for i, known in enumerate(self.slots):
+                self.slots[i] = torch.empty(*known.shape[:3], slots + more)
+                self.slots[i][..., :slots] = known
         self.ancestors[:, :, first : self.used].diagonal(dim1=1, dim2=2).zero_()
-
-    def add(self, layer: int, keys_and_values: list[Tensor]) -> None:
-        """Write those of the new slots, [B, H, d, width] each."""
-        for known, new in zip(self.slots[layer], keys_and_values, strict=True):
-            known[..., self.used - self.width : self.used].index_copy_(0, self.rows.long(), new)
 
     def select(self, own: Tensor) -> None:
         """Continue with the hypotheses `own`, row numbers of the last step, in the order of their sentences."""

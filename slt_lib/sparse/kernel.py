@@ -148,13 +148,16 @@ def _reduce(code: Writer, blocks, size, x, maxima, sums, n) -> None:
             code.put(sums, code.add(n, c), code.load(total))
 
 
-def _attend(code: Writer, heads, size, sentences, queries, used, slots, wide, q, rows, k, v, bias, y, scratch) -> None:
-    """y = softmax(q k + bias) v for each head and sentence.
+def _attend(
+    code: Writer, heads, size, sentences, queries, first, used, slots, wide, q, new, rows, store, bias, y, scratch
+):
+    """y = softmax(q k + bias) v for each head and sentence, after new keys and values are stored.
 
-    q and y: [heads, size, sentences, queries]; rows: of each sentence in k and v [..., heads, size, slots]; bias:
-    [sentences, queries if `wide` else 1, slots]; scratch: [TOGETHER, slots]. Only the first `used` slots count, a
-    multiple of LANES.
+    q and y: [heads, size, sentences, queries]. new: the same for the keys, then for the values, of slots `first` to
+    `used`; nothing if these are equal. store: [..., 2 * heads, size, slots], of which `rows` names one for each
+    sentence; keys, then values. bias: [sentences, queries if `wide` else 1, slots]. scratch: [TOGETHER, slots].
     """
+    filled = code.mul(code.udiv(code.add(used, LONG(LANES - 1)), LONG(LANES)), LONG(LANES))
     lowest, zero = code.spread(FLOAT(float("-inf")), LANES), code.spread(FLOAT(0.0), LANES)
     with code.loop(LONG(0), sentences) as sentence, code.loop(LONG(0), heads) as head:
 
@@ -162,23 +165,33 @@ def _attend(code: Writer, heads, size, sentences, queries, used, slots, wide, q,
             row = code.add(code.mul(head, size), d)  # noqa: B023
             return code.mul(code.add(code.mul(row, sentences), sentence), queries)  # noqa: B023
 
-        def of_slots(d):
-            row = code.add(code.mul(code.at(rows, sentence, INT), heads), head)  # noqa: B023
-            return code.mul(code.add(code.mul(row, size), d), slots)  # noqa: B023
+        def of_slots(d, values=False):
+            row = code.add(code.mul(code.at(rows, sentence, INT), code.mul(heads, LONG(2))), head)  # noqa: B023
+            row = code.add(row, heads) if values else row
+            return code.mul(code.add(code.mul(row, size), d), slots)
 
-        first = code.variable(LONG(0))
+        for values in (False, True):
+            with code.loop(LONG(0), code.select(code.icmp_unsigned("<", first, used), size, LONG(0))) as d:
+                come, place = of_queries(d), of_slots(d, values)
+                come = code.add(come, code.mul(code.mul(heads, size), code.mul(sentences, queries))) if values else come
+                with code.loop(LONG(0), code.sub(used, first)) as i:
+                    at = code.gep(store, [code.add(code.add(place, first), i)], source_etype=FLOAT)
+                    code.store(code.at(new, code.add(come, i)), at)
+                with code.loop(used, filled) as i:
+                    code.store(FLOAT(0.0), code.gep(store, [code.add(place, i)], source_etype=FLOAT))
+        next_query = code.variable(LONG(0))
         for count in (TOGETHER, 1):
             each = range(count)
-            with code.going_on(first, queries, count) as query:
+            with code.going_on(next_query, queries, count) as query:
                 most = [code.variable(lowest) for _ in each]
-                with code.loop(LONG(0), used, LANES) as s:
+                with code.loop(LONG(0), filled, LANES) as s:
                     sums = []
                     for i in each:
                         row = code.add(code.mul(sentence, queries), code.add(query, LONG(i)))
                         row = code.select(wide, row, sentence)
                         sums.append(code.variable(code.part(bias, code.add(code.mul(row, slots), s), LANES)))
                     with code.loop(LONG(0), size) as d:
-                        keys, at = code.part(k, code.add(of_slots(d), s), LANES), code.add(of_queries(d), query)
+                        keys, at = code.part(store, code.add(of_slots(d), s), LANES), code.add(of_queries(d), query)
                         for i, total in enumerate(sums):
                             one = code.spread(code.at(q, code.add(at, LONG(i))), LANES)
                             code.store(code.fma(one, keys, code.load(total)), total)
@@ -187,7 +200,7 @@ def _attend(code: Writer, heads, size, sentences, queries, used, slots, wide, q,
                         code.larger(most[i], code.load(total))
                 highest = [code.spread(code.reduce("fmax", code.load(place)), LANES) for place in most]
                 norms = [code.variable(zero) for _ in each]
-                with code.loop(LONG(0), used, LANES) as s:
+                with code.loop(LONG(0), filled, LANES) as s:
                     for i in each:
                         at = code.add(code.mul(LONG(i), slots), s)
                         power = code.exp(code.fsub(code.part(scratch, at, LANES), highest[i]), LANES)
@@ -195,9 +208,9 @@ def _attend(code: Writer, heads, size, sentences, queries, used, slots, wide, q,
                         code.store(code.fadd(code.load(norms[i]), power), norms[i])
                 norms = [code.reduce("fadd", code.load(place), FLOAT(0.0)) for place in norms]
                 with code.loop(LONG(0), size) as d:
-                    sums, begin = [code.variable(zero) for _ in each], of_slots(d)
-                    with code.loop(LONG(0), used, LANES) as s:
-                        values = code.part(v, code.add(begin, s), LANES)
+                    sums, begin = [code.variable(zero) for _ in each], of_slots(d, values=True)
+                    with code.loop(LONG(0), filled, LANES) as s:
+                        values = code.part(store, code.add(begin, s), LANES)
                         for i, total in enumerate(sums):
                             power = code.part(scratch, code.add(code.mul(LONG(i), slots), s), LANES)
                             code.store(code.fma(power, values, code.load(total)), total)
@@ -210,7 +223,7 @@ def _attend(code: Writer, heads, size, sentences, queries, used, slots, wide, q,
 ARGUMENTS = {
     _multiply: [LONG, *[POINTER] * 6, LONG],
     _reduce: [LONG, LONG, *[POINTER] * 3, LONG],
-    _attend: [*[LONG] * 6, FLAG, *[POINTER] * 7],
+    _attend: [*[LONG] * 7, FLAG, *[POINTER] * 7],
 }
 
 
@@ -271,16 +284,18 @@ def maxima_and_logsumexp(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return maxima, sums[0] + sums[1].log()
 
 
-def attention(queries: Tensor, rows: Tensor, keys: Tensor, values: Tensor, bias: Tensor, used: int) -> Tensor:
+def attention(
+    queries: Tensor, rows: Tensor, store: Tensor, bias: Tensor, used: int, new: Tensor | None = None
+) -> Tensor:
     """softmax(queries * keys + bias) * values: queries [H, d, B, Q] -> [H, d, B, Q], contiguous.
 
-    keys and values [R, H, d, K], of which sentence b has the row rows[b], an int32; bias [B, Q or 1, K]. Only the first
-    `used` of K count, rounded up to LANES.
+    store [R, 2H, d, K]: keys and values, of which sentence b has the row rows[b], an int32. Only the first `used` of K
+    count. `new` [2, H, d, B, Q]: keys and values that are stored first, as the last Q of these. bias [B, Q or 1, K].
     """
     heads, size, sentences, count = queries.shape
-    slots = keys.shape[3]
+    slots, first = store.shape[3], used if new is None else used - count
     y, scratch = torch.empty_like(queries), torch.empty(TOGETHER, slots)
-    tensors = queries, rows, keys, values, bias, y, scratch
-    sizes = heads, size, sentences, count, -(-used // LANES) * LANES, slots, bias.shape[1] > 1
+    tensors = queries, queries if new is None else new, rows, store, bias, y, scratch
+    sizes = heads, size, sentences, count, first, used, slots, bias.shape[1] > 1
     _compiled()[3](*sizes, *(tensor.data_ptr() for tensor in tensors))
     return y

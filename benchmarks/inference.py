@@ -1,0 +1,139 @@
+"""Sentences per second of dense and sparse translation, and of CTranslate2 on the same weights.
+
+All systems translate the same random sentences with random weights, in one process and in turn. The end of a sentence
+is forced after as many word pieces as the source has, so that every system does the same number of steps.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import ctranslate2
+import torch
+
+from benchmarks.setting import Setting
+from benchmarks.table import OURS, Row, rows
+from slt_lib import masks
+from slt_lib.base.devices import threads
+from slt_lib.base.processes import cores
+from slt_lib.evaluation import decoding
+from slt_lib.sparse import ctranslate
+from slt_lib.sparse.engine import Engine
+from slt_lib.transformer import EOS, PAD, UNKNOWN, Shape, Transformer, prunable
+
+SHAPES = {
+    "multi30k": Shape(vocabulary=4000, layers=2, hidden=192, filter=512, heads=4),
+    "multi30k-large": Shape(vocabulary=5000, layers=3, hidden=256, filter=512, heads=4),
+    "the paper's": Shape(vocabulary=33708, layers=6, hidden=512, filter=2048, heads=8),
+}
+LEVELS = (0.9, 0.95, 0.98)
+PIECES = 14  # of each source and translation, the end included
+BEFORE = "training model"  # `Transformer.step`, with which dev is translated during a training
+
+
+class Endless:
+    """A model that never ends a sentence by itself; its other attributes are those of `model`."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __getattr__(self, name: str):
+        return getattr(self.model, name)
+
+    def step(self, *arguments) -> torch.Tensor:
+        logits = self.model.step(*arguments)
+        logits[:, EOS] = -1e9
+        return logits
+
+
+def inference(setting: Setting) -> list[Row]:
+    """Sentences per second of dense and sparse models and CTranslate2, with random weights and forced length."""
+    result = []
+    with threads(cores()):
+        for name, shape in SHAPES.items():
+            systems = translators(shape)
+            for count, beam in ((64, 4), (64, 1), (1, 4), (1, 1)):
+                generator = torch.Generator().manual_seed(1)
+                drawn = torch.randint(3, shape.vocabulary, (count, PIECES - 1), generator=generator).tolist()
+                sources = [[*ids, EOS] for ids in drawn]
+                rates: dict[str, list[float]] = {system: [] for system in systems}
+                for turn in range(setting.rounds + 1):
+                    for system, translate in systems.items():
+                        rate = measured(lambda t=translate, b=beam: t(sources, b), count, setting.seconds / 12)  # noqa: B023
+                        rates[system] += [rate] if turn else []  # the first round is a warm-up
+                search = "greedy" if beam == 1 else f"beam {beam}"
+                label = f"size of {name}; {search}, {count} at once, {cores()} threads"
+                result += rows("inference", label, "sentences/s", rates)
+    return result
+
+
+def translators(shape: Shape) -> dict[str, Callable]:
+    """System -> function of sentences of ids and beam."""
+    weights = {name: weight.detach() for name, weight in Transformer(shape, 1).named_parameters()}
+    before = Transformer(shape)
+    before.load_state_dict(weights)
+    systems = {BEFORE: own(before), OURS: own(Engine(shape, weights, sparse=False))}
+    for level in LEVELS:
+        pruned = masks.apply(weights, masks.magnitude_mask(prunable(weights), level))
+        systems[f"{100 * level:g}% sparse"] = own(Engine(shape, pruned))
+    return systems | {f"CTranslate2 {kind}": served(shape, weights, kind) for kind in ("float32", "int8")}
+
+
+def own(model) -> Callable:
+    return lambda sources, beam: decoding.translate(Endless(model), sources, beam, extra=0)
+
+
+def served(shape: Shape, weights, kind: str) -> Callable:
+    """CTranslate2 with all threads on one batch, or one batch per thread, whichever is faster."""
+    words = [f"w{i}" for i in range(shape.vocabulary - 3)]
+    names = {PAD: "<pad>", EOS: "</s>", UNKNOWN: "<unk>"}
+    tokens = [names.get(i) or words[i - 3] for i in range(shape.vocabulary)]
+    with tempfile.TemporaryDirectory() as folder:
+        ctranslate.save(Path(folder), shape, weights, _Words(tokens))
+        ways = [
+            ctranslate2.Translator(folder, compute_type=kind, inter_threads=inter, intra_threads=cores() // inter)
+            for inter in (1, cores())
+        ]
+
+    def translate(translator, sources, beam):
+        size = -(-len(sources) // translator.num_translators)
+        text = [[tokens[i] for i in ids] for ids in sources]
+        options = {"min_decoding_length": PIECES, "max_decoding_length": PIECES, "max_batch_size": size}
+        return translator.translate_batch(text, beam_size=beam, **options)
+
+    best = {}
+
+    def fastest(sources, beam):
+        key = len(sources), beam
+        if key not in best:
+            taken = [1 / measured(lambda w=way: translate(w, sources, beam), 1, 1.0) for way in ways]
+            best[key] = ways[taken.index(min(taken))]
+        return translate(best[key], sources, beam)
+
+    return fastest
+
+
+class _Words:
+    """The part of a Vocabulary that `ctranslate.save` reads."""
+
+    text = "{}"
+
+    def __init__(self, tokens: list[str]):
+        self.tokens, self.tokenizer = tokens, self
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def id_to_token(self, number: int) -> str:
+        return self.tokens[number]
+
+
+def measured(call: Callable, count: int, seconds: float) -> float:
+    """Sentences per second: the fastest of the calls that fit into `seconds`, at least two."""
+    best, until, turns = float("inf"), time.perf_counter() + seconds, 0
+    while turns < 2 or time.perf_counter() < until:
+        began = time.perf_counter()
+        call()
+        best, turns = min(best, time.perf_counter() - began), turns + 1
+    return count / best
