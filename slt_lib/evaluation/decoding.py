@@ -71,7 +71,9 @@ def translate(
             every = map
             if workers > 1:
                 stack.enter_context(threads(1))
-                every = stack.enter_context(ThreadPoolExecutor(workers)).map
+                every = stack.enter_context(
+                    ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+                ).map
             for chosen, found in zip(batches, every(search, batches), strict=True):
                 for index, answer in zip(chosen, found, strict=True):
                     answers[index] = answer
