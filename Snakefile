@@ -80,7 +80,19 @@ def comparisons(wildcards):
     return f" -y 'comparisons: [{NAMED}]'" if NAMED and wildcards.notebook == "08_ablations" else ""
 
 
-DISPLAYS = [f"{BUILD}/{pair}/{name}.ipynb" for pair in SETTINGS.pairs for name in ["00_corpus", *notebooks(pair)]]
+# Notebooks that read the runs of several techniques: one job per pair, after the techniques.
+ANALYSES = ["12_sparse"]
+DISPLAYS = [
+    f"{BUILD}/{pair}/{name}.ipynb" for pair in SETTINGS.pairs for name in ["00_corpus", *notebooks(pair), *ANALYSES]
+]
+
+
+def shown(wildcards):
+    """The jobs whose runs a notebook shows."""
+    if wildcards.notebook == "00_corpus":
+        return []
+    names = notebooks(wildcards.pair) if wildcards.notebook in ANALYSES else ["01_dense", wildcards.notebook]
+    return [marker for name in dict.fromkeys(names) for marker in jobs(name, wildcards.pair)]
 
 
 wildcard_constraints:
@@ -181,8 +193,7 @@ rule train_level:
 
 rule display:
     input:
-        lambda w: [] if w.notebook == "00_corpus" else jobs(w.notebook, w.pair),
-        lambda w: [] if w.notebook in ("00_corpus", "01_dense") else jobs("01_dense", w.pair),
+        shown,
         notebook="notebooks/{notebook}.ipynb",
         study=f"params/{STUDY}.yaml",
     output:
