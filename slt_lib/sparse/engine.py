@@ -22,7 +22,7 @@ from slt_lib.transformer import MINUS_INFINITY, PAD, Shape, positions
 
 EPSILON = 1e-6  # of the layer norms
 Norm = tuple[Tensor, Tensor]  # weight and shift of a layer norm
-DENSE_FROM = 0.25  # share of nonzero weights from which a dense product is faster: see docs/speed.md
+DENSE_FROM = 0.4  # share of nonzero weights from which a dense product is faster, as measured: see docs/speed.md
 
 
 class DenseMatrix:
