@@ -172,6 +172,22 @@ def test_translate_with_an_invalid_seed(trained, told, monkeypatch):
     assert told("translate", trained, "--seed", -1) == "seeds: -1 is not a whole number from 0"
 
 
+def test_export_and_translate_elsewhere(trained, done, told, home, monkeypatch):
+    chosen = ["--technique", "slt", "--sparsity", 0.5]
+    assert done("export", trained, *chosen, "-o", home / "model").startswith(f"{home / 'model'}: 0.0")
+    assert "theta_0" not in done("export", trained, *chosen, "--ticket", "-o", home / "ticket")
+    assert "not empty; name another folder" in told("export", trained, *chosen, "-o", home / "model")
+    given(monkeypatch, b"the man sees a dog\n")
+    here = done("translate", trained, *chosen)
+    shutil.rmtree(home / "runs")
+    trained.unlink()
+    given(monkeypatch, b"the man sees a dog\n")
+    assert done("translate", "--model", home / "model") == here
+    assert "a ticket is not trained" in told("translate", "--model", home / "ticket")
+    assert "name a folder that" in told("translate", "--model", home / "nowhere")
+    assert told("translate") == "name a study, or a folder with --model"
+
+
 def test_report_of_a_study_that_was_not_run(told):
     assert told("report", "nosuch").endswith("nosuch: no such figures folder; run the study first, or check its name")
 
