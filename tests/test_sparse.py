@@ -1,6 +1,9 @@
 """Sparse models: packed arrays and exported folders give back the same weights, the engine the same translations."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,6 +219,22 @@ def test_the_engine_translates_as_the_model_does(sparsity, beam):
     for dense in (True, False):
         assert decoding.translate(Engine(SHAPE, weights, sparse=not dense), texts, beam, extra=10) == expected
     assert len({tuple(answer) for answer in expected}) > 20 or sparsity > 0.9
+
+
+def test_two_threads_translate_at_once_in_a_new_process():
+    code = """
+import torch
+from tests import test_sparse as own
+from slt_lib.evaluation import decoding
+engine = own.Engine(own.SHAPE, own.pruned(0.9)[0])
+found = []
+for threads in (2, 1):
+    torch.set_num_threads(threads)
+    found.append(decoding.translate(engine, own.sources(60), 4, extra=5))
+assert found[0] == found[1]
+assert torch.get_num_threads() == 1
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True)
 
 
 def test_logits_are_the_models():
