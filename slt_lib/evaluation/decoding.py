@@ -1,7 +1,7 @@
 """Translation by beam search with cached keys and values, as tensor2tensor does it (FACTS.md, section 1)."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -45,18 +45,11 @@ def translate(
         ValueError: a source without ids, `beam` or `batch_sentences` below 1, `alpha` or `extra` below 0.
         FloatingPointError: the model's logits hold NaN, as after a training that has diverged.
     """
-    if beam < 1 or batch_sentences < 1:
-        raise ValueError(f"beam and batch_sentences must be at least 1, not {beam} and {batch_sentences}")
-    if alpha < 0 or extra < 0:
-        raise ValueError(f"alpha and extra must not be negative, not {alpha} and {extra}")
-    for number, ids in enumerate(sources):
-        if len(ids) == 0:
-            raise ValueError(f"source sentence {number} has no ids: each needs at least its EOS")
-
+    _check(sources, beam, alpha, extra, batch_sentences)
     answers: list[list[int]] = [[] for _ in sources]
     order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
-    workers = torch.get_num_threads() if getattr(model, "single_threaded", False) else 1
-    size = min(batch_sentences, max(1, -(-len(sources) // workers)))
+    jobs = torch.get_num_threads() if getattr(model, "single_threaded", False) else 1
+    size = min(batch_sentences, max(1, -(-len(sources) // jobs)))
     batches = [order[first : first + size] for first in range(0, len(order), size)]
 
     @torch.inference_mode()
@@ -67,14 +60,8 @@ def translate(
     training = model.training
     model.eval()
     try:
-        with contextlib.ExitStack() as stack:
-            every = map
-            if workers > 1:
-                stack.enter_context(threads(1))
-                every = stack.enter_context(
-                    ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-                ).map
-            for chosen, found in zip(batches, every(search, batches), strict=True):
+        with _side_by_side(jobs) as each:
+            for chosen, found in zip(batches, each(search, batches), strict=True):
                 for index, answer in zip(chosen, found, strict=True):
                     answers[index] = answer
                 if progress is not None:
@@ -82,6 +69,26 @@ def translate(
     finally:
         model.train(training)
     return answers
+
+
+def _check(sources: Sequence[Sequence[int]], beam: int, alpha: float, extra: int, batch_sentences: int) -> None:
+    if beam < 1 or batch_sentences < 1:
+        raise ValueError(f"beam and batch_sentences must be at least 1, not {beam} and {batch_sentences}")
+    if alpha < 0 or extra < 0:
+        raise ValueError(f"alpha and extra must not be negative, not {alpha} and {extra}")
+    for number, ids in enumerate(sources):
+        if len(ids) == 0:
+            raise ValueError(f"source sentence {number} has no ids: each needs at least its EOS")
+
+
+@contextlib.contextmanager
+def _side_by_side(jobs: int) -> Iterator[Callable]:
+    """`map` on `jobs` threads; torch and MKL use one thread in each."""
+    if jobs == 1:
+        yield map
+        return
+    with threads(1), ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield pool.map
 
 
 def _greedy(model: nn.Module, sources: Sequence[Sequence[int]], extra: int) -> list[list[int]]:

@@ -12,6 +12,7 @@ import ctypes
 import functools
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import llvmlite.binding as llvm
 import torch
@@ -149,9 +150,37 @@ def _reduce(code: Writer, blocks, size, x, maxima, sums, n) -> None:
             code.put(sums, code.add(n, c), code.load(total))
 
 
+@dataclass(frozen=True)
+class _Head:
+    """One head of one sentence: where its numbers are in the operands of `_attend`."""
+
+    code: Writer
+    heads: ir.Value
+    size: ir.Value
+    sentences: ir.Value
+    queries: ir.Value
+    slots: ir.Value
+    sentence: ir.Value
+    head: ir.Value
+    row: ir.Value  # of the sentence in the store
+
+    def in_queries(self, d: ir.Value) -> ir.Value:
+        """Where feature d begins in an array [heads, size, sentences, queries]."""
+        code = self.code
+        row = code.add(code.mul(self.head, self.size), d)
+        return code.mul(code.add(code.mul(row, self.sentences), self.sentence), self.queries)
+
+    def in_store(self, d: ir.Value, values: bool) -> ir.Value:
+        """Where the keys or values of feature d begin in the store [..., 2 * heads, size, slots]."""
+        code = self.code
+        row = code.add(code.mul(self.row, code.mul(self.heads, LONG(2))), self.head)
+        row = code.add(row, self.heads) if values else row
+        return code.mul(code.add(code.mul(row, self.size), d), self.slots)
+
+
 def _attend(
     code: Writer, heads, size, sentences, queries, first, used, slots, wide, q, new, rows, store, bias, y, scratch
-):
+) -> None:
     """y = softmax(q k + bias) v for each head and sentence, after new keys and values are stored.
 
     q and y: [heads, size, sentences, queries]. new: the same for the keys, then for the values, of slots `first` to
@@ -159,66 +188,74 @@ def _attend(
     sentence; keys, then values. bias: [sentences, queries if `wide` else 1, slots]. scratch: [TOGETHER, slots].
     """
     filled = code.mul(code.udiv(code.add(used, LONG(LANES - 1)), LONG(LANES)), LONG(LANES))
-    lowest, zero = code.spread(FLOAT(float("-inf")), LANES), code.spread(FLOAT(0.0), LANES)
     with code.loop(LONG(0), sentences) as sentence, code.loop(LONG(0), heads) as head:
-
-        def of_queries(d):  # where the numbers of feature d of this head and sentence begin
-            row = code.add(code.mul(head, size), d)  # noqa: B023
-            return code.mul(code.add(code.mul(row, sentences), sentence), queries)  # noqa: B023
-
-        def of_slots(d, values=False):
-            row = code.add(code.mul(code.at(rows, sentence, INT), code.mul(heads, LONG(2))), head)  # noqa: B023
-            row = code.add(row, heads) if values else row
-            return code.mul(code.add(code.mul(row, size), d), slots)
-
-        for values in (False, True):
-            with code.loop(LONG(0), code.select(code.icmp_unsigned("<", first, used), size, LONG(0))) as d:
-                come, place = of_queries(d), of_slots(d, values)
-                come = code.add(come, code.mul(code.mul(heads, size), code.mul(sentences, queries))) if values else come
-                with code.loop(LONG(0), code.sub(used, first)) as i:
-                    at = code.gep(store, [code.add(code.add(place, first), i)], source_etype=FLOAT)
-                    code.store(code.at(new, code.add(come, i)), at)
-                with code.loop(used, filled) as i:
-                    code.store(FLOAT(0.0), code.gep(store, [code.add(place, i)], source_etype=FLOAT))
-        next_query = code.variable(LONG(0))
+        row = code.at(rows, sentence, INT)
+        part = _Head(code, heads, size, sentences, queries, slots, sentence, head, row)
+        with code.if_then(code.icmp_unsigned("<", first, used)):
+            _append(part, first, used, filled, new, store)
+        query = code.variable(LONG(0))
         for count in (TOGETHER, 1):
-            each = range(count)
-            with code.going_on(next_query, queries, count) as query:
-                most = [code.variable(lowest) for _ in each]
-                with code.loop(LONG(0), filled, LANES) as s:
-                    sums = []
-                    for i in each:
-                        row = code.add(code.mul(sentence, queries), code.add(query, LONG(i)))
-                        row = code.select(wide, row, sentence)
-                        sums.append(code.variable(code.part(bias, code.add(code.mul(row, slots), s), LANES)))
-                    with code.loop(LONG(0), size) as d:
-                        keys, at = code.part(store, code.add(of_slots(d), s), LANES), code.add(of_queries(d), query)
-                        for i, total in enumerate(sums):
-                            one = code.spread(code.at(q, code.add(at, LONG(i))), LANES)
-                            code.store(code.fma(one, keys, code.load(total)), total)
-                    for i, total in enumerate(sums):
-                        code.put(scratch, code.add(code.mul(LONG(i), slots), s), code.load(total))
-                        code.larger(most[i], code.load(total))
-                highest = [code.spread(code.reduce("fmax", code.load(place)), LANES) for place in most]
-                norms = [code.variable(zero) for _ in each]
-                with code.loop(LONG(0), filled, LANES) as s:
-                    for i in each:
-                        at = code.add(code.mul(LONG(i), slots), s)
-                        power = code.exp(code.fsub(code.part(scratch, at, LANES), highest[i]), LANES)
-                        code.put(scratch, at, power)
-                        code.store(code.fadd(code.load(norms[i]), power), norms[i])
-                norms = [code.reduce("fadd", code.load(place), FLOAT(0.0)) for place in norms]
-                with code.loop(LONG(0), size) as d:
-                    sums, begin = [code.variable(zero) for _ in each], of_slots(d, values=True)
-                    with code.loop(LONG(0), filled, LANES) as s:
-                        values = code.part(store, code.add(begin, s), LANES)
-                        for i, total in enumerate(sums):
-                            power = code.part(scratch, code.add(code.mul(LONG(i), slots), s), LANES)
-                            code.store(code.fma(power, values, code.load(total)), total)
-                    for i, total in enumerate(sums):
-                        answer = code.fdiv(code.reduce("fadd", code.load(total), FLOAT(0.0)), norms[i])
-                        at = code.add(code.add(of_queries(d), query), LONG(i))
-                        code.store(answer, code.gep(y, [at], source_etype=FLOAT))
+            with code.going_on(query, queries, count) as number:
+                lines = [code.add(number, LONG(i)) for i in range(count)]
+                biases = [code.select(wide, code.add(code.mul(sentence, queries), line), sentence) for line in lines]
+                norms = _weigh(part, lines, [code.mul(line, slots) for line in biases], filled, q, store, bias, scratch)
+                _mix(part, lines, norms, filled, store, y, scratch)
+
+
+def _append(part: _Head, first, used, filled, new, store) -> None:
+    """Store new keys and values in the slots `first` to `used`, and zeros in the free ones up to `filled`."""
+    code = part.code
+    all_keys = code.mul(code.mul(part.heads, part.size), code.mul(part.sentences, part.queries))
+    for values in (False, True):
+        with code.loop(LONG(0), part.size) as d:
+            come, place = part.in_queries(d), part.in_store(d, values)
+            come = code.add(come, all_keys) if values else come
+            with code.loop(LONG(0), code.sub(used, first)) as i:
+                at = code.gep(store, [code.add(code.add(place, first), i)], source_etype=FLOAT)
+                code.store(code.at(new, code.add(come, i)), at)
+            with code.loop(used, filled) as i:
+                code.store(FLOAT(0.0), code.gep(store, [code.add(place, i)], source_etype=FLOAT))
+
+
+def _weigh(part: _Head, lines, biases, filled, q, store, bias, scratch) -> list[ir.Value]:
+    """Leave exp(q k + bias - maximum) of some queries in `scratch`; returns the sum of each."""
+    code = part.code
+    most = [code.variable(code.spread(FLOAT(float("-inf")), LANES)) for _ in lines]
+    with code.loop(LONG(0), filled, LANES) as s:
+        sums = [code.variable(code.part(bias, code.add(row, s), LANES)) for row in biases]
+        with code.loop(LONG(0), part.size) as d:
+            keys = code.part(store, code.add(part.in_store(d, values=False), s), LANES)
+            for line, total in zip(lines, sums, strict=True):
+                one = code.spread(code.at(q, code.add(part.in_queries(d), line)), LANES)
+                code.store(code.fma(one, keys, code.load(total)), total)
+        for i, total in enumerate(sums):
+            code.put(scratch, code.add(code.mul(LONG(i), part.slots), s), code.load(total))
+            code.larger(most[i], code.load(total))
+    highest = [code.spread(code.reduce("fmax", code.load(place)), LANES) for place in most]
+    norms = [code.variable(code.spread(FLOAT(0.0), LANES)) for _ in lines]
+    with code.loop(LONG(0), filled, LANES) as s:
+        for i, norm in enumerate(norms):
+            at = code.add(code.mul(LONG(i), part.slots), s)
+            power = code.exp(code.fsub(code.part(scratch, at, LANES), highest[i]), LANES)
+            code.put(scratch, at, power)
+            code.store(code.fadd(code.load(norm), power), norm)
+    return [code.reduce("fadd", code.load(place), FLOAT(0.0)) for place in norms]
+
+
+def _mix(part: _Head, lines, norms, filled, store, y, scratch) -> None:
+    """The mean of the values, weighted by `scratch`, as the answer to each query."""
+    code = part.code
+    with code.loop(LONG(0), part.size) as d:
+        begin = part.in_store(d, values=True)
+        sums = [code.variable(code.spread(FLOAT(0.0), LANES)) for _ in lines]
+        with code.loop(LONG(0), filled, LANES) as s:
+            values = code.part(store, code.add(begin, s), LANES)
+            for i, total in enumerate(sums):
+                power = code.part(scratch, code.add(code.mul(LONG(i), part.slots), s), LANES)
+                code.store(code.fma(power, values, code.load(total)), total)
+        for line, total, norm in zip(lines, sums, norms, strict=True):
+            answer = code.fdiv(code.reduce("fadd", code.load(total), FLOAT(0.0)), norm)
+            code.store(answer, code.gep(y, [code.add(part.in_queries(d), line)], source_etype=FLOAT))
 
 
 ARGUMENTS = {
@@ -226,7 +263,6 @@ ARGUMENTS = {
     _reduce: [LONG, LONG, *[POINTER] * 3, LONG],
     _attend: [*[LONG] * 7, FLAG, *[POINTER] * 7],
 }
-
 
 COMPILING = threading.Lock()  # two threads must not compile at the same time
 
