@@ -93,12 +93,13 @@ def magnitudes(run: Run, start: training.Start | None = None) -> dict[str, dict]
     first, matrices = (start or run.ticket.start()).weights, {}
     for name, weight in prunable(run.weights("final")).items():
         kept = torch.ones_like(weight, dtype=torch.bool) if run.mask is None else run.mask[name]
+        starting, final = (float(w[kept].abs().mean()) if kept.any() else 0.0 for w in (first[name], weight))
         matrices[name] = {
             "rows": weight.shape[0],
             "columns": weight.shape[1],
             "kept": int(kept.sum()),
-            "mean_abs_start": float(first[name][kept].abs().mean()),
-            "mean_abs_final": float(weight[kept].abs().mean()),
+            "mean_abs_start": starting,
+            "mean_abs_final": final,
         }
     remember(path, {"matrices": matrices})
     return matrices
