@@ -72,11 +72,12 @@ def both(one: Mapping[str, Tensor] | None, other: Mapping[str, Tensor] | None) -
 
 
 # Score of each weight from its values before (`start`) and after (`end`) a training; the lowest are pruned. Source:
-# Zhou et al. (2019), "Deconstructing lottery tickets", mask criteria (large final is the paper's).
+# Zhou et al. (2019), "Deconstructing lottery tickets": large final, magnitude increase, movement, small final.
 CRITERIA = {
     "magnitude": lambda start, end: end.abs(),
     "magnitude_increase": lambda start, end: end.abs() - start.abs(),
     "movement": lambda start, end: (end - start).abs(),
+    "small_magnitude": lambda start, end: -end.abs(),
 }
 
 

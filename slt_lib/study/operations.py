@@ -235,6 +235,7 @@ class PruneRandomly(Operation):
 
     do = "prune_randomly"
     sparsity: float
+    draw: int = 0
 
     def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
         return weights, masks.random_mask(prunable(weights), self.sparsity, ticket.stream(self), mask)

@@ -47,12 +47,13 @@ class Ticket:
         """Prune the lowest scores of `by`'s weights; masks nest.
 
         `scope`: "matrix" prunes exactly `sparsity` of each matrix (the paper), "global" exactly `sparsity` of all of
-        them together. `criterion`: the score of a weight; "magnitude" (the paper), "magnitude_increase" or "movement"
-        (Zhou et al. 2019) since the start of `by`, or a function (start, end) -> scores, which is called with the
-        values of each matrix before and after the training of `by`. `checkpoint`: "final" (theta_T, the paper's text)
-        or "best" on dev. Raises InputError for a sparsity outside 0..1 or below that of the mask, and if each matrix is
-        to have one sparsity but an earlier operation has left them uneven. Source: paper section 3; FACTS.md section
-        7, ambiguity 6.
+        them together. `criterion`: the score of a weight, which is high for weights to keep: "magnitude" (the paper),
+        "magnitude_increase" or "movement" since the start of `by`, "small_magnitude" (Zhou et al. 2019), or a function
+        (start, end) -> scores, called with the values of each matrix before and after the training of `by`; with
+        several processes it must be in a module. `checkpoint`: "final" (theta_T, the paper's text) or "best" on dev.
+        Raises InputError for a sparsity outside 0..1 or below that of the mask, and if each matrix is to have one
+        sparsity but an earlier operation has left them uneven. Source: paper section 3; FACTS.md section 7, ambiguity
+        6.
         """
         check_choice("checkpoint", checkpoint, ("final", "best"))
         check_choice("scope", scope, ("matrix", "global"))
@@ -137,11 +138,11 @@ class Ticket:
             remedy = "prune(..., scope='global') goes on from there"
             raise InputError(f"{name}: the mask was pruned {how}, so its matrices differ in sparsity; {remedy}")
 
-    def prune_randomly(self, sparsity: float) -> "Ticket":
-        """Control: a random mask of the given sparsity in each matrix, nested in the ticket's own."""
+    def prune_randomly(self, sparsity: float, draw: int = 0) -> "Ticket":
+        """Control: a random mask of the given sparsity in each matrix, nested in its own; each `draw` is another."""
         level = _level(sparsity, self.sparsity)
         self._must_be_even("prune_randomly")
-        return self._with(op.PruneRandomly(level), sparsity=level)
+        return self._with(op.PruneRandomly(level, check_seed("draw", draw)), sparsity=level)
 
     def gradual(self, final: float, initial: float = 0.0) -> "Ticket":
         """Prune during the training, from `initial` to `final` sparsity by the cubic schedule (paper section 3.1).
