@@ -287,7 +287,8 @@ NOTEBOOKS = {
     "-p study 1": (dict(study=1), "study: 1 is no name; give it as text"),
     "a knob misspelt": (
         dict(rewnd=0.05),
-        "slt has no knob 'rewnd'; it has study, seed, levels, rewind, source, checkpoint, optimizer, iterative, scope, criterion",
+        "slt has no knob 'rewnd'; it has study, seed, levels, rewind, source, checkpoint, optimizer, iterative, scope, "
+        "criterion",
     ),
     "-r rewind 0.05": (dict(rewind="0.05"), "rewind: '0.05' is not a number"),
     "rewind in steps": (dict(rewind=100), "rewind 100 is not a fraction of the training from 0 to 1"),

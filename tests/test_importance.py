@@ -127,7 +127,7 @@ def test_each_step_removes_the_least_important(run, falling):
 def test_a_loop_goes_on_where_it_was_killed(run, falling, monkeypatch, figure):
     monkeypatch.setattr(subnetworks, "SHARE", 0.9)
     whole = subnetworks.prune_stepwise(run)
-    monkeypatch.setattr(subnetworks, "SENTENCES", 1023)  # another key: nothing is stored
+    monkeypatch.setattr(subnetworks, "SENTENCES", 511)  # another key: nothing is stored
     original, calls, kills = subnetworks.next_step, [], 0
 
     def next_step(*arguments):

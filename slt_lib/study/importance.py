@@ -9,7 +9,7 @@ from slt_lib.analysis import importance
 from slt_lib.base.devices import device
 
 Opened = Any  # `slt_lib.study.opening.Opened`, whose module imports this one
-SENTENCES = 1024  # the first pairs of the training text
+SENTENCES = 512  # the first pairs of the training text
 
 
 def measured(study: Opened, weights: Mapping[str, Tensor]) -> tuple[dict[str, float], dict[str, list[float]]]:

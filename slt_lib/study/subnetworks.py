@@ -6,6 +6,7 @@ chooses, on training text the importance is measured, and the test sets judge.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from torch import Tensor
 
@@ -44,13 +45,10 @@ def prune_stepwise(run: Run, kind: str = "both") -> list[dict]:
     that was interrupted goes on. Raises InputError for another kind, Failed if the run has failed.
     """
     check_choice("kind", kind, KINDS)
-    study = run.study
-    key = digest([run.id, run.weights_hash, kind, SENTENCES, HEADS_PER_STEP, BLOCKS, CHECKPOINT])[:32]
-    path = study.store.path / "subnetworks" / f"{key}.json"
-    steps = (recall(path, "steps") or {"steps": []})["steps"]
+    study, path, steps = run.study, _file(run, kind), stored_steps(run, kind)
     if not steps:
         steps = [{"heads": [], "units": {}, "dev_bleu": dev_bleu(study, run.weights(CHECKPOINT))}]
-    while not (steps[-1].get("last") or steps[-1]["dev_bleu"] < STOP * steps[0]["dev_bleu"]):
+    while not ended(steps):
         removed = next_step(run, kind, (steps[-1]["heads"], steps[-1]["units"]))
         if removed is None:
             steps[-1]["last"] = True
@@ -59,6 +57,21 @@ def prune_stepwise(run: Run, kind: str = "both") -> list[dict]:
             steps.append(found | {"dev_bleu": dev_bleu(study, pruned(run, removed))})
         remember(path, {"steps": steps})
     return steps
+
+
+def _file(run: Run, kind: str) -> Path:
+    key = digest([run.id, run.weights_hash, kind, SENTENCES, HEADS_PER_STEP, BLOCKS, CHECKPOINT])[:32]
+    return run.study.store.path / "subnetworks" / f"{key}.json"
+
+
+def stored_steps(run: Run, kind: str) -> list[dict]:
+    """The steps of a loop that are in the store; empty if it has not begun."""
+    return (recall(_file(run, kind), "steps") or {"steps": []})["steps"]
+
+
+def ended(steps: list[dict]) -> bool:
+    """Whether a loop has reached its end."""
+    return bool(steps) and ("last" in steps[-1] or steps[-1]["dev_bleu"] < STOP * steps[0]["dev_bleu"])
 
 
 def next_step(run: Run, kind: str, removed: Removed) -> Removed | None:
@@ -89,10 +102,11 @@ def dev_bleu(study, weights: Mapping[str, Tensor]) -> float:
 def good(run: Run) -> Removed:
     """What the loop has removed at its last step from which on dev BLEU was always at least 90% of the whole model's.
 
-    The first step, if even that one is below. Of a run that is not trained: half of the heads and units, for a plan.
+    The first step, if even that one is below. A plan computes nothing: without a finished loop in the store it takes
+    half of the heads and units.
     """
     shape = run.study.shape
-    if isinstance(run, StandIn):
+    if isinstance(run, StandIn) or not (run.study.computes or ended(stored_steps(run, "both"))):
         every, units = parts.heads(shape.layers, shape.heads), parts.units(shape.layers, shape.filter)
         return every[::2], {name: numbers[::2] for name, numbers in units.items()}
     steps = prune_stepwise(run)
