@@ -203,13 +203,13 @@ class Line:
     scored: tuple[str, ...] = ("best",)
 
 
-def subnetworks(at: float = 0.8) -> list[Line]:
-    """Good, random and bad subnetworks, structured and unstructured (`at`), trained from theta_0 and from theta_t."""
+def subnetworks(at: float = 0.8, draws: int = RANDOM) -> list[Line]:
+    """Good, bad and `draws` random subnetworks, structured and unstructured (`at`), from theta_0 and from theta_t."""
     lines = []
     for technique, start in (("lt", "theta_0"), ("slt", "theta_t")):
         for pruning in ("structured", "unstructured"):
             for which in SUBNETWORKS:
-                for draw in range(RANDOM if which == "random" else 1):
+                for draw in range(draws if which == "random" else 1):
                     name = f"{which}{draw + 1}" if which == "random" else which
                     knobs = {"pruning": pruning, "which": which, "start": start, "draw": draw, "at": at}
                     lines.append(Line(subnetwork, [at], knobs, (technique, f"subnetwork={pruning} {name}")))

@@ -32,8 +32,9 @@ def notebook(request):
     return request.param
 
 
-def test_the_ten_notebooks_are_there():
-    names = "00_corpus 01_dense 02_mp 03_lt 04_slt 05_clt 06_slt_mp 07_mp_slt 08_ablations 99_report".split()
+def test_the_notebooks_are_there():
+    names = "00_corpus 01_dense 02_mp 03_lt 04_slt 05_clt 06_slt_mp 07_mp_slt 08_ablations".split()
+    names += "11_subnetworks 99_report".split()
     assert [path.stem for path in NOTEBOOKS] == names
 
 

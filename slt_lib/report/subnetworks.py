@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from scipy.special import stdtrit
 
 from slt_lib.base.settings import DENSE, TECHNIQUES
@@ -237,9 +238,11 @@ def plot_survivors(folder: str | os.PathLike, pair: str) -> Figure:
     for side, seed in zip(axes, seeds, strict=False):
         steps = rows[rows.seed == seed].sort_values("step")
         removed = steps.heads - steps[list(KINDS)].sum(axis=1)
-        for kind, colour in COLOURS.items():
-            side.step(removed, steps[kind], where="post", color=colour, marker="o", markersize=3, label=kind)
+        for place, (kind, colour) in enumerate(COLOURS.items()):  # shifted, so that no line hides another
+            side.plot(removed, steps[kind] + 0.05 * (place - 1), color=colour, marker="o", markersize=3, label=kind)
         side.set(title=f"seed {seed}", xlabel="heads removed")
+        for axis in (side.xaxis, side.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
         side.grid(alpha=0.3)
     axes[0].set_ylabel("heads left")
     axes[0].legend(title="attention", frameon=False, fontsize=8)
@@ -275,6 +278,7 @@ def plot_heads(folder: str | os.PathLike, pair: str) -> Figure:
         if column == 0:
             axes.set_ylabel("layer")
     figure.colorbar(image, ax=grid, label="BLEU points without the head", shrink=0.9)
+    figure.supxlabel("bold: the 95% interval excludes 0;  ×: not in the good structured subnetwork", fontsize=8)
     return figure
 
 

@@ -60,8 +60,9 @@ def statistics_of(study: Study, weights: Mapping[str, Tensor]) -> Statistics:
     path = study.store.path / "subnetworks" / f"{digest([*of, importlib.metadata.version('sacrebleu')])[:32]}.json"
     if (stored := recall(path, "statistics")) is not None:
         return stored["statistics"]
-    found = scoring.sentence_statistics(translate_with(study, weights, list(split.source)), list(split.target))
-    found = {name: [int(count) for count in found[name]] for name in BLEU}
+    texts = translate_with(study, weights, list(split.source))
+    found = scoring.sentence_statistics(texts, list(split.target), ["bleu"])
+    found = {name: [int(count) for count in counts] for name, counts in found.items()}
     remember(path, {"statistics": found})
     return found
 

@@ -25,7 +25,7 @@ SUBNETWORKS = ("good", "random", "bad")
 HEADS_PER_STEP = 0.1  # of all heads
 BLOCKS = 8  # a step removes one of this many blocks of a feed-forward layer's units
 SHARE = 0.9  # of the dense model's dev BLEU, which a good subnetwork keeps
-STOP = 0.5  # and where a loop ends
+STOP = {"both": 0.5, "heads": 0.0, "feed-forward": 0.5}  # of that BLEU, where a loop ends; 0: when nothing is left
 CHECKPOINT = "best"  # whose weights are pruned: the ones that are scored
 Removed = tuple[Sequence[str], Mapping[str, Sequence[int]]]  # heads, and feed-forward layer -> units
 
@@ -40,15 +40,16 @@ def prune_stepwise(run: Run, kind: str = "both") -> list[dict]:
     """Remove the least important parts of a run step by step; returns the steps, the whole model first.
 
     Each step removes 10% of all heads and the least important eighth of one feed-forward layer, or one of the two
-    (`kind`), and measures importance again. It ends when dev BLEU is below half of the whole model's, or nothing is
-    left. A step has `heads` and `units`, the removed parts so far, and `dev_bleu`. Every step is stored, so that a loop
-    that was interrupted goes on. Raises InputError for another kind, Failed if the run has failed.
+    (`kind`), and measures importance again. It ends when dev BLEU is below half of the whole model's or nothing is
+    left; heads alone go on until none is left. A step has `heads` and `units`, the removed parts so far, and
+    `dev_bleu`. Every step is stored, so that a loop that was interrupted goes on. Raises InputError for another kind,
+    Failed if the run has failed.
     """
     check_choice("kind", kind, KINDS)
     study, path, steps = run.study, _file(run, kind), stored_steps(run, kind)
     if not steps:
         steps = [{"heads": [], "units": {}, "dev_bleu": dev_bleu(study, run.weights(CHECKPOINT))}]
-    while not ended(steps):
+    while not ended(steps, kind):
         removed = next_step(run, kind, (steps[-1]["heads"], steps[-1]["units"]))
         if removed is None:
             steps[-1]["last"] = True
@@ -69,9 +70,9 @@ def stored_steps(run: Run, kind: str) -> list[dict]:
     return (recall(_file(run, kind), "steps") or {"steps": []})["steps"]
 
 
-def ended(steps: list[dict]) -> bool:
+def ended(steps: list[dict], kind: str) -> bool:
     """Whether a loop has reached its end."""
-    return bool(steps) and ("last" in steps[-1] or steps[-1]["dev_bleu"] < STOP * steps[0]["dev_bleu"])
+    return bool(steps) and ("last" in steps[-1] or steps[-1]["dev_bleu"] < STOP[kind] * steps[0]["dev_bleu"])
 
 
 def next_step(run: Run, kind: str, removed: Removed) -> Removed | None:
@@ -106,7 +107,7 @@ def good(run: Run) -> Removed:
     half of the heads and units.
     """
     shape = run.study.shape
-    if isinstance(run, StandIn) or not (run.study.computes or ended(stored_steps(run, "both"))):
+    if isinstance(run, StandIn) or not (run.study.computes or ended(stored_steps(run, "both"), "both")):
         every, units = parts.heads(shape.layers, shape.heads), parts.units(shape.layers, shape.filter)
         return every[::2], {name: numbers[::2] for name, numbers in units.items()}
     steps = prune_stepwise(run)
