@@ -169,16 +169,16 @@ FINDINGS = [
     ("A random subnetwork beats a bad one after retraining from theta_0", "lt", "random", "bad"),
     ("A good subnetwork beats a random one after retraining from theta_t", "slt", "good", "random"),
     ("A random subnetwork beats a bad one after retraining from theta_t", "slt", "random", "bad"),
-    ("A bad subnetwork, retrained from theta_0, is as good as the whole model", "lt", "bad", "dense"),
-    ("A bad subnetwork, retrained from theta_t, is as good as the whole model", "slt", "bad", "dense"),
+    ("A bad subnetwork, retrained from theta_0, is worse than the whole model", "lt", "bad", "dense"),
+    ("A bad subnetwork, retrained from theta_t, is worse than the whole model", "slt", "bad", "dense"),
 ]
 
 
 def findings(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     """One row per finding and kind of pruning: the difference in BLEU points, its 95% interval and the verdict.
 
-    "yes" or "no" if the interval is above or below 0, else "open". "As good" asks whether the interval reaches 0. A
-    rehearsal judges nothing.
+    "yes" or "no" if the interval is above or below 0, the other way round for "worse", else "open". A rehearsal judges
+    nothing.
     """
     rows, by = frame(folder, "contrasts", pair), ["pruning", "trained", "better", "worse"]
     if rows.empty:
@@ -190,13 +190,23 @@ def findings(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
             if (pruning, trained, better, worse) not in found.index:
                 continue
             cell = found.loc[pruning, trained, better, worse]
+            above, below = cell.low > 0, cell.high < 0
             if worse == "dense":
-                verdict = "yes" if cell.high >= 0 else "no"
-            else:
-                verdict = "yes" if cell.low > 0 else "no" if cell.high < 0 else "open"
+                above, below = below, above
+            verdict = "yes" if above else "no" if below else "open"
             numbers = [round(float(cell[key]), 2) for key in ("mean", "low", "high")]
             lines.append([pruning, text, *numbers, "rehearsal" if rehearsal else verdict])
     return pd.DataFrame(lines, columns=["pruning", "finding", "difference", "low", "high", "verdict"])
+
+
+def findings_table(folder: str | os.PathLike, pair: str) -> str:
+    """`findings` as Markdown."""
+    rows = findings(folder, pair).itertuples()
+    body = [
+        [row.finding, row.pruning, f"{row.difference:+.1f} [{row.low:+.1f}, {row.high:+.1f}]", row.verdict]
+        for row in rows
+    ]
+    return markdown_rows(["finding", "pruning", "difference in BLEU [95%]", "verdict"], body)
 
 
 # Heads and units ------------------------------------------------------------

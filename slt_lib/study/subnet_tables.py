@@ -80,7 +80,7 @@ def record_scores(study: Study, chains: Iterable[Chain], at: float) -> None:
     `chains`: those of `techniques.subnetworks(at)`.
     """
     rows, contrasts, cells = [], [], {}
-    for chain in chains:
+    for chain in (chain for chain in chains if len(chain.runs) > 1):  # it stops at a dense run that failed
         dense, run = chain.runs[0], chain.runs[-1]
         pruning, name = chain.variant.removeprefix("subnetwork=").split()
         which, draw = name.rstrip("0123456789"), max(0, int(name[-1:]) - 1 if name[-1:].isdecimal() else 0)
