@@ -208,8 +208,8 @@ def test_every_head_and_step_has_its_row(tables, session_study):
     assert (spread > 0).all()
 
 
-SHOWN = "scores_table plot_scores findings findings_table plot_pruning plot_survivors plot_heads heads_table patterns_table plot_overlap "
-SHOWN += "kappa_table overlap_table plot_global plot_density dead_table seeds_table"
+SHOWN = "scores_table plot_scores findings findings_table plot_pruning plot_survivors plot_heads heads_table "
+SHOWN += "patterns_table plot_overlap kappa_table overlap_table plot_global plot_density dead_table seeds_table"
 
 
 @pytest.mark.parametrize("name", SHOWN.split())
