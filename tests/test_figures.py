@@ -116,7 +116,7 @@ def test_every_matrix_has_exactly_its_level(folders):
     matrices = matrices[matrices.run.isin(runs.index)]
     whole = matrices.groupby("run").kept.sum()
     assert (whole == runs.kept.groupby(level=0).first().reindex(whole.index)).all()
-    uneven = runs.index[runs.variant.fillna("").str.contains("scope=global|subnetwork=structured")]
+    uneven = runs.index[runs.variant.astype(str).str.contains("scope=global|subnetwork=structured")]
     even = matrices[~matrices.run.isin(uneven)]  # the others prune a share of all matrices together
     size = even.rows * even["columns"]
     level = runs.sparsity[even.run].to_numpy()
