@@ -34,13 +34,13 @@ PAPERMILL = (
 def training(levels=""):
     """Command with which a job with GPUs trains before its notebook, which then finds its runs in the store.
 
-    The ablations have no such command: their notebook trains, on one GPU.
+    The ablations and the subnetworks have no such command: their notebooks train, on one GPU.
     """
     if not GPUS:
         return ""
     start = "python" if GPUS == 1 else f"torchrun --standalone --nproc-per-node {GPUS}"
     return (
-        "name={wildcards.notebook} && name=${{name#*_}} && {{ [ $name = ablations ] || OMP_NUM_THREADS={threads} "
+        "name={wildcards.notebook} && name=${{name#*_}} && {{ [ $name = ablations ] || [ $name = subnetworks ] || OMP_NUM_THREADS={threads} "
         + start + " -m slt_lib run " + STUDY + " --no-report --pair {wildcards.pair} --seeds {wildcards.seed}" + levels
         + " --techniques ${{name//_/-}}; }} > {log} 2>&1 && "
     )
@@ -50,7 +50,7 @@ LOG = " --log-output " + (">>" if GPUS else ">") + " {log} 2>&1 && touch {output
 
 
 def gpus(wildcards):
-    return min(GPUS, 1) if wildcards.notebook == "08_ablations" else GPUS
+    return min(GPUS, 1) if wildcards.notebook in ("08_ablations", "11_subnetworks") else GPUS
 
 
 def cpus(wildcards):
@@ -69,7 +69,10 @@ def jobs(notebook, pair):
 
 def notebooks(pair):
     own = [NOTEBOOKS[technique] for technique in SETTINGS.pairs[pair]]
-    return ["01_dense", *own] + (["08_ablations"] if SETTINGS.ablations and pair == next(iter(SETTINGS.pairs)) else [])
+    if not SETTINGS.ablations or pair != next(iter(SETTINGS.pairs)):
+        return ["01_dense", *own]
+    subnetworks = SETTINGS.rehearsal or "subnetworks" in NAMED.split(", ")
+    return ["01_dense", *own, "08_ablations"] + ["11_subnetworks"] * subnetworks
 
 
 # the comparisons of 08_ablations that the study file names
@@ -130,6 +133,10 @@ def before(wildcards):
     name, techniques = wildcards.notebook, SETTINGS.pairs[wildcards.pair]
     if name == "01_dense":
         return []
+    if name == "11_subnetworks":  # it compares their masks
+        names = ["01_dense", *(NOTEBOOKS[each] for each in ("mp", "lt", "slt", "clt") if each in techniques)]
+        own = f".seed{wildcards.seed}."
+        return [marker for each in names for marker in jobs(each, wildcards.pair) if own in marker]
     first, levels = ["01_dense"], []
     if name == "08_ablations":
         named = set(NAMED.split(", "))

@@ -1,4 +1,4 @@
-"""Pruning masks: pure functions on mappings of names to tensors. Each matrix is pruned separately. True means kept."""
+"""Pruning masks: pure functions on mappings of names to tensors. True means kept."""
 
 from collections.abc import Iterator, Mapping
 
@@ -18,34 +18,83 @@ def magnitude_mask(
     order is pruned first, on every device. Returns name -> BoolTensor. Raises ValueError for a sparsity outside 0..1 or
     below that of `mask`, and for weights that are not finite. Source: paper section 3.1; FACTS.md section 3.
     """
+    return lowest_mask(dict(_magnitudes(weights, sparsity)), sparsity, mask)
+
+
+def lowest_mask(
+    scores: Mapping[str, Tensor], sparsity: float, mask: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """As `magnitude_mask`, but the lowest scores are pruned first; scores may be negative."""
     result = {}
-    for name, magnitude in _magnitudes(weights, sparsity):
-        flat = magnitude.reshape(-1)
+    for name, score in _finite(scores, sparsity):
+        flat = score.reshape(-1)
         pruned = round(sparsity * flat.numel())
         if mask is not None:
             out = int((~mask[name]).sum())
             if out > pruned:
                 of = f"{out} of {flat.numel()} pruned"
                 raise ValueError(f"{name}: sparsity {sparsity} is below that of its mask ({of})")
-            flat = flat.masked_fill(~mask[name].reshape(-1), -1.0)  # below any magnitude, so pruned first
-        result[name] = torch.ones_like(magnitude, dtype=torch.bool)
+            flat = flat.masked_fill(~mask[name].reshape(-1), -torch.inf)  # below any score, so pruned first
+        result[name] = torch.ones_like(score, dtype=torch.bool)
         if pruned > 0:
             threshold = flat.kthvalue(pruned).values
             ties = flat == threshold
             pruned_ties = pruned - int((flat < threshold).sum())
             kept = (flat > threshold) | (ties & (ties.cumsum(0) > pruned_ties))
-            result[name] = kept.reshape(magnitude.shape)
+            result[name] = kept.reshape(score.shape)
     return result
+
+
+def global_mask(
+    scores: Mapping[str, Tensor], sparsity: float, mask: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """One threshold for all matrices: exactly `round(sparsity * total)` of all entries, the lowest scores first.
+
+    Arguments and errors as for `magnitude_mask`; of equal scores, those of the matrix named first are pruned first.
+    Source: scope "global" of open_lth, and Movva and Zhao (2020).
+    """
+
+    def joined(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"all matrices": torch.cat([named[name].reshape(-1) for name in scores])}
+
+    whole = lowest_mask(joined(scores), sparsity, None if mask is None else joined(mask))["all matrices"]
+    parts = whole.split([score.numel() for score in scores.values()])
+    return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
+
+
+def both(one: Mapping[str, Tensor] | None, other: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
+    """What both masks keep; None, or a name that is missing, keeps everything."""
+    one, other = one or {}, other or {}
+    return {
+        name: one[name] & other[name] if name in one and name in other else kept
+        for name, kept in {**one, **other}.items()
+    } or None
+
+
+# Score of each weight from its values before (`start`) and after (`end`) a training; the lowest are pruned. Source:
+# Zhou et al. (2019), "Deconstructing lottery tickets": large final, magnitude increase, movement, small final.
+CRITERIA = {
+    "magnitude": lambda start, end: end.abs(),
+    "magnitude_increase": lambda start, end: end.abs() - start.abs(),
+    "movement": lambda start, end: (end - start).abs(),
+    "small_magnitude": lambda start, end: -end.abs(),
+}
 
 
 def _magnitudes(weights: Mapping[str, Tensor], sparsity: float) -> Iterator[tuple[str, Tensor]]:
     """Names and magnitudes, after checks of the sparsity and the weights."""
+    for name, weight in _finite(weights, sparsity):
+        yield name, weight.detach().abs()
+
+
+def _finite(weights: Mapping[str, Tensor], sparsity: float) -> Iterator[tuple[str, Tensor]]:
+    """Names and weights, after checks of both."""
     if not 0 <= sparsity <= 1:
         raise ValueError(f"sparsity {sparsity} is not a fraction from 0 to 1")
     for name, weight in weights.items():
         if not torch.isfinite(weight).all():
             raise ValueError(f"{name} holds a weight that is not finite")
-        yield name, weight.detach().abs()
+        yield name, weight
 
 
 def histogram_mask(

@@ -41,6 +41,8 @@ class Planned(Study):
     kept, by train_id. `prepared`: whether the corpus is available; without it the stored runs are unknown.
     """
 
+    computes = False
+
     def __init__(self, study: str = "quick", pair: str = ""):
         super().__init__(study, pair)
         self.tickets: dict[str, Ticket] = {}

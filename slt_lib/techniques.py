@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from slt_lib.base.settings import REWIND, REWIND_POINTS, TECHNIQUES
 from slt_lib.study import Chain, Recipe, Study
+from slt_lib.study.subnetworks import SUBNETWORKS, pruned_ticket
 from slt_lib.study.tickets import check_choice
 
 
@@ -30,17 +31,29 @@ def lt(study, seed, levels, checkpoint="final") -> Recipe:
         run = yield run.rewind(at=0).prune(by=run, sparsity=sparsity, checkpoint=checkpoint)
 
 
-def slt(study, seed, levels, rewind=REWIND, source="last", checkpoint="final", optimizer="", iterative=True) -> Recipe:
+def slt(
+    study,
+    seed,
+    levels,
+    rewind=REWIND,
+    source="last",
+    checkpoint="final",
+    optimizer="",
+    iterative=True,
+    scope="matrix",
+    criterion="magnitude",
+) -> Recipe:
     """Stabilized lottery ticket (section 3.3): prune by theta_T, restart from theta_t of the last run.
 
-    Without `iterative` each level is pruned directly from the dense run.
+    Without `iterative` each level is pruned directly from the dense run. `scope`, `criterion`: see `Ticket.prune`.
     """
+    how = {"checkpoint": checkpoint, "scope": scope, "criterion": criterion}
     run = yield study.ticket(seed, optimizer)
     if not iterative:
-        yield [run.rewind(at=rewind).prune(by=run, sparsity=sparsity, checkpoint=checkpoint) for sparsity in levels]
+        yield [run.rewind(at=rewind).prune(by=run, sparsity=sparsity, **how) for sparsity in levels]
         return
     for sparsity in levels:
-        run = yield run.rewind(at=rewind, source=source).prune(by=run, sparsity=sparsity, checkpoint=checkpoint)
+        run = yield run.rewind(at=rewind, source=source).prune(by=run, sparsity=sparsity, **how)
 
 
 def clt(study, seed, levels, rewind=REWIND, source="last") -> Recipe:
@@ -143,10 +156,24 @@ def stability(study, seed, levels, start="theta_0", copies=2, at=0.9, rewind=REW
     yield [ticket.with_noise(copy) for copy in range(copies + 1)]
 
 
+def subnetwork(
+    study, seed, levels, pruning="structured", which="good", start="theta_t", draw=0, at=0.8, rewind=REWIND
+) -> Recipe:
+    """A subnetwork of the dense run, trained from theta_0 or theta_t of that run.
+
+    `pruning`: "structured" removes whole heads and feed-forward units, as many as keep 90% of the dense run's BLEU on
+    dev; "unstructured" prunes `at` of each matrix. `which`: "good", "random" (number `draw`) or "bad", of one size.
+    Raises InputError for another name. Source: Prasanna, Rogers and Rumshisky (2020), section 4.
+    """
+    check_choice("start", start, ("theta_0", "theta_t"))
+    run = yield study.ticket(seed)
+    yield pruned_ticket(run.rewind(at=0 if start == "theta_0" else rewind), run, pruning, which, draw, at)
+
+
 clt_control.technique = "clt"  # the controls are listed as variants of these techniques
 slt_control.technique = "slt"
 # The levels that a training depends on, if these are not all levels up to its own; see `Study.chain`.
-mp.path = slt_mp.path = lambda levels, knobs: []
+mp.path = slt_mp.path = subnetwork.path = lambda levels, knobs: []
 slt.path = lambda levels, knobs: levels if knobs["iterative"] else []
 mp_slt.path = lambda levels, knobs: [level for level in levels if level > knobs["switch"]]
 
@@ -157,6 +184,7 @@ RECIPES = {recipe.__name__.replace("_", "-"): recipe for recipe in (dense, mp, l
 # `start` of a stability run -> technique and variant of its rows.
 STABILITY = {"theta_0": ("dense", ""), "theta_t": ("slt", "control=none"), "lt": ("lt", ""), "slt": ("slt", "")}
 ABLATION_LEVEL = 0.5  # level of the comparisons: the paper's random signs are at 50%
+RANDOM = 3  # random subnetworks of each kind
 ABLATIONS = ("signs", "rewind", "optimizer")  # the paper's, the default of notebook 08 and of `ablations: true`
 
 
@@ -173,6 +201,19 @@ class Line:
     knobs: dict = field(default_factory=dict)
     label: tuple[str, str] | None = None
     scored: tuple[str, ...] = ("best",)
+
+
+def subnetworks(at: float = 0.8, draws: int = RANDOM) -> list[Line]:
+    """Good, bad and `draws` random subnetworks, structured and unstructured (`at`), from theta_0 and from theta_t."""
+    lines = []
+    for technique, start in (("lt", "theta_0"), ("slt", "theta_t")):
+        for pruning in ("structured", "unstructured"):
+            for which in SUBNETWORKS:
+                for draw in range(draws if which == "random" else 1):
+                    name = f"{which}{draw + 1}" if which == "random" else which
+                    knobs = {"pruning": pruning, "which": which, "start": start, "draw": draw, "at": at}
+                    lines.append(Line(subnetwork, [at], knobs, (technique, f"subnetwork={pruning} {name}")))
+    return lines
 
 
 def comparisons(
@@ -218,6 +259,9 @@ def comparisons(
         "final": [Line(RECIPES[name], levels, scored=("best", "final")) for name in ("dense", *techniques)],
         "controls": each(slt, upto_high) + controls(at, upto) + controls(high, upto_high),
         "again": each(slt, levels) + [Line(slt_control, levels, {"control": "none"})],
+        "scope": each(slt, upto_high, {"scope": "global"}),
+        "criterion": each(slt, upto, {"criterion": "magnitude_increase"}, {"criterion": "movement"}),
+        "subnetworks": subnetworks(),
         "stability": [Line(stability, upto_high, {"start": start, "at": high}, label) for start, label in starts],
     }
 

@@ -77,12 +77,17 @@ class Attention(nn.Module):
         return self.split(memory, self.key), self.split(memory, self.value)
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, drop: Tensor | None) -> Tensor:
+        weights = scaled(self.weights(x, key, bias), drop)
+        return self.merge(matmul(weights.to(value.dtype), value))
+
+    def weights(self, x: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+        """Attention of each head [B, heads, L, keys]; each row sums to 1."""
         query = self.split(x, self.query) * (key.shape[-1] ** -0.5)
         scores = matmul(query, key.transpose(-1, -2))
-        if bias is not None:
-            scores = scores + bias
-        weights = scaled(scores.softmax(-1), drop)
-        y = matmul(weights.to(value.dtype), value)
+        return (scores if bias is None else scores + bias).softmax(-1)
+
+    def merge(self, y: Tensor) -> Tensor:
+        """The sublayer's output [B, L, hidden] from the outputs of the heads, [B, heads, L, hidden / heads]."""
         return linear(y.transpose(-2, -3).flatten(-2), self.output)
 
 
@@ -96,7 +101,11 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, drop: Tensor | None) -> Tensor:
         y = F.relu(linear(x, self.inner, self.inner_bias))
-        return linear(scaled(y, None if drop is None else drop.to(y.dtype)), self.outer, self.outer_bias)
+        return self.merge(scaled(y, None if drop is None else drop.to(y.dtype)))
+
+    def merge(self, y: Tensor) -> Tensor:
+        """The sublayer's output [B, L, hidden] from the outputs of its units, [B, L, inner]."""
+        return linear(y, self.outer, self.outer_bias)
 
 
 class Layer(nn.Module):

@@ -422,6 +422,9 @@ IDS = {
     "final": "336a0cedf8ecd554",
     "controls": "c4a7d031f96e7458",
     "again": "0e9a38834462ba51",
+    "scope": "fc143dd10446fe9f",
+    "criterion": "ae3916e172182da8",
+    "subnetworks": "31c75b0898de6192",  # of stand-ins: which parts go is known after the dense training
     "stability": "552fc7167eaf0f50",
 }
 

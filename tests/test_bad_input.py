@@ -61,7 +61,7 @@ FILES = {
     "a comparison misspelt": (
         {"ablations": ["sings"]},
         "ablations: 'sings' is none of true, false or a list of signs, frankle, rewind, source, one-shot, stepwise, "
-        "switch, optimizer, average, final, controls, again, stability",
+        "switch, optimizer, average, final, controls, again, scope, criterion, subnetworks, stability",
     ),
     "a corpus misspelt": (
         {"corpus": {"name": "gramar"}},
@@ -287,7 +287,8 @@ NOTEBOOKS = {
     "-p study 1": (dict(study=1), "study: 1 is no name; give it as text"),
     "a knob misspelt": (
         dict(rewnd=0.05),
-        "slt has no knob 'rewnd'; it has study, seed, levels, rewind, source, checkpoint, optimizer, iterative",
+        "slt has no knob 'rewnd'; it has study, seed, levels, rewind, source, checkpoint, optimizer, iterative, scope, "
+        "criterion",
     ),
     "-r rewind 0.05": (dict(rewind="0.05"), "rewind: '0.05' is not a number"),
     "rewind in steps": (dict(rewind=100), "rewind 100 is not a fraction of the training from 0 to 1"),

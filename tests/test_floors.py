@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"base", "masks", "schedules"},
-    {"transformer", "adafactor", "memory", "evaluation"},
+    {"transformer", "adafactor", "memory", "parts", "evaluation"},
     {"data", "report"},
     {"train", "analysis", "sparse"},
     {"study"},

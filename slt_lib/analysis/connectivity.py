@@ -23,7 +23,7 @@ def between(one: Mapping[str, Tensor], other: Mapping[str, Tensor], share: float
 def loss(model: Transformer, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> float:
     """Cross-entropy in nats per target token, without label smoothing or dropout; sentences as ids that end in EOS."""
     total, tokens = 0.0, 0
-    for batch in _batches(sources, targets):
+    for batch in batches(sources, targets):
         hidden = model(Batch(*(side.to(model.embedding.device) for side in batch)))
         target = batch.target.to(hidden.device)
         total += float(smoothed_cross_entropy(model.logits(hidden), target, 0.0)) * batch.tokens
@@ -31,7 +31,7 @@ def loss(model: Transformer, sources: Sequence[Sequence[int]], targets: Sequence
     return total / tokens
 
 
-def _batches(sources, targets) -> Iterator[Batch]:
+def batches(sources, targets) -> Iterator[Batch]:
     """One pair per row, padded; pairs of about the same length together."""
     order = sorted(range(len(sources)), key=lambda i: (len(targets[i]), len(sources[i])))
     for start in range(0, len(order), SENTENCES):

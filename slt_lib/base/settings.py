@@ -20,7 +20,8 @@ from slt_lib.base.errors import InputError
 
 RECIPE_VERSION = 2  # raise by hand when a change of code changes the weights of a run
 COMPARISONS = tuple(
-    "signs frankle rewind source one-shot stepwise switch optimizer average final controls again stability".split()
+    "signs frankle rewind source one-shot stepwise switch optimizer average final controls again scope criterion "
+    "subnetworks stability".split()
 )
 REWIND = 0.05  # theta_t of the paper's chains: 25k of 500k steps
 REWIND_POINTS = (0.025, 0.075, 1.0)  # and of its ablation: 12.5k, 37.5k, 500k (section 5)

@@ -88,17 +88,19 @@ def signatures() -> dict[str, str]:
     return found | {"ter_13a": found["ter"].replace("tok:tercom", "tok:13a+tercom")}
 
 
-def sentence_statistics(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
+def sentence_statistics(
+    hypotheses: Sequence[str], references: Sequence[str], metrics: Sequence[str] = tuple(COLUMNS)
+) -> dict[str, np.ndarray]:
     """Counts from which corpus BLEU and TER follow exactly: names to integer arrays [lines].
 
-    For BLEU: matched and total n-grams `m1` to `m4` and `t1` to `t4`, lengths `sys_len` and `ref_len` in 13a tokens.
-    For TER: `ter_edits` and words of the reference `ter_words` in raw text, the same in 13a tokens `ter13a_edits` and
-    `ter13a_words`.
+    `metrics`: any of "bleu", "ter" and "ter_13a". For BLEU: matched and total n-grams `m1` to `m4` and `t1` to `t4`,
+    lengths `sys_len` and `ref_len` in 13a tokens. For TER: `ter_edits` and words of the reference `ter_words` in raw
+    text, the same in 13a tokens `ter13a_edits` and `ter13a_words`.
 
     Raises:
         ValueError: the lists differ in length or are empty.
     """
-    return {name: array for metric in COLUMNS for name, array in _counts(metric, hypotheses, references).items()}
+    return {name: array for metric in metrics for name, array in _counts(metric, hypotheses, references).items()}
 
 
 def _counts(metric: str, hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:

@@ -24,7 +24,12 @@ from slt_lib.transformer import Shape, Transformer
 
 
 class Opened:
-    """A study file's parameters for one pair, with its corpus, vocabulary and store."""
+    """A study file's parameters for one pair, with its corpus, vocabulary and store.
+
+    `computes`: False for a plan, which neither trains nor measures anything.
+    """
+
+    computes = True
 
     def __init__(self, study: str = "quick", pair: str = "", seeds: Iterable[int] = (), levels: Iterable[float] = ()):
         """`study`: name of a file in params/; `pair`, `seeds`, `levels`: empty for the study's own.

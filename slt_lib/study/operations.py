@@ -4,7 +4,9 @@ The JSON form is part of a ticket's identity and is stored with its run, so it m
 dataclass here and a method of `Ticket`.
 """
 
-from collections.abc import Iterable, Mapping
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slt_lib import masks
+from slt_lib import masks, parts
+from slt_lib.base.errors import InputError
 from slt_lib.base.settings import Training
 from slt_lib.sparse import files
+from slt_lib.study.importance import measured
 from slt_lib.transformer import glorot, prunable
 
 Weights = Mapping[str, Tensor]
@@ -59,6 +63,11 @@ class Operation:
         """The runs that the operation reads."""
         return [value for value in vars(self).values() if hasattr(value, "id")]
 
+    @property
+    def pruning(self) -> frozenset[str]:
+        """How the mask it gives was pruned: any of "matrix" (each separately), "global" and "parts" (whole ones)."""
+        return frozenset()
+
     def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
         """Weights and mask after the operation; both arguments stay unchanged."""
         return weights, mask
@@ -97,6 +106,10 @@ class Mask(Operation):
     def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
         return weights, self.run.mask
 
+    @property
+    def pruning(self) -> frozenset[str]:
+        return self.run.ticket.pruning
+
 
 @dataclass(frozen=True)
 class FileWeights(Operation):
@@ -119,21 +132,101 @@ class FileMask(FileWeights):
     def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
         return weights, files.load(self.path).mask
 
+    @property
+    def pruning(self) -> frozenset[str]:
+        return frozenset({"matrix"})
+
 
 @dataclass(frozen=True)
 class Prune(Operation):
-    """Prune the smallest magnitudes of a checkpoint of `by`; the mask nests in that of `by` and in the ticket's own."""
+    """Prune the lowest scores of a checkpoint of `by`; the mask nests in that of `by` and in the ticket's own.
+
+    `scope`, `criterion`: see `Ticket.prune`.
+    """
 
     do = "prune"
     by: Trained
     sparsity: float
     checkpoint: str
+    scope: str = "matrix"
+    criterion: str | Callable[[Tensor, Tensor], Tensor] = "magnitude"
+
+    def json(self) -> dict:
+        """As for every operation; a criterion of the user's by its name and the digest of its source."""
+        own = {"criterion": fingerprint(self.criterion)} if callable(self.criterion) else {}
+        return super().json() | own
+
+    @property
+    def pruning(self) -> frozenset[str]:
+        return self.by.ticket.pruning | {self.scope}
 
     def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
-        outer = self.by.mask or mask
-        if mask and outer:
-            outer = {name: mask[name] & outer[name] for name in mask}
-        return weights, masks.magnitude_mask(prunable(self.by.weights(self.checkpoint)), self.sparsity, outer)
+        outer = masks.both(mask, self.by.mask)
+        end = prunable(self.by.weights(self.checkpoint))
+        start = end if self.criterion == "magnitude" else prunable(self.by.theta(0))
+        score = masks.CRITERIA.get(self.criterion, self.criterion)
+        prune = masks.lowest_mask if self.scope == "matrix" else masks.global_mask
+        scores = {name: checked_score(score(start[name], weight), weight, name) for name, weight in end.items()}
+        return weights, masks.both(outer, prune(scores, self.sparsity, outer))
+
+
+@dataclass(frozen=True)
+class PruneHeads(Operation):
+    """Remove `heads`, or the `count` heads that matter least to a checkpoint of `by`; see `Ticket.prune_heads`."""
+
+    do = "prune_heads"
+    by: Trained | None = None
+    count: int = 0
+    heads: tuple[str, ...] = ()
+    checkpoint: str = "final"
+
+    @property
+    def pruning(self) -> frozenset[str]:
+        return (self.by.ticket.pruning if self.by else frozenset()) | {"parts"}
+
+    def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
+        mask, sizes = masks.both(mask, self.by and self.by.mask), ticket.context.settings.model
+        gone = parts.removed(mask, sizes.heads)[0]
+        heads = self.heads
+        if self.by:
+            scores = measured(self.by.study, masks.apply(self.by.weights(self.checkpoint), mask or {}))[0]
+            left = {head: scores[head] for head in parts.heads(sizes.layers, sizes.heads) if head not in gone}
+            heads = parts.least_heads(left, self.count)
+        if again := sorted({*heads} & {*gone}):
+            raise InputError(f"prune_heads: {again[0]} is removed already")
+        return weights, masks.both(mask, parts.mask(prunable(weights), sizes.heads, heads))
+
+
+@dataclass(frozen=True)
+class PruneFeedForward(Operation):
+    """Remove `units`, or the `count` units of one layer that matter least to `by`; see `Ticket.prune_feed_forward`."""
+
+    do = "prune_feed_forward"
+    by: Trained | None = None
+    count: int = 0
+    units: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    checkpoint: str = "final"
+
+    @property
+    def pruning(self) -> frozenset[str]:
+        return (self.by.ticket.pruning if self.by else frozenset()) | {"parts"}
+
+    def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
+        mask, sizes = masks.both(mask, self.by and self.by.mask), ticket.context.settings.model
+        gone = parts.removed(mask, sizes.heads)[1]
+        units = dict(self.units)
+        if self.by:
+            scores = measured(self.by.study, masks.apply(self.by.weights(self.checkpoint), mask or {}))[1]
+            every = parts.units(sizes.layers, sizes.filter)
+            left = {layer: [i for i in numbers if i not in gone.get(layer, ())] for layer, numbers in every.items()}
+            found = parts.least_units(scores, left, self.count)
+            if found is None:
+                raise InputError(f"prune_feed_forward: no layer has {self.count} units left; ask for fewer")
+            units = dict([found])
+        for layer, numbers in units.items():
+            if again := sorted({*numbers} & {*gone.get(layer, ())}):
+                raise InputError(f"prune_feed_forward: unit {again[0]} of {layer} is removed already")
+        return weights, masks.both(mask, parts.mask(prunable(weights), sizes.heads, units=units))
 
 
 @dataclass(frozen=True)
@@ -142,9 +235,14 @@ class PruneRandomly(Operation):
 
     do = "prune_randomly"
     sparsity: float
+    draw: int = 0
 
     def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
         return weights, masks.random_mask(prunable(weights), self.sparsity, ticket.stream(self), mask)
+
+    @property
+    def pruning(self) -> frozenset[str]:
+        return frozenset({"matrix"})
 
 
 @dataclass(frozen=True)
@@ -154,6 +252,10 @@ class Gradual(Operation):
     do = "gradual"
     initial: float
     final: float
+
+    @property
+    def pruning(self) -> frozenset[str]:
+        return frozenset({"matrix"})
 
 
 @dataclass(frozen=True)
@@ -195,8 +297,34 @@ class Reinitialise(Operation):
         return ticket.theta_0(any_seed(ticket.stream(self))), mask
 
 
+def size(context: Context) -> int:
+    """Number of prunable weights of the study's model."""
+    sizes = context.settings.model
+    attention, feed_forward = 4 * sizes.hidden**2, 2 * sizes.hidden * sizes.filter
+    return context.pieces * sizes.hidden + sizes.layers * (3 * attention + 2 * feed_forward)
+
+
 def any_seed(generator: np.random.Generator) -> int:
     return int(generator.integers(1 << 62))
+
+
+def fingerprint(criterion: Callable) -> str:
+    """Name of a function and the digest of its source, so that another criterion is another ticket.
+
+    Raises InputError if its source cannot be read. What the function calls is not part of the digest.
+    """
+    try:
+        source = inspect.getsource(criterion)
+    except (OSError, TypeError):
+        raise InputError(f"criterion {criterion!r}: its source can't be read; use def in a file or a cell") from None
+    return f"{criterion.__name__}:{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+
+
+def checked_score(score: Tensor, weight: Tensor, name: str) -> Tensor:
+    """`score`. Raises InputError unless it has the shape of the weights and is finite."""
+    if not isinstance(score, Tensor) or score.shape != weight.shape or not torch.isfinite(score).all():
+        raise InputError(f"criterion: gives no finite score for each weight of {name}, {list(weight.shape)}")
+    return score.detach()
 
 
 def trained_with(names: Iterable[str]) -> str:

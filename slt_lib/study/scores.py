@@ -1,18 +1,20 @@
 """What is computed from a run and stored next to it: translations, scores, mean magnitudes, memory."""
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
 
 from slt_lib import memory
 from slt_lib.base.devices import device
 from slt_lib.base.store import digest, recall, remember
 from slt_lib.evaluation import decoding, scoring
 from slt_lib.sparse.engine import Engine
+from slt_lib.study.opening import Opened
 from slt_lib.study.runs import Run
 from slt_lib.train import loop as training
-from slt_lib.transformer import prunable
+from slt_lib.transformer import Transformer, prunable
 
 SCORE_VERSION = 1  # raise when a code change changes scores
 
@@ -22,18 +24,28 @@ def translate(run: Run, sentences: list[str], checkpoint: str = "best", progress
 
     `checkpoint` and errors: see `Run.weights`; `progress`: see `decoding.translate`.
     """
-    study, weights = run.study, run.weights(checkpoint)
-    if device().type == "cpu":
-        model = Engine(study.shape, weights)
-    else:
-        model = study.model().to(device())
-        model.load_state_dict(weights)
+    return translate_with(run.study, run.weights(checkpoint), sentences, progress)
+
+
+def translate_with(
+    study: Opened, weights: Mapping[str, Tensor], sentences: list[str], progress: Callable | None = None
+) -> list[str]:
+    """As `translate`, by a model with these weights."""
     options, sources = study.params.decoding, study.vocabulary.encode(sentences).lists()
     with study.threads():
         found = decoding.translate(
-            model, sources, options.beam, options.alpha, options.extra, study.decode_batch, progress
+            decoder(study, weights), sources, options.beam, options.alpha, options.extra, study.decode_batch, progress
         )
     return study.vocabulary.decode(found)
+
+
+def decoder(study: Opened, weights: Mapping[str, Tensor]) -> Engine | Transformer:
+    """What `decoding.translate` runs fastest with these weights: the engine on a CPU, the model elsewhere."""
+    if device().type == "cpu":
+        return Engine(study.shape, weights)
+    model = study.model().to(device())
+    model.load_state_dict(weights)
+    return model
 
 
 def scores(run: Run, checkpoint: str = "best") -> dict[str, dict]:
@@ -93,12 +105,13 @@ def magnitudes(run: Run, start: training.Start | None = None) -> dict[str, dict]
     first, matrices = (start or run.ticket.start()).weights, {}
     for name, weight in prunable(run.weights("final")).items():
         kept = torch.ones_like(weight, dtype=torch.bool) if run.mask is None else run.mask[name]
+        starting, final = (float(w[kept].abs().mean()) if kept.any() else 0.0 for w in (first[name], weight))
         matrices[name] = {
             "rows": weight.shape[0],
             "columns": weight.shape[1],
             "kept": int(kept.sum()),
-            "mean_abs_start": float(first[name][kept].abs().mean()),
-            "mean_abs_final": float(weight[kept].abs().mean()),
+            "mean_abs_start": starting,
+            "mean_abs_final": final,
         }
     remember(path, {"matrices": matrices})
     return matrices

@@ -1,12 +1,13 @@
 """Tickets: the start of a training as an immutable value. Their methods are the algebra of the paper's section 3."""
 
 import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor
 
-from slt_lib import masks
+from slt_lib import masks, parts
 from slt_lib.base import seeds
 from slt_lib.base import settings as params
 from slt_lib.base.errors import InputError
@@ -35,22 +36,113 @@ class Ticket:
 
     # The algebra ------------------------------------------------------------
 
-    def prune(self, by: Trained, sparsity: float, checkpoint: str = "final") -> "Ticket":
-        """Keep the largest magnitudes of `by`'s weights: exactly `sparsity` of each matrix is zero, masks nest.
+    def prune(
+        self,
+        by: Trained,
+        sparsity: float,
+        checkpoint: str = "final",
+        scope: str = "matrix",
+        criterion: str | Callable[[Tensor, Tensor], Tensor] = "magnitude",
+    ) -> "Ticket":
+        """Prune the lowest scores of `by`'s weights; masks nest.
 
-        `checkpoint`: "final" (theta_T, the paper's text) or "best" on dev. Raises InputError for a sparsity outside
-        0..1 or below that of the mask. Source: paper section 3; FACTS.md section 7, ambiguity 6.
+        `scope`: "matrix" prunes exactly `sparsity` of each matrix (the paper), "global" exactly `sparsity` of all of
+        them together. `criterion`: the score of a weight, which is high for weights to keep: "magnitude" (the paper),
+        "magnitude_increase" or "movement" since the start of `by`, "small_magnitude" (Zhou et al. 2019), or a function
+        (start, end) -> scores, called with the values of each matrix before and after the training of `by`; with
+        several processes it must be in a module. `checkpoint`: "final" (theta_T, the paper's text) or "best" on dev.
+        Raises InputError for a sparsity outside 0..1 or below that of the mask, and if each matrix is to have one
+        sparsity but an earlier operation has left them uneven. Source: paper section 3; FACTS.md section 7, ambiguity
+        6.
         """
         check_choice("checkpoint", checkpoint, ("final", "best"))
+        check_choice("scope", scope, ("matrix", "global"))
+        if not callable(criterion):
+            check_choice("criterion", criterion, tuple(masks.CRITERIA))
         level = _level(sparsity, max(self.sparsity, by.sparsity))
+        if scope == "matrix":
+            self._must_be_even("prune", by)
         # a mask of `by` just before is left out: the new mask nests in it anyway
         known = self.operations[:-1] if self.operations[-1] == op.Mask(by) else self.operations
-        return replace(self, operations=(*known, op.Prune(by, level, checkpoint)), sparsity=level)
+        operation = op.Prune(by, level, checkpoint, scope, criterion)
+        return replace(self, operations=(*known, operation), sparsity=level)
 
-    def prune_randomly(self, sparsity: float) -> "Ticket":
-        """Control: a random mask of the given sparsity in each matrix, nested in the ticket's own."""
+    def prune_heads(
+        self, by: Trained | None = None, count: int = 0, heads: Iterable[str] = (), checkpoint: str = "final"
+    ) -> "Ticket":
+        """Remove whole attention heads: their rows of query, key and value and their columns of output.
+
+        Give either `heads`, by name ("decoder.0.cross_attention.1"), or `by` and `count`: the `count` heads that are
+        left and matter least to that run's `checkpoint` (`analysis.importance`). The sparsity is the share of all
+        prunable weights. Raises InputError unless one of the two is given, for a head that does not exist or is
+        removed twice, and after single weights were pruned. Source: Prasanna et al. (2020).
+        """
+        heads, sizes = tuple(sorted(heads)), self.context.settings.model
+        self._check_parts("prune_heads", by, count, heads, checkpoint)
+        known = parts.heads(sizes.layers, sizes.heads)
+        for head in heads:
+            check_choice("heads", head, tuple(known))
+        if len({*heads}) < len(heads) or count > len(known):
+            raise InputError(f"prune_heads: the model has {len(known)} heads, each of which can be removed once")
+        operation = op.PruneHeads(by, count, heads, checkpoint)
+        return self._without(operation, parts.size(sizes.hidden, sizes.heads, heads=len(heads) or count))
+
+    def prune_feed_forward(
+        self,
+        by: Trained | None = None,
+        count: int = 0,
+        units: parts.Units | None = None,
+        checkpoint: str = "final",
+    ) -> "Ticket":
+        """Remove whole feed-forward units: rows of the first matrix, entries of its bias, columns of the second.
+
+        Give either `units`, layer -> numbers ({"encoder.0.feed_forward": [3, 5]}), or `by` and `count`: the `count`
+        units of one layer that matter least to that run's `checkpoint`. The biases of removed units stay zero.
+        Otherwise as `prune_heads`.
+        """
+        sizes = self.context.settings.model
+        chosen = {layer: tuple(sorted(numbers)) for layer, numbers in sorted((units or {}).items())}
+        chosen = tuple((layer, numbers) for layer, numbers in chosen.items() if numbers)
+        self._check_parts("prune_feed_forward", by, count, chosen, checkpoint)
+        known = parts.units(sizes.layers, sizes.filter)
+        for layer, numbers in chosen:
+            check_choice("units", layer, tuple(known))
+            if len({*numbers}) < len(numbers) or not {*numbers} <= {*known[layer]}:
+                raise InputError(f"units: {layer} has the units 0 to {sizes.filter - 1}, each of which can go once")
+        operation = op.PruneFeedForward(by, count, chosen, checkpoint)
+        number = sum(len(numbers) for _, numbers in chosen) or count
+        return self._without(operation, parts.size(sizes.hidden, sizes.heads, units=number))
+
+    def _check_parts(self, name: str, by: Trained | None, count: int, chosen: tuple, checkpoint: str) -> None:
+        """Raise InputError unless either `chosen` or both `by` and `count` are given and whole parts can be removed."""
+        check_choice("checkpoint", checkpoint, ("final", "best"))
+        check_seed(f"{name}: count", count)
+        if bool(chosen) == bool(by) or bool(by) != bool(count):
+            raise InputError(f"{name}: give either the parts by name, or `by` and a `count` of at least 1")
+        if (self.pruning | (by.ticket.pruning if by else set())) - {"parts"}:
+            raise InputError(f"{name}: single weights are pruned already; remove whole parts first")
+        if by and by.sparsity and op.Mask(by) not in self.operations:
+            raise InputError(f"{name}: the ticket has not the mask of `by`; start from by.rewind(...)")
+
+    def _without(self, operation: Operation, weights: int) -> "Ticket":
+        """The ticket after an operation that removes that many more weights."""
+        level = self.sparsity + weights / op.size(self.context)
+        if level >= 1:
+            raise InputError(f"{operation.do}: more weights would go than there are")
+        return self._with(operation, sparsity=round(level, 9))
+
+    def _must_be_even(self, name: str, by: Trained | None = None) -> None:
+        """Raise InputError if the mask may have matrices of different sparsity."""
+        if uneven := sorted((self.pruning | (by.ticket.pruning if by else set())) - {"matrix"}):
+            how = "with scope='global'" if uneven == ["global"] else "by whole heads or units"
+            remedy = "prune(..., scope='global') goes on from there"
+            raise InputError(f"{name}: the mask was pruned {how}, so its matrices differ in sparsity; {remedy}")
+
+    def prune_randomly(self, sparsity: float, draw: int = 0) -> "Ticket":
+        """Control: a random mask of the given sparsity in each matrix, nested in its own; each `draw` is another."""
         level = _level(sparsity, self.sparsity)
-        return self._with(op.PruneRandomly(level), sparsity=level)
+        self._must_be_even("prune_randomly")
+        return self._with(op.PruneRandomly(level, check_seed("draw", draw)), sparsity=level)
 
     def gradual(self, final: float, initial: float = 0.0) -> "Ticket":
         """Prune during the training, from `initial` to `final` sparsity by the cubic schedule (paper section 3.1).
@@ -58,6 +150,7 @@ class Ticket:
         Raises InputError for a sparsity outside 0..1 or below that of the mask, and for a second schedule.
         """
         level = _level(final, max(initial, self.sparsity))
+        self._must_be_even("gradual")
         if self.schedule is not None:
             raise InputError("gradual: this ticket is pruned gradually already; a second schedule is not followed")
         if initial < self.sparsity:
@@ -103,6 +196,11 @@ class Ticket:
     def depth(self) -> int:
         """Number of trainings before it in its chain."""
         return max((1 + run.ticket.depth for run in self.runs.values()), default=0)
+
+    @functools.cached_property
+    def pruning(self) -> frozenset[str]:
+        """How its mask was pruned: see `operations.Operation.pruning`."""
+        return frozenset().union(*(operation.pruning for operation in self.operations))
 
     @property
     def schedule(self) -> tuple[float, float] | None:

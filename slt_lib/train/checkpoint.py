@@ -98,7 +98,7 @@ class Job:
             "step": state.step,
             "loss": state.loss / state.since,
             "dev_bleu": bleu,
-            "sparsity": masks.sparsity(state.mask) if state.mask else 0.0,
+            "sparsity": masks.sparsity(prunable(state.mask)) if state.mask else 0.0,
             "tokens": state.tokens,
             "weights": weights_hash(state.weights),
         }
@@ -134,7 +134,7 @@ class Job:
             "curve": state.curve,
             "best": state.best,
             "files": state.files,
-            "kept": masks.kept(mask) if mask else size,
+            "kept": masks.kept(prunable(mask)) if mask else size,
             "prunable": size,
             "target_tokens": state.tokens,
             "dropped_pairs": new_batches(self.training, data, start).dropped,

@@ -49,6 +49,7 @@ class Stack:
         self.model = new_model(training, vocabulary).to(self.device).requires_grad_(False)
         named = dict(self.model.named_parameters())
         masked = prunable(named) if any(state.mask is not None or state.start.gradual for state in states) else {}
+        masked = {*masked}.union(*(state.mask or () for state in states))  # biases of removed units
         self.families = {}
         for name, parameter in named.items():
             self.families.setdefault((tuple(parameter.shape), name in masked), []).append(name)
@@ -172,6 +173,8 @@ class Stack:
         """Prune ticket `i` by `mask` from now on."""
         for key, factor in self.parameters.factors.items():
             for j, name in enumerate(self.families[key]):
+                if name not in mask:
+                    continue
                 factor[j, i].copy_(mask[name])
                 self.parameters.weights[key][j, i].mul_(factor[j, i])
 

@@ -1,0 +1,117 @@
+"""What attention heads look at, by rules that need no annotated data.
+
+Source: Voita et al. (2019), "Analyzing multi-head self-attention", section 4: a head is positional if its largest
+weight is at one relative position for at least 90% of the tokens, and a rare-word head if it is at the least frequent
+token of the sentence (two thirds of the tokens here; theirs reach 66%). Added: vertical, if it is at one column of the
+sentence for at least 90%, as in Prasanna et al. (2020). All others are heterogeneous.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slt_lib.analysis.connectivity import batches
+from slt_lib.analysis.importance import sublayers
+from slt_lib.transformer import PAD, Batch, Transformer
+
+SHARES = ("confidence", "positional", "vertical", "rare")
+PATTERNS = ("previous", "next", "positional", "vertical", "rare word", "heterogeneous")
+MOST, RARE = 0.9, 2 / 3  # shares of the tokens
+
+
+@dataclass
+class Attended:
+    """For each looked-at token, a row, and head: largest weight, its relative position, whether it is in the sentence's
+    most attended column, and at its rarest token. `weights`: all attention weights, one row per head.
+    """
+
+    largest: list[np.ndarray] = field(default_factory=list)
+    offset: list[np.ndarray] = field(default_factory=list)
+    modal: list[np.ndarray] = field(default_factory=list)
+    rare: list[np.ndarray] = field(default_factory=list)
+    weights: list[np.ndarray] = field(default_factory=list)
+
+
+@torch.no_grad()
+def attended(
+    model: Transformer,
+    sources: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
+    source_counts: np.ndarray,
+    target_counts: np.ndarray,
+) -> dict[str, Attended]:
+    """Attention -> what its heads look at; the model is left as it was.
+
+    `sources`, `targets`: sentences as ids that end in EOS. `..._counts`: how often each id is in the training text. The
+    last token, EOS, does not count as a query, nor does the first of a decoder's self-attention, which sees one key.
+    """
+    found = {name: Attended() for name in sublayers(model, "attention")}
+    weights: dict[str, Tensor] = {}
+
+    def recording(name: str, module: torch.nn.Module):
+        def recorded(*arguments) -> Tensor:
+            weights[name] = type(module).weights(module, *arguments)
+            return weights[name]
+
+        return recorded
+
+    modules = sublayers(model, "attention")
+    try:
+        for name, module in modules.items():
+            module.weights = recording(name, module)
+        for batch in batches(sources, targets):
+            model(Batch(*(side.to(model.embedding.device) for side in batch)))
+            for name, values in weights.items():
+                _add(found[name], name, values.cpu().numpy(), batch, source_counts, target_counts)
+    finally:
+        for module in modules.values():
+            module.__dict__.pop("weights", None)
+    return found
+
+
+def _add(found: Attended, name: str, weights: np.ndarray, batch: Batch, source_counts, target_counts) -> None:
+    """Add the sentences of a batch; `weights` [B, heads, L, keys]."""
+    encoder, cross = name.startswith("encoder"), name.endswith("cross_attention")
+    queries = (batch.source if encoder else batch.target).numpy()
+    keys = (batch.source if encoder or cross else batch.shifted).numpy()
+    counts = source_counts if encoder or cross else target_counts
+    for i in range(len(queries)):
+        length = int((queries[i] != PAD).sum())
+        first = 0 if encoder or cross else 1
+        rows = weights[i, :, first : length - 1, : (length if not cross else int((keys[i] != PAD).sum()))]
+        if not rows.shape[1]:
+            continue
+        largest = rows.argmax(-1)  # [heads, queries]
+        ids = keys[i, : rows.shape[2]]
+        rarity = np.where(ids == PAD, np.iinfo(np.int64).max, counts[ids])  # the decoder's start is no token
+        modal = [np.bincount(columns).argmax() for columns in largest]
+        found.largest.append(rows.max(-1))
+        found.offset.append(largest - np.arange(first, length - 1))
+        found.modal.append(largest == np.array(modal)[:, None])
+        found.rare.append(largest == rarity.argmin())
+        found.weights.append(rows.reshape(len(rows), -1))
+
+
+def pattern(found: Attended, head: int) -> tuple[str, Mapping[str, float]]:
+    """The pattern of a head, one of PATTERNS, and the shares that decide it (SHARES)."""
+    offsets, counts = np.unique(np.concatenate([part[head] for part in found.offset]), return_counts=True)
+    shares = {
+        "confidence": float(np.concatenate([part[head] for part in found.largest]).mean()),
+        "positional": float(counts.max() / counts.sum()),
+        "vertical": float(np.concatenate([part[head] for part in found.modal]).mean()),
+        "rare": float(np.concatenate([part[head] for part in found.rare]).mean()),
+    }
+    if shares["positional"] >= MOST:
+        return {-1: "previous", 1: "next"}.get(int(offsets[counts.argmax()]), "positional"), shares
+    if shares["vertical"] >= MOST:
+        return "vertical", shares
+    return "rare word" if shares["rare"] >= RARE else "heterogeneous", shares
+
+
+def correlations(one: Attended, other: Attended) -> np.ndarray:
+    """Pearson's correlation [heads, heads] of the attention weights of two models on the same sentences."""
+    sides = [np.concatenate(side.weights, axis=1) for side in (one, other)]
+    return np.corrcoef(*sides)[: len(sides[0]), len(sides[0]) :]

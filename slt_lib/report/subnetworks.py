@@ -1,0 +1,418 @@
+"""Notebook 11 from its CSV files alone: which heads, units and weights a model needs, and which subnetworks learn.
+
+Intervals of scores are Student's t. Their variance is that of the paired bootstrap over the lines of the test set,
+which the seeds share, plus that between seeds, pooled over the cells of a table. With one seed it is that of the lines
+alone.
+"""
+
+import csv
+import gzip
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from scipy.special import stdtrit
+
+from slt_lib.base.settings import DENSE, TECHNIQUES
+from slt_lib.report.tables import markdown_rows
+
+LINES = "pair seed".split()
+# name -> file and columns; docs/figures.md explains them
+FILES = {
+    "scores": (
+        "subnet_scores.csv",
+        [*LINES, *"pruning subnetwork draw trained sparsity kept bleu error run".split()],
+    ),
+    "contrasts": ("subnet_contrasts.csv", [*LINES, *"pruning trained better worse difference error".split()]),
+    "pruning": (
+        "subnet_pruning.csv",
+        [*LINES, *"kind step encoder decoder cross heads units_left units dev_bleu".split()],
+    ),
+    "heads": (
+        "subnet_heads.csv",
+        [
+            *LINES,
+            *"kind layer head importance bleu without low high survives pattern".split(),
+            *"confidence positional vertical rare".split(),
+        ],
+    ),
+    "overlap": ("subnet_overlap.csv", [*LINES, *"sparsity measure techniques matrix value null low high".split()]),
+    "density": (
+        "subnet_density.csv.gz",
+        [*LINES, *"sparsity technique matrix head kept dead_rows dead_columns".split()],
+    ),
+    "global": ("subnet_global.csv", [*LINES, *"sparsity technique matrix head kept dead_rows dead_columns".split()]),
+    "seeds": ("subnet_seeds.csv", [*LINES, *"heads correlation kappa low high".split()]),
+}
+TEXT = {"pair", "pruning", "subnetwork", "trained", "run", "better", "worse", "kind", "pattern", "measure", "technique"}
+TEXT |= {"techniques", "matrix", "heads"}
+KINDS = {"encoder": "encoder", "decoder": "decoder", "cross": "cross"}
+COLOURS = {"encoder": "#0072B2", "decoder": "#E69F00", "cross": "#009E73"}
+LOOPS = {"both": ("heads and FFN units", "#222222", "o"), "heads": ("heads alone", "#0072B2", "s")}
+LOOPS |= {"feed-forward": ("FFN units alone", "#D55E00", "^")}
+QUALITY = {"good": ("#009E73", "^"), "random": ("#56B4E9", "o"), "bad": ("#D55E00", "v")}
+TRAINED = {"pruned": "as pruned", "lt": "LT: retrained\nfrom $\\theta_0$", "slt": "SLT: retrained\nfrom $\\theta_t$"}
+# Mean of eight GLUE dev metrics in percent, of the paper's own result files; the whole model has 81.4
+GLUE = {
+    ("structured", "good"): (74.0, 75.6),
+    ("structured", "random"): (58.9, 73.2),
+    ("structured", "bad"): (51.3, 69.1),
+    ("unstructured", "good"): (75.4, 80.6),
+    ("unstructured", "random"): (37.2, 61.3),
+    ("unstructured", "bad"): (36.1, 51.2),
+}
+
+
+def read(path: str | os.PathLike) -> list[list[str]]:
+    """The rows of one of the files as text; none where there is no such file."""
+    path = Path(path)
+    if not path.is_file():
+        return []
+    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text(encoding="utf-8")
+    return list(csv.reader(text.splitlines()))[1:]
+
+
+def frame(folder: str | os.PathLike, name: str, pair: str) -> pd.DataFrame:
+    """A pair's rows of one of FILES, numbers as such."""
+    file, columns = FILES[name]
+    rows = pd.DataFrame(read(Path(folder) / file), columns=columns)
+    text = TEXT | {"seed"} if name == "seeds" else TEXT - {"heads"}
+    rows = rows[rows.pair == pair]
+    return rows.assign(**{column: pd.to_numeric(rows[column]) for column in columns if column not in text})
+
+
+# Scores ------------------------------------------------------------
+
+
+def estimates(rows: pd.DataFrame, value: str, by: list[str]) -> pd.DataFrame:
+    """Mean over seeds of each cell with its 95% interval: columns mean, low, high.
+
+    `rows`: one row per seed and cell with `value` and its standard error over the lines of the test set, `error`.
+    """
+    groups = rows.groupby(by)
+    cells = groups.agg(mean=(value, "mean"), count=(value, "size"), error=("error", lambda e: (e**2).mean() ** 0.5))
+    freedom = int((cells["count"] - 1).sum())
+    within = float((rows[value] - groups[value].transform("mean")).pow(2).sum()) / freedom if freedom else 0.0
+    between = within / cells["count"]
+    variance = cells.error**2 + between
+    # Welch-Satterthwaite; the bootstrap's own degrees of freedom are many
+    degrees = variance**2 / (between**2 / freedom).clip(lower=1e-12) if freedom else np.inf + 0 * variance
+    width = [stdtrit(d, 0.975) if np.isfinite(d) and d < 1e6 else 1.96 for d in degrees] * variance**0.5
+    return cells.assign(low=cells["mean"] - width, high=cells["mean"] + width)
+
+
+def scores(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
+    """Mean BLEU with its interval per pruning, subnetwork and training; the draws of a seed are averaged first."""
+    rows, by = frame(folder, "scores", pair), ["pruning", "subnetwork", "trained"]
+    rows = rows.groupby([*by, "seed"])[["bleu", "error", "sparsity", "kept"]].mean().reset_index()
+    found = estimates(rows, "bleu", by)
+    return found.join(rows.groupby(by)[["sparsity", "kept"]].mean())
+
+
+def scores_table(folder: str | os.PathLike, pair: str) -> str:
+    """Good, random and bad subnetworks as Markdown: BLEU on the test set with 95% intervals, and the paper's GLUE."""
+    found, body = scores(folder, pair), []
+    if found.empty:
+        return "No subnetwork was trained.\n"
+    for (pruning, which), paper in GLUE.items():
+        cells = [_cell(found, (pruning, which, trained)) for trained in TRAINED]
+        level = found.sparsity.get((pruning, which, "pruned"), float("nan"))
+        body.append([pruning, f"{100 * level:.3g}%", which, *cells, *(f"{value:.1f}" for value in paper)])
+    head = ["pruning", "sparsity", "subnetwork", "as pruned", "LT", "SLT", "GLUE, as pruned", "GLUE, retrained"]
+    whole = _cell(found, ("", "dense", ""))
+    return markdown_rows(head, body) + f"\nThe whole model has {whole} BLEU; on GLUE 81.4 (Prasanna et al. 2020).\n"
+
+
+def _cell(found: pd.DataFrame, key: tuple[str, str, str]) -> str:
+    if key not in found.index:
+        return "-"
+    return "{mean:.1f} [{low:.1f}, {high:.1f}]".format(**found.loc[key])
+
+
+def plot_scores(folder: str | os.PathLike, pair: str) -> Figure:
+    """BLEU of good, random and bad subnetworks, as pruned and retrained, with 95% intervals; the whole model dashed."""
+    found, figure = scores(folder, pair), Figure(figsize=(8.6, 3.8), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for side, pruning in zip(axes, ("structured", "unstructured"), strict=True):
+        if ("", "dense", "") in found.index:
+            mean = found["mean"]["", "dense", ""]
+            side.axhline(mean, color=DENSE.colour, linestyle="--", linewidth=1, label="whole model")
+        for shift, (which, (colour, marker)) in zip((-0.16, 0, 0.16), QUALITY.items(), strict=True):
+            for place, trained in enumerate(TRAINED):
+                if (pruning, which, trained) in found.index:
+                    cell = found.loc[pruning, which, trained]
+                    bars = [[cell["mean"] - cell.low], [cell.high - cell["mean"]]]
+                    label = which if place == 0 else None
+                    style = {"color": colour, "marker": marker, "capsize": 3, "linestyle": "none", "label": label}
+                    side.errorbar([place + shift], [cell["mean"]], yerr=bars, **style)
+        level = found.sparsity.get((pruning, "good", "pruned"), float("nan"))
+        what = "whole heads and FFN units" if pruning == "structured" else "single weights"
+        side.set_title(f"{pruning}: {what}, {100 * level:.3g}% removed", fontsize=10)
+        side.set_xticks(range(3), TRAINED.values(), fontsize=9)
+        side.grid(alpha=0.3, axis="y")
+    axes[0].set_ylabel("BLEU on the test set")
+    axes[1].legend(frameon=False, fontsize=9)
+    return figure
+
+
+# Findings ------------------------------------------------------------
+
+FINDINGS = [
+    ("A good subnetwork beats a random one before it is retrained", "pruned", "good", "random"),
+    ("A random subnetwork beats a bad one before it is retrained", "pruned", "random", "bad"),
+    ("A good subnetwork beats a random one after retraining from theta_0", "lt", "good", "random"),
+    ("A random subnetwork beats a bad one after retraining from theta_0", "lt", "random", "bad"),
+    ("A good subnetwork beats a random one after retraining from theta_t", "slt", "good", "random"),
+    ("A random subnetwork beats a bad one after retraining from theta_t", "slt", "random", "bad"),
+    ("A bad subnetwork, retrained from theta_0, is worse than the whole model", "lt", "bad", "dense"),
+    ("A bad subnetwork, retrained from theta_t, is worse than the whole model", "slt", "bad", "dense"),
+]
+
+
+def findings(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
+    """One row per finding and kind of pruning: the difference in BLEU points, its 95% interval and the verdict.
+
+    "yes" or "no" if the interval is above or below 0, the other way round for "worse", else "open". A rehearsal judges
+    nothing.
+    """
+    rows, by = frame(folder, "contrasts", pair), ["pruning", "trained", "better", "worse"]
+    if rows.empty:
+        return pd.DataFrame(columns=["pruning", "finding", "difference", "low", "high", "verdict"])
+    found, lines = estimates(rows, "difference", by), []
+    rehearsal = json.loads((Path(folder) / "study.json").read_text(encoding="utf-8"))["rehearsal"]
+    for text, trained, better, worse in FINDINGS:
+        for pruning in ("structured", "unstructured"):
+            if (pruning, trained, better, worse) not in found.index:
+                continue
+            cell = found.loc[pruning, trained, better, worse]
+            above, below = cell.low > 0, cell.high < 0
+            if worse == "dense":
+                above, below = below, above
+            verdict = "yes" if above else "no" if below else "open"
+            numbers = [round(float(cell[key]), 2) for key in ("mean", "low", "high")]
+            lines.append([pruning, text, *numbers, "rehearsal" if rehearsal else verdict])
+    return pd.DataFrame(lines, columns=["pruning", "finding", "difference", "low", "high", "verdict"])
+
+
+def findings_table(folder: str | os.PathLike, pair: str) -> str:
+    """`findings` as Markdown."""
+    rows = findings(folder, pair).itertuples()
+    body = [
+        [row.finding, row.pruning, f"{row.difference:+.1f} [{row.low:+.1f}, {row.high:+.1f}]", row.verdict]
+        for row in rows
+    ]
+    return markdown_rows(["finding", "pruning", "difference in BLEU [95%]", "verdict"], body)
+
+
+# Heads and units ------------------------------------------------------------
+
+
+def plot_pruning(folder: str | os.PathLike, pair: str) -> Figure:
+    """Dev BLEU, in percent of the whole model's, against the parts removed: heads (left) and FFN units (right)."""
+    rows, figure = frame(folder, "pruning", pair), Figure(figsize=(8.6, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    left = rows[["encoder", "decoder", "cross"]].sum(axis=1)
+    rows = rows.assign(heads_gone=100 * (1 - left / rows.heads), units_gone=100 * (1 - rows.units_left / rows.units))
+    sides = {
+        "heads_gone": ("attention heads removed (%)", "feed-forward"),
+        "units_gone": ("FFN units removed (%)", "heads"),
+    }
+    for side, (column, (name, absent)) in zip(axes, sides.items(), strict=True):
+        for (loop, _), steps in rows[rows.kind != absent].groupby(["kind", "seed"]):
+            _, colour, marker = LOOPS[loop]
+            steps = steps.sort_values("step")
+            share = 100 * steps.dev_bleu / steps.dev_bleu.iloc[0]
+            side.plot(steps[column], share, color=colour, marker=marker, markersize=4, linewidth=1.2)
+        side.axhline(90, color="0.4", linestyle=":", linewidth=1)
+        side.annotate("90%", (1, 90), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+        side.set_xlabel(name)
+        side.grid(alpha=0.3)
+    lines = [Line2D([], [], color=colour, marker=marker, markersize=4, label=f"removed: {name}")
+             for name, colour, marker in LOOPS.values()]  # fmt: skip
+    axes[0].set_ylabel("BLEU on dev (% of the whole model's)")
+    figure.legend(handles=lines, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def plot_survivors(folder: str | os.PathLike, pair: str) -> Figure:
+    """Heads left of each kind of attention while heads alone are removed: which kind is needed most?"""
+    rows = frame(folder, "pruning", pair).query("kind == 'heads'")
+    seeds = sorted(rows.seed.unique())
+    figure = Figure(figsize=(1 + 3.2 * max(1, len(seeds)), 3.2), layout="constrained")
+    axes = figure.subplots(1, max(1, len(seeds)), sharey=True, squeeze=False)[0]
+    for side, seed in zip(axes, seeds, strict=False):
+        steps = rows[rows.seed == seed].sort_values("step")
+        removed = steps.heads - steps[list(KINDS)].sum(axis=1)
+        for place, (kind, colour) in enumerate(COLOURS.items()):  # shifted, so that no line hides another
+            side.plot(removed, steps[kind] + 0.05 * (place - 1), color=colour, marker="o", markersize=3, label=kind)
+        side.set(title=f"seed {seed}", xlabel="heads removed")
+        for axis in (side.xaxis, side.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+        side.grid(alpha=0.3)
+    axes[0].set_ylabel("heads left")
+    axes[0].legend(title="attention", frameon=False, fontsize=8)
+    return figure
+
+
+def plot_heads(folder: str | os.PathLike, pair: str) -> Figure:
+    """BLEU points gained or lost without each head, one grid per seed and kind of attention.
+
+    Bold: the 95% interval excludes 0. A cross marks heads that the good structured subnetwork leaves out.
+    """
+    rows = frame(folder, "heads", pair)
+    seeds, layers, heads = sorted(rows.seed.unique()), int(rows.layer.max()) + 1, int(rows["head"].max()) + 1
+    size = 1.2 + 3 * 0.75 * max(heads, 3), 0.9 + len(seeds) * (0.5 * layers + 0.8)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(seeds), 3, squeeze=False)
+    rows = rows.assign(change=rows["without"] - rows.bleu)
+    bound = max(1e-9, rows.change.abs().max())
+    for (line, seed), (column, kind) in ((a, b) for a in enumerate(seeds) for b in enumerate(KINDS)):
+        axes, part = grid[line, column], rows[(rows.seed == seed) & (rows.kind == kind)]
+        table = part.pivot(index="layer", columns="head", values="change")
+        image = axes.imshow(table, cmap="RdBu", vmin=-bound, vmax=bound, aspect="auto")
+        for head in part.itertuples():
+            sure, dark = head.low > 0 or head.high < 0, abs(head.change) > 0.6 * bound
+            text = f"{head.change:+.1f}" + ("" if head.survives else " ×")
+            style = {"fontweight": "bold" if sure else "normal", "color": "white" if dark else "black"}
+            axes.text(head.head, head.layer, text, ha="center", va="center", fontsize=8, **style)
+        axes.set_xticks(range(heads), range(1, heads + 1))
+        axes.set_yticks(range(layers), range(1, layers + 1))
+        axes.set_title(f"{kind} attention, seed {seed}", fontsize=9)
+        if line == len(seeds) - 1:
+            axes.set_xlabel("head")
+        if column == 0:
+            axes.set_ylabel("layer")
+    figure.colorbar(image, ax=grid, label="BLEU points without the head", shrink=0.9)
+    figure.supxlabel("bold: the 95% interval excludes 0;  ×: not in the good structured subnetwork", fontsize=8)
+    return figure
+
+
+def heads_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
+    """Per kind of attention and layer, means over seeds: BLEU lost without one head, the most, and survivors."""
+    rows = frame(folder, "heads", pair)
+    rows = rows.assign(lost=rows.bleu - rows["without"])
+    groups = rows.assign(layer=rows.layer + 1).groupby(["kind", "layer"])
+    found = groups.agg(
+        heads=("head", "nunique"), mean_lost=("lost", "mean"), most_lost=("lost", "max"), surviving=("survives", "mean")
+    )
+    return found.assign(surviving=(100 * found.surviving).round(0), mean_lost=found.mean_lost.round(2)).rename(
+        columns={"mean_lost": "BLEU lost, mean", "most_lost": "BLEU lost, most", "surviving": "heads surviving (%)"}
+    )
+
+
+def patterns_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
+    """Number of heads of each attention pattern over all seeds, among the surviving and the removed heads."""
+    rows = frame(folder, "heads", pair)
+    kept = rows.survives.map({1: "surviving", 0: "removed"})
+    return pd.crosstab([rows.kind, rows.pattern], kept).reindex(columns=["surviving", "removed"], fill_value=0)
+
+
+# Masks ------------------------------------------------------------
+
+
+def plot_overlap(folder: str | os.PathLike, pair: str) -> Figure:
+    """Jaccard's index of the weights that two techniques keep, against sparsity; grey: random masks of one size."""
+    rows = frame(folder, "overlap", pair).query("measure == 'jaccard' and matrix == 'all'")
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for names, part in rows.groupby("techniques", sort=False):
+        one, other = (TECHNIQUES[name] for name in names.split())
+        means = part.groupby(100 * part.sparsity).value.mean()
+        label = f"{one.label} and {other.label}"
+        axes.plot(means, color=one.colour, marker=other.marker, markerfacecolor=other.colour, label=label)
+    null = rows.groupby(100 * rows.sparsity).null.mean()
+    axes.plot(null, color="0.6", linestyle="--", label="random masks")
+    axes.set(xlabel="sparsity (%)", ylabel="Jaccard's index of kept weights", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8, ncols=2)
+    return figure
+
+
+def kappa_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
+    """Fleiss' kappa of the masks of all techniques at each sparsity (percent), one column per seed; random masks: 0."""
+    rows = frame(folder, "overlap", pair).query("measure == 'kappa'")
+    rows = rows.assign(sparsity=(100 * rows.sparsity).map("{:g}%".format))
+    return rows.pivot_table(index=["sparsity", "techniques"], columns="seed", values="value", sort=False).round(3)
+
+
+def overlap_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
+    """Jaccard's index less that of random masks, per matrix (rows) and two techniques at each sparsity (columns)."""
+    rows = frame(folder, "overlap", pair).query("measure == 'jaccard' and matrix != 'all'")
+    rows = rows.assign(sparsity=(100 * rows.sparsity).map("{:g}%".format), more=rows.value - rows.null)
+    return rows.pivot_table(index="matrix", columns=["sparsity", "techniques"], values="more", sort=False).round(2)
+
+
+def plot_global(folder: str | os.PathLike, pair: str) -> Figure:
+    """Share of each matrix that is kept where one threshold prunes all of the dense model; mean over seeds."""
+    rows = frame(folder, "global", pair)
+    rows = rows[rows["head"].isna()]
+    table = rows.pivot_table(index="matrix", columns="sparsity", values="kept", sort=False)
+    figure = Figure(figsize=(2.6 + 0.55 * table.shape[1], 1.0 + 0.24 * len(table)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(100 * table, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    for y, x in np.ndindex(table.shape):
+        value = 100 * table.iloc[y, x]
+        axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=7, color="black" if value > 60 else "white")
+    axes.set_xticks(range(table.shape[1]), [f"{100 * level:g}" for level in table.columns])
+    axes.set_yticks(range(len(table)), table.index, fontsize=7)
+    axes.set_xlabel("sparsity of the whole model (%)")
+    figure.colorbar(image, ax=axes, label="weights kept (%)")
+    return figure
+
+
+def plot_density(folder: str | os.PathLike, pair: str) -> Figure:
+    """Density of each head under the techniques' masks: kept share of its query, key, value and output weights.
+
+    One panel per technique; a dot is a head, at a height of 100% it keeps as much as its matrices do on average.
+    """
+    rows = frame(folder, "density", pair)
+    rows = rows[rows["head"].notna()]
+    rows = rows.assign(attention=rows.matrix.str.rpartition(".")[0])
+    keys = ["technique", "seed", "sparsity", "attention", "head"]
+    heads = rows.groupby(keys).kept.mean().reset_index()
+    heads = heads.assign(relative=100 * heads.kept / (1 - heads.sparsity))
+    names = [name for name in TECHNIQUES if name in set(heads.technique)]
+    figure = Figure(figsize=(1 + 2.3 * max(1, len(names)), 3.2), layout="constrained")
+    axes = figure.subplots(1, max(1, len(names)), sharey=True, squeeze=False)[0]
+    for side, name in zip(axes, names, strict=False):
+        part = heads[heads.technique == name]
+        kinds = np.where(
+            part.attention.str.contains("cross"),
+            "cross",
+            np.where(part.attention.str.startswith("enc"), "encoder", "decoder"),
+        )
+        for place, (kind, colour) in enumerate(COLOURS.items()):
+            dots = part[kinds == kind]
+            levels = sorted(part.sparsity.unique())
+            x = [levels.index(level) + 0.2 * (place - 1) for level in dots.sparsity]
+            side.plot(x, dots.relative, ".", color=colour, alpha=0.7, label=kind)
+        side.axhline(100, color="0.6", linewidth=0.8)
+        side.set_xticks(range(len(levels)), [f"{100 * level:g}" for level in levels])
+        side.set(title=TECHNIQUES[name].label, xlabel="sparsity (%)")
+    axes[0].set_ylabel("weights a head keeps\n(% of the mean of its matrices)")
+    axes[0].legend(title="attention", frameon=False, fontsize=8)
+    return figure
+
+
+def dead_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
+    """Rows, columns and heads (percent) that lose all their weights by themselves, per technique and sparsity.
+
+    A row of an attention's query, key or value is a feature of one head. Means over matrices and seeds.
+    """
+    rows = frame(folder, "density", pair)
+    rows = rows.assign(sparsity=(100 * rows.sparsity).map("{:g}%".format))
+    whole, heads = rows[rows["head"].isna()], rows[rows["head"].notna()]
+    groups = whole.groupby(["technique", "sparsity"], sort=False)
+    found = groups.agg(rows=("dead_rows", "mean"), columns=("dead_columns", "mean")) * 100
+    gone = (heads.kept == 0).groupby([heads.technique, heads.sparsity], sort=False).mean() * 100
+    return found.join(gone.rename("heads")).round(1)
+
+
+def seeds_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
+    """Whether two seeds keep the same heads: kappa with heads matched by attention, and not; its interval by chance."""
+    return frame(folder, "seeds", pair).drop(columns="pair").set_index(["seed", "heads"]).round(3)

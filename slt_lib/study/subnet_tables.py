@@ -1,0 +1,238 @@
+"""The tables of notebook 11: from runs to the CSV files that `report.subnetworks` shows.
+
+Each function replaces the rows of its pair and seeds. Translations are scored once and kept in the store.
+"""
+
+import importlib.metadata
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from slt_lib import masks, parts
+from slt_lib.analysis import overlap, patterns
+from slt_lib.base.devices import device
+from slt_lib.base.files import write_bytes
+from slt_lib.base.store import digest, recall, remember
+from slt_lib.evaluation import scoring
+from slt_lib.report.data import csv_bytes, pack
+from slt_lib.report.statistics import line_counts
+from slt_lib.report.subnetworks import FILES, read
+from slt_lib.study import subnetworks
+from slt_lib.study.importance import measured
+from slt_lib.study.results import figures
+from slt_lib.study.runs import Run
+from slt_lib.study.scores import SCORE_VERSION, scores, translate_with
+from slt_lib.study.study import Chain, Study
+from slt_lib.train.checkpoint import weights_hash
+from slt_lib.transformer import prunable
+
+BLEU = [f"{kind}{n}" for kind in "mt" for n in range(1, 5)] + ["sys_len", "ref_len"]
+Statistics = Mapping[str, Sequence[int]]
+SENTENCES = 256  # of dev, whose attention is looked at
+
+
+def write(study: Study, name: str, rows: list[list]) -> None:
+    """Add rows to a file of `FILES`; its rows of the same pair and seeds are replaced."""
+    file, columns = FILES[name]
+    path = figures(study.name) / file
+    rows = [["" if value is None else str(value) for value in row] for row in rows]
+    with study.store.lock(f"subnet-{digest(str(path))[:16]}"):
+        replaced = {tuple(row[:2]) for row in rows}
+        rows += [row for row in read(path) if tuple(row[:2]) not in replaced]
+        content = csv_bytes(columns, sorted(rows))
+        write_bytes(path, pack(content) if path.suffix == ".gz" else content)
+
+
+def short(value: float, digits: int = 4) -> str:
+    return f"{value:.{digits}f}"
+
+
+# Scores ------------------------------------------------------------
+
+
+def statistics_of(study: Study, weights: Mapping[str, Tensor]) -> Statistics:
+    """Counts of BLEU per line of the first test set, translated by these weights as every run of the study is."""
+    split = next(iter(study.corpus.tests.values()))
+    of = [weights_hash(weights), split.digest, study.params.decoding.model_dump(), SCORE_VERSION]
+    path = study.store.path / "subnetworks" / f"{digest([*of, importlib.metadata.version('sacrebleu')])[:32]}.json"
+    if (stored := recall(path, "statistics")) is not None:
+        return stored["statistics"]
+    texts = translate_with(study, weights, list(split.source))
+    found = scoring.sentence_statistics(texts, list(split.target), ["bleu"])
+    found = {name: [int(count) for count in counts] for name, counts in found.items()}
+    remember(path, {"statistics": found})
+    return found
+
+
+def replicates(statistics: Statistics) -> np.ndarray:
+    """BLEU on the test set, then on its resamples, [1 + RESAMPLES]: the same resamples for every system."""
+    lines = len(statistics["sys_len"])
+    counts = np.vstack([np.ones((1, lines)), line_counts(lines)]).T
+    return scoring.corpus_bleu({name: (np.array(statistics[name]) @ counts)[:, None] for name in BLEU})
+
+
+def record_scores(study: Study, chains: Iterable[Chain], at: float) -> None:
+    """Scores of good, random and bad subnetworks, as pruned and retrained, and the differences between them.
+
+    `chains`: those of `techniques.subnetworks(at)`.
+    """
+    rows, contrasts, cells = [], [], {}
+    for chain in (chain for chain in chains if len(chain.runs) > 1):  # it stops at a dense run that failed
+        dense, run = chain.runs[0], chain.runs[-1]
+        pruning, name = chain.variant.removeprefix("subnetwork=").split()
+        which, draw = name.rstrip("0123456789"), max(0, int(name[-1:]) - 1 if name[-1:].isdecimal() else 0)
+        found = {}
+        if run.record["status"] == "ok":
+            found[chain.technique] = next(iter(scores(run).values()))["statistics"]
+        if chain.technique == "lt":
+            ticket = subnetworks.pruned_ticket(dense.rewind(at=0), dense, pruning, which, draw, at)
+            weights = masks.apply(dense.weights(subnetworks.CHECKPOINT), ticket.start().mask)
+            found["pruned"] = statistics_of(study, weights)
+            cells[chain.seed, "", "dense", "pruned"] = [replicates(next(iter(scores(dense).values()))["statistics"])]
+        for trained, statistics in found.items():
+            drawn = replicates(statistics)
+            cells.setdefault((chain.seed, pruning, which, trained), []).append(drawn)
+            about = [study.pair, chain.seed, pruning, which, draw, trained, f"{run.sparsity:.6g}"]
+            rows.append([*about, run.record["kept"], short(drawn[0]), short(drawn[1:].std(ddof=1)), run.id])
+    for (seed, pruning, which, trained), draws in cells.items():
+        if which == "dense":
+            numbers = short(draws[0][0]), short(draws[0][1:].std(ddof=1))
+            rows.append([study.pair, seed, "", "dense", 0, "", 0, "", *numbers, ""])
+            continue
+        others = {"good": ("random", "bad"), "random": ("bad",)}.get(which, ())
+        pairs = [(seed, pruning, other, trained) for other in others] + [(seed, "", "dense", "pruned")]
+        for other in [key for key in pairs if key in cells]:
+            difference = np.mean(draws, axis=0) - np.mean(cells[other], axis=0)
+            numbers = short(difference[0]), short(difference[1:].std(ddof=1))
+            contrasts.append([study.pair, seed, pruning, trained, which, other[2], *numbers])
+    write(study, "scores", rows)
+    write(study, "contrasts", contrasts)
+
+
+# Heads and structured pruning ------------------------------------------------------------
+
+
+def record_pruning(study: Study, runs: Iterable[Run]) -> None:
+    """The steps of the three loops of each dense run."""
+    shape, rows = study.shape, []
+    every, units = parts.heads(shape.layers, shape.heads), 2 * shape.layers * shape.filter
+    for run, kind in itertools.product(runs, subnetworks.KINDS):
+        for number, step in enumerate(subnetworks.prune_stepwise(run, kind)):
+            left = [parts.place(head)[0] for head in every if head not in step["heads"]]
+            by_kind = [left.count(each) for each in parts.KINDS]
+            left_units = units - sum(map(len, step["units"].values()))
+            about = [study.pair, run.ticket.seed, kind, f"{number:03d}", *by_kind, len(every), left_units, units]
+            rows.append([*about, short(step["dev_bleu"])])
+    write(study, "pruning", rows)
+
+
+def record_heads(study: Study, runs: Iterable[Run]) -> None:
+    """Importance of each head, BLEU without it, whether it is in the good subnetwork, and its attention pattern."""
+    shape, rows = study.shape, []
+    for run in runs:
+        weights = run.weights(subnetworks.CHECKPOINT)
+        importance, whole = measured(study, weights)[0], replicates(next(iter(scores(run).values()))["statistics"])
+        gone, looks = subnetworks.good(run)[0], {}
+        for name, found in attention(study, weights).items():
+            looks |= {f"{name}.{i}": patterns.pattern(found, i) for i in range(shape.heads)}
+        for head in parts.heads(shape.layers, shape.heads):
+            without = replicates(statistics_of(study, subnetworks.pruned(run, ([head], {}))))
+            kind, layer, number = parts.place(head)
+            low, high = np.quantile(without[1:] - whole[1:], [0.025, 0.975])
+            numbers = [short(value) for value in (importance[head], whole[0], without[0], low, high)]
+            pattern, shares = looks[head]
+            about = [study.pair, run.ticket.seed, kind, layer, number, *numbers, int(head not in gone), pattern]
+            rows.append([*about, *(short(shares[name], 3) for name in patterns.SHARES)])
+    write(study, "heads", rows)
+
+
+def attention(study: Study, weights: Mapping[str, Tensor]) -> dict[str, patterns.Attended]:
+    """What the heads of trained weights look at on dev, targets given."""
+    model, data = study.model(), study.data
+    model.load_state_dict(weights)
+    sources = data.dev_source.lists()[:SENTENCES]
+    targets = study.vocabulary.encode(data.dev_reference[:SENTENCES]).lists()
+    counts = [np.bincount(side.flat, minlength=len(data.vocabulary)) for side in (data.source, data.target)]
+    with study.threads():
+        return patterns.attended(model.to(device()).eval(), sources, targets, *counts)
+
+
+# Masks ------------------------------------------------------------
+
+
+def record_masks(study: Study, chains: Iterable[Chain]) -> None:
+    """How alike the masks of techniques are at each level, and how dense they are, per matrix and head."""
+    found: dict[tuple, dict] = {}
+    for chain in chains:
+        for run in chain.runs:
+            if run.mask is not None and run.record["status"] == "ok":
+                found.setdefault((chain.seed, run.sparsity), {})[chain.technique] = prunable(run.mask)
+    alike, density = [], []
+    for (seed, sparsity), by_technique in found.items():
+        about = [study.pair, seed, f"{sparsity:g}"]
+        for (one, mask), (other, beside) in itertools.combinations(by_technique.items(), 2):
+            for name, numbers in overlap.jaccards(mask, beside).items():
+                alike.append([*about, "jaccard", f"{one} {other}", name, *map(short, numbers)])
+        if len(by_technique) > 1:
+            kappa = overlap.fleiss_kappa([overlap.flat(mask) for mask in by_technique.values()])
+            alike.append([*about, "kappa", " ".join(by_technique), "all", short(kappa), "0", "", ""])
+        for technique, mask in by_technique.items():
+            density += [[*about, technique, *row] for row in densities(mask, study.shape.heads)]
+    write(study, "overlap", alike)
+    write(study, "density", density)
+
+
+def record_global(study: Study, runs: Iterable[Run]) -> None:
+    """Density of the dense runs' matrices where one threshold prunes all of them together."""
+    rows = []
+    for run, level in itertools.product(runs, study.levels):
+        mask = run.rewind(at=0).prune(by=run, sparsity=level, scope="global").start().mask
+        about = [study.pair, run.ticket.seed, f"{level:g}", "global"]
+        rows += [[*about, *row] for row in densities(mask, study.shape.heads)]
+    write(study, "global", rows)
+
+
+def densities(mask: Mapping[str, Tensor], number: int) -> list[list]:
+    """Matrix, head ("" for the whole matrix), share kept, share of rows and of columns without any weight."""
+    rows = []
+    for name, kept in mask.items():
+        dead = [short(float((~kept.any(axis)).float().mean())) for axis in (1, 0)]
+        rows.append([name, "", short(float(kept.float().mean())), *dead])
+        if "attention" in name:
+            sides = kept.t() if name.endswith("output") else kept
+            for i, head in enumerate(sides.view(number, -1, sides.shape[1])):
+                shares = short(float(head.float().mean())), short(float((~head.any(1)).float().mean()))
+                rows.append([name, i, *shares, ""])
+    return rows
+
+
+# Between seeds ------------------------------------------------------------
+
+
+def record_between_seeds(study: Study, runs: Sequence[Run]) -> None:
+    """Do two seeds keep the same heads? Heads of a layer are exchangeable, so they are matched by their attention.
+
+    For each two seeds: the correlation of matched heads, Fleiss' kappa of the heads in the good subnetworks with
+    matched and with unmatched heads, and 95% of it where survivors are drawn at random.
+    """
+    rows, shape = [], study.shape
+    every = parts.heads(shape.layers, shape.heads)
+    for one, other in itertools.combinations(runs, 2):
+        looks = [attention(study, run.weights(subnetworks.CHECKPOINT)) for run in (one, other)]
+        partner, alike = {}, []
+        for name in looks[0]:
+            correlation = patterns.correlations(looks[0][name], looks[1][name])
+            for i, j in zip(*linear_sum_assignment(-correlation), strict=True):
+                partner[f"{name}.{i}"] = f"{name}.{j}"
+                alike.append(correlation[i, j])
+        gone = [{*subnetworks.good(run)[0]} for run in (one, other)]
+        first = np.array([head not in gone[0] for head in every])
+        for how, names in (("matched", [partner[head] for head in every]), ("unmatched", every)):
+            second = np.array([head not in gone[1] for head in names])
+            kappa, low, high = overlap.kappa_with_null(first, second, one.ticket.seed)
+            about = [study.pair, f"{one.ticket.seed}-{other.ticket.seed}", how, short(np.mean(alike))]
+            rows.append([*about, short(kappa), short(low), short(high)])
+    write(study, "seeds", rows)

@@ -1,0 +1,235 @@
+"""Notebook 11's numbers: agreement of masks, attention patterns, and the tables from runs to plots."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+import torch
+from matplotlib.figure import Figure
+
+from slt_lib import masks, techniques
+from slt_lib.analysis import overlap, patterns
+from slt_lib.evaluation import scoring
+from slt_lib.report import subnetworks as report
+from slt_lib.study import results, subnet_tables, subnetworks
+from slt_lib.study.scores import translate_with
+from slt_lib.transformer import Attention, Transformer
+
+# Agreement ------------------------------------------------------------
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(5)
+
+
+def test_two_raters_kappa_is_scotts_pi(random):
+    one, other = random.random((2, 400)) < [[0.3], [0.6]]
+    share = (one.mean() + other.mean()) / 2
+    chance = share**2 + (1 - share) ** 2
+    assert overlap.fleiss_kappa([one, other]) == pytest.approx(((one == other).mean() - chance) / (1 - chance))
+
+
+def test_fleiss_published_example():
+    """Fleiss (1971) with two categories: ten subjects, fourteen raters, votes for the first category as given."""
+    votes = [0, 2, 6, 7, 10, 14, 3, 12, 1, 9]
+    raters = [np.array([i < count for count in votes]) for i in range(14)]
+    counts = np.stack([votes, 14 - np.array(votes)], axis=1)
+    agreement = ((counts**2).sum(1) - 14) / (14 * 13)
+    chance = ((counts.sum(0) / counts.sum()) ** 2).sum()
+    assert overlap.fleiss_kappa(raters) == pytest.approx((agreement.mean() - chance) / (1 - chance))
+
+
+def test_equal_masks_agree_and_complements_do_not(random):
+    mask = random.permutation(np.arange(100) < 50)
+    assert overlap.fleiss_kappa([mask, mask, mask]) == 1
+    assert overlap.fleiss_kappa([mask, ~mask]) == -1  # Cochran's Q of these two is 0
+    assert np.isnan(overlap.fleiss_kappa([np.ones(3, bool)] * 2))
+
+
+def test_the_null_is_that_of_permutations(random):
+    one, other = (torch.from_numpy(random.permutation(np.arange(60) < count).reshape(6, 10)) for count in (20, 33))
+    value, mean, low, high = overlap.jaccards({"w": one}, {"w": other})["w"]
+    assert value == pytest.approx(float((one & other).sum() / (one | other).sum()))
+    drawn = []
+    for _ in range(4000):
+        moved = random.permutation(other.numpy().ravel()).reshape(6, 10)
+        drawn.append((one.numpy() & moved).sum() / (one.numpy() | moved).sum())
+    assert np.quantile(drawn, [0.025, 0.975]) == pytest.approx([low, high], abs=0.03)
+    assert np.mean(drawn) == pytest.approx(mean, abs=0.01)
+    kappa, low, high = overlap.kappa_with_null(one.numpy().ravel(), other.numpy().ravel(), 1)
+    assert low < 0 < high and kappa == overlap.fleiss_kappa([one.numpy().ravel(), other.numpy().ravel()])
+
+
+# Patterns ------------------------------------------------------------
+
+
+def test_heads_with_a_known_look_have_their_pattern(session_study, monkeypatch):
+    """Head 1 looks at one relative position, head 2 at the first column, whatever the weights are."""
+
+    def looks(self, x, key, bias):
+        rows, columns = x.shape[1], key.shape[2]
+        weights = torch.full((len(x), 2, rows, columns), 1e-3)
+        for row in range(rows):
+            weights[:, 0, row, max(0, min(row - 1, columns - 1))] = 1
+        weights[:, 1, :, 0] = 1
+        return weights
+
+    model, data = session_study.model(), session_study.data
+    model.load_state_dict(Transformer(session_study.shape, seed=1).state_dict())
+    monkeypatch.setattr(Attention, "weights", looks)
+    counts = np.ones(len(data.vocabulary), dtype=np.int64)
+    sides = data.source.lists()[:20], data.target.lists()[:20]
+    found = patterns.attended(model, *sides, counts, counts)
+    assert not any("weights" in vars(module) for module in model.modules())
+    assert patterns.pattern(found["decoder.0.self_attention"], 0)[0] == "previous"
+    name, shares = patterns.pattern(found["encoder.0.self_attention"], 1)
+    assert name == "vertical" and shares["vertical"] == 1 and shares["confidence"] == 1
+    assert np.allclose(
+        np.diag(patterns.correlations(found["encoder.0.self_attention"], found["encoder.0.self_attention"])), 1
+    )
+
+
+def test_rare_words_and_everything_else():
+    def attended(offset, rare, modal):
+        part = patterns.Attended()
+        part.largest, part.offset = [np.full((1, 10), 0.5)], [np.array([offset])]
+        part.rare, part.modal = [np.array([rare])], [np.array([modal])]
+        return part
+
+    mixed, no = [*range(10)], [False] * 10
+    assert patterns.pattern(attended([1] * 9 + [5], no, no), 0)[0] == "next"
+    assert patterns.pattern(attended([1] * 8 + [5, 5], no, no), 0)[0] == "heterogeneous"
+    assert patterns.pattern(attended([3] * 10, no, no), 0)[0] == "positional"
+    assert patterns.pattern(attended(mixed, [True] * 7 + [False] * 3, no), 0)[0] == "rare word"
+    assert patterns.pattern(attended(mixed, [True] * 7 + [False] * 3, [True] * 10), 0)[0] == "vertical"
+
+
+# Estimates ------------------------------------------------------------
+
+
+def test_an_interval_is_students_where_lines_have_no_error(random):
+    values = random.normal(20, 2, 4)
+    rows = pd.DataFrame({"cell": "a", "bleu": values, "error": 0.0})
+    cell = report.estimates(rows, "bleu", ["cell"]).loc["a"]
+    expected = scipy.stats.t.interval(0.95, 3, values.mean(), scipy.stats.sem(values))
+    assert (cell.low, cell.high) == pytest.approx(expected)
+
+
+def test_an_interval_is_normal_with_one_seed():
+    rows = pd.DataFrame({"cell": ["a", "b"], "bleu": [10.0, 12.0], "error": [0.5, 1.0]})
+    cells = report.estimates(rows, "bleu", ["cell"])
+    assert (cells.high - cells["mean"]).tolist() == pytest.approx([0.98, 1.96])
+
+
+# From runs to plots ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tables(session_study, tmp_path_factory):
+    """All tables of the tiny study, both seeds, one random draw."""
+    study, folder = session_study, tmp_path_factory.mktemp("figures")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLT_FIGURES", str(folder))
+        patch.setattr(
+            subnetworks, "dev_bleu", lambda study, weights: float(sum(w.count_nonzero() for w in weights.values()))
+        )
+        lines = techniques.subnetworks(0.8, draws=1)
+        chains = study.follow(
+            [
+                study.chain(line.recipe, seed, line.levels, line.label, **line.knobs)
+                for seed in study.seeds
+                for line in lines
+            ]
+        )
+        runs = [next(chain.runs[0] for chain in chains if chain.seed == seed) for seed in study.seeds]
+        masked = study.follow(
+            [study.chain(recipe, seed) for seed in study.seeds for recipe in (techniques.lt, techniques.slt)]
+        )
+
+        def record():
+            results.record(study, chains)
+            subnet_tables.record_scores(study, chains, 0.8)
+            subnet_tables.record_pruning(study, runs)
+            subnet_tables.record_heads(study, runs)
+            subnet_tables.record_masks(study, masked)
+            subnet_tables.record_global(study, runs)
+            subnet_tables.record_between_seeds(study, runs)
+
+        record()
+        yield folder / study.name, chains, runs, record
+
+
+def test_recording_again_gives_the_same_bytes(tables):
+    folder, _, _, record = tables
+    before = {file: (folder / file).read_bytes() for file, _ in report.FILES.values()}
+    assert set(before) <= {path.name for path in folder.iterdir()}
+    record()
+    assert {file: (folder / file).read_bytes() for file in before} == before
+
+
+def test_scores_are_those_of_the_pruned_weights(tables, session_study):
+    folder, chains, runs, _ = tables
+    rows = report.frame(folder, "scores", "en-de")
+    assert len(rows) == 2 * (2 * 3 * 3 + 1)
+    for pruning in ("structured", "unstructured"):
+        ticket = subnetworks.pruned_ticket(runs[0].rewind(at=0), runs[0], pruning, "bad", 0, 0.8)
+        weights = masks.apply(runs[0].weights("best"), ticket.start().mask)
+        split = next(iter(session_study.corpus.tests.values()))
+        bleu = scoring.bleu(translate_with(session_study, weights, list(split.source)), list(split.target)).value
+        row = rows.query(f"pruning == '{pruning}' and subnetwork == 'bad' and trained == 'pruned' and seed == 1")
+        assert float(row.bleu.iloc[0]) == pytest.approx(bleu, abs=1e-3)
+    sizes = rows[rows.pruning != ""].groupby(["pruning", "seed"]).kept.nunique()
+    assert (sizes == 1).all()
+    kept = {chain.runs[-1].record["kept"] for chain in chains if "=structured" in chain.variant and chain.seed == 1}
+    assert len(kept) == 1
+
+
+def test_a_contrast_is_the_difference_of_two_scores(tables):
+    folder = tables[0]
+    rows = report.frame(folder, "scores", "en-de").set_index(["seed", "pruning", "subnetwork", "trained"]).bleu
+    for row in report.frame(folder, "contrasts", "en-de").itertuples():
+        other = (row.seed, "", "dense", "") if row.worse == "dense" else (row.seed, row.pruning, row.worse, row.trained)
+        expected = rows[row.seed, row.pruning, row.better, row.trained] - rows[other]
+        assert row.difference == pytest.approx(expected, abs=2e-4)
+
+
+def test_every_head_and_step_has_its_row(tables, session_study):
+    folder = tables[0]
+    assert len(report.frame(folder, "heads", "en-de")) == 2 * 6
+    steps = report.frame(folder, "pruning", "en-de")
+    assert (steps.groupby(["kind", "seed"]).dev_bleu.max() > 0).all() and set(steps.kind) == set(report.LOOPS)
+    density = report.frame(folder, "density", "en-de")
+    whole = density[density["head"].isna()]
+    assert (whole.kept - (1 - whole.sparsity)).abs().max() < 1e-2
+    spread = report.frame(folder, "global", "en-de").query("head != head").groupby("sparsity").kept.std()
+    assert (spread > 0).all()
+
+
+SHOWN = "scores_table plot_scores findings findings_table plot_pruning plot_survivors plot_heads heads_table "
+SHOWN += "patterns_table plot_overlap kappa_table overlap_table plot_global plot_density dead_table seeds_table"
+
+
+@pytest.mark.parametrize("name", SHOWN.split())
+def test_everything_is_shown_from_the_files_alone(name, tables):
+    shown = getattr(report, name)(tables[0], "en-de")
+    if isinstance(shown, Figure):
+        shown.canvas.draw()
+        assert shown.axes
+    else:
+        assert len(shown)
+
+
+def test_a_rehearsal_judges_nothing_and_a_study_does(tables):
+    folder = tables[0]
+    assert set(report.findings(folder, "en-de").verdict) == {"rehearsal"}
+    about = json.loads((folder / "study.json").read_text())
+    (folder / "study.json").write_text(json.dumps(about | {"rehearsal": False}))
+    judged = report.findings(folder, "en-de")
+    (folder / "study.json").write_text(json.dumps(about))
+    assert len(judged) == 2 * len(report.FINDINGS) and set(judged.verdict) <= {"yes", "no", "open"}
+    for row in judged.itertuples():
+        worse = "worse" in row.finding
+        assert row.verdict != "yes" or (row.high < 0 if worse else row.low > 0)
