@@ -1,0 +1,187 @@
+"""What pruning does inside a translator: the runs of a study looked into, written to dissect_*.csv.
+
+After Movva and Zhao (2020), with a floor (the untrained model) and three ceilings. The measures are in `analysis`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from slt_lib.analysis import activations, attention, similarity
+from slt_lib.base.devices import device
+from slt_lib.base.errors import InputError
+from slt_lib.base.files import write_bytes
+from slt_lib.base.store import digest, recall, remember
+from slt_lib.report import dissect as files
+from slt_lib.report.data import csv_bytes
+from slt_lib.study.results import figures
+from slt_lib.study.runs import Run
+from slt_lib.study.study import Study
+from slt_lib.transformer import Transformer
+
+VERSION = 1  # raise when a change of code changes a measured number
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to look into: its row labels, what identifies its weights, and how to read them.
+
+    technique: "dense", one of the study's, or a control of `files.CONTROLS`. sparsity: for the control "again" the
+    level that has as many trainings before it.
+    """
+
+    technique: str
+    sparsity: float
+    seed: int
+    key: str
+    weights: Callable[[], dict[str, Tensor]]
+
+    @classmethod
+    def of(cls, run: Run, technique: str, sparsity: float) -> "Subject":
+        weights = run.record["best"]["step"], run.weights_hash
+        return cls(technique, sparsity, run.ticket.seed, digest([run.id, *weights]), lambda: run.weights("best"))
+
+
+@dataclass(frozen=True)
+class Text:
+    """Sentences of dev and the test sets as ids, each with EOS, and their translations."""
+
+    sources: list[list[int]]
+    targets: list[list[int]]
+
+    @property
+    def key(self) -> str:
+        return digest([self.sources, self.targets])
+
+
+def text(study: Study, sentences: int) -> Text:
+    """`sentences` of dev and the test sets, spread evenly; all if there are fewer. Raises InputError below 1."""
+    if sentences < 1:
+        raise InputError(f"sentences: {sentences} is no number of sentences; give 1 or more")
+    splits = [study.corpus.dev, *study.corpus.tests.values()]
+    sides = [[line for split in splits for line in side(split)] for side in (lambda s: s.source, lambda s: s.target)]
+    count = min(sentences, len(sides[0]))
+    chosen = np.unique(np.linspace(0, len(sides[0]) - 1, count).round().astype(int))
+    return Text(*(study.vocabulary.encode([side[i] for i in chosen]).lists() for side in sides))
+
+
+def levels_of(study: Study, levels: Sequence[float]) -> list[float]:
+    """`levels`, or those of `files.LEVELS` that the study has. Raises InputError for a level that it does not have."""
+    for level in levels:
+        if level not in study.levels:
+            raise InputError(f"levels: {level} is not a level of {study.name}, which has {study.levels}")
+    return list(levels) or [level for level in study.levels if level in files.LEVELS] or study.levels
+
+
+def against(study: Study, chains: Iterable, levels: Sequence[float]) -> list[Subject]:
+    """The scored runs of `chains` at `levels` as subjects, each once; failed runs are left out."""
+    found = {}
+    for chain in chains:
+        for run in chain.runs:
+            if run.record["status"] == "ok" and (run.sparsity in levels):
+                found.setdefault((chain.technique, run.sparsity, chain.seed), run)
+    return [Subject.of(run, technique, sparsity) for (technique, sparsity, _), run in found.items()]
+
+
+def controls(study: Study, dense: dict[int, Run], noise: Iterable, again: Iterable, levels) -> list[Subject]:
+    """The floor and the ceilings of each seed.
+
+    `noise`: chains that end in copies of the dense ticket, `again`: chains of the dense run rewound and trained again.
+    """
+    found = []
+    for seed in study.seeds:
+        ticket = study.ticket(seed)
+        found.append(Subject("untrained", 0.0, seed, digest([ticket.identity, "theta_0"]), ticket.theta_0))
+    found += [
+        Subject.of(run, "noise", 0.0)
+        for chain in noise
+        for run in chain.runs
+        if run.ticket.noise == 1 and run.record["status"] == "ok"
+    ]
+    for chain in again:
+        deeper = [run for run in chain.runs if run.ticket.depth and run.record["status"] == "ok"]
+        for level, run in zip(study.levels, deeper, strict=False):
+            if level in levels:
+                found.append(Subject.of(run, "again", level))
+    found += [Subject.of(run, "seed", 0.0) for seed, run in dense.items() if seed != study.seeds[0]]
+    return found
+
+
+def record_insides(study: Study, dense: dict[int, Run], subjects: Iterable[Subject], of: Text) -> None:
+    """Compare each subject with the dense model of its seed: similarity, complexity and attention, as three files.
+
+    The control "seed" is compared with the dense model of the study's first seed. A comparison is made once and kept in
+    the store. Rows of the same pair are replaced.
+    """
+    references = {seed: Subject.of(run, "dense", 0.0) for seed, run in dense.items()}
+    rows, memory = {file: [] for file in files.INSIDE}, {}
+    for subject in sorted([*references.values(), *subjects], key=lambda each: each.seed):
+        other = references[study.seeds[0] if subject.technique == "seed" else subject.seed]
+        about = [study.pair, subject.seed, subject.technique, f"{subject.sparsity:g}"]
+        for file, found in _compared(study, subject, other, of, memory).items():
+            rows[file] += [[*map(str, about), *row] for row in found]
+    for file, columns in files.INSIDE.items():
+        replace(study, file, columns, rows[file])
+
+
+def replace(study: Study, file: str, columns: Sequence[str], rows: list[list[str]]) -> None:
+    """Write rows into a CSV file of the figures folder in place of those of the same pair."""
+    path = figures(study.name) / file
+    with study.store.lock(f"dissect-{digest(str(path))[:16]}"):
+        rows = [row for row in files.read(path, columns).values.tolist() if row[0] != study.pair] + rows
+        write_bytes(path, csv_bytes(columns, sorted(rows)))
+
+
+def remembered(study: Study, key: Sequence, compute: Callable[[], dict]) -> dict:
+    """The value of `compute`, kept in the store under `key`."""
+    path = study.store.path / "dissect" / f"{digest([VERSION, *key])[:32]}.json"
+    if (stored := recall(path, "value")) is None:
+        with study.threads():
+            stored = {"value": compute()}
+        remember(path, stored)
+    return stored["value"]
+
+
+def _compared(study: Study, one: Subject, other: Subject, of: Text, memory: dict) -> dict[str, list[list[str]]]:
+    """File -> rows of one comparison. `memory`: the inside of the last reference, which many comparisons share."""
+
+    def compute() -> dict[str, list[list[str]]]:
+        if other.key not in memory:
+            memory.clear()
+            memory[other.key] = _inside(study, other, of)
+        inside, reference = _inside(study, one, of), memory[other.key]
+        rows = {file: [] for file in files.INSIDE}
+        for site, states in inside[1].items():
+            side, layer = site.split(".")
+            for place, others in reference[1].items():
+                if place.startswith(side):
+                    found = similarity.similarity(states, others)
+                    values = [f"{found[name]:.5f}" for name in similarity.MEASURES]
+                    rows["dissect_similarity.csv"].append([side, layer, place.split(".")[1], *values])
+            found = similarity.complexity(states)
+            rows["dissect_complexity.csv"].append([side, layer, *(f"{value:.5g}" for value in found.values())])
+        for (kind, layer), heads in attention.compare(inside[0], reference[0]).items():
+            for head in heads.rows():
+                if one.technique == "seed":  # the heads of two seeds have no common order
+                    head |= dict.fromkeys(("correlation", "divergence", "best_head"), "")
+                shown = [f"{value:.5f}" if isinstance(value, float) else str(value) for value in head.values()]
+                rows["dissect_attention.csv"].append([kind, str(layer), *shown])
+        return rows
+
+    return remembered(study, ["inside", one.technique == "seed", one.key, other.key, of.key], compute)
+
+
+def _inside(study: Study, subject: Subject, of: Text) -> tuple[list, dict[str, similarity.Moments]]:
+    """The traces of a model, and site -> its moments."""
+    traces = list(activations.traces(model(study, subject), of.sources, of.targets))
+    states, _ = activations.gather(traces)
+    return traces, {site: similarity.Moments.of(state.cpu().numpy()) for site, state in states.items()}
+
+
+def model(study: Study, subject: Subject) -> Transformer:
+    """The subject as a model on this process's device."""
+    found = study.model().to(device())
+    found.load_state_dict(subject.weights())
+    return found.eval()
