@@ -3,8 +3,11 @@
 Everything comes from these files alone. Curves are means over seeds, bars the range between them.
 """
 
+import difflib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -12,9 +15,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.special import stdtrit
 
-from slt_lib.report.data import label, percent, read_text
+from slt_lib.report.data import label, percent, read_study, read_text
+from slt_lib.report.judging import NO_ROWS, UNDECIDED, WITHHELD, Claim, Verdict, decide
 from slt_lib.report.plots import LOOKS, STYLE
+from slt_lib.report.statistics import Contrast, pooled
 
 ABOUT = ["pair", "seed", "technique", "sparsity"]
 INSIDE = {
@@ -26,7 +32,12 @@ INSIDE = {
         *"matched_head matched_correlation matched_divergence".split(),
     ],
 }
-TEXT = {*"pair technique side layer other_layer kind task group split site measure bin source translation".split()}
+PROBES, WORDS, TRANSLATIONS = (f"dissect_{name}.csv" for name in ("probes", "words", "translations"))
+PROBE_COLUMNS = [*ABOUT, *"layer task group draw n accuracy control majority form_accuracy form_majority".split()]
+WORD_COLUMNS = [*ABOUT, *"measure place band value count".split()]
+TRANSLATION_COLUMNS = [*ABOUT, *"sentence source translation".split()]
+TEXT = {*"pair technique side layer other_layer kind task group measure band source translation".split()}
+GROUPS = ("surface", "morphology", "syntax", "meaning")
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.98)  # looked into unless others are asked for
 # Control -> label, colour and line style. "again" is a curve, the others are horizontal lines.
 CONTROLS = {
@@ -50,6 +61,9 @@ MEASURES = {
     "matched_correlation": "Pearson r with the matched head",
     "matched_divergence": "JS divergence to the matched head [bits]",
     "best_correlation": "Pearson r with the best head",
+    "accuracy": "accuracy of the probe",
+    "selectivity": "accuracy less that of the control task",
+    "form_accuracy": "accuracy on word forms not seen by the probe",
     "same_head": "share of heads whose best match has the same index",
     "entropy": "entropy of the attention [bits]",
 }
@@ -85,34 +99,51 @@ def heads(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
 
 
 @mpl.rc_context(STYLE)
-def plot_curves(frame: pd.DataFrame, value: str, across: str, down: str = "") -> Figure:
+def plot_curves(frame: pd.DataFrame, value: str, across: str, down: str = "", unit: str = "", wrap: int = 0) -> Figure:
     """A value over sparsity, one panel per value of `across` (columns) and `down` (rows), one line per technique.
 
-    Controls are drawn as CONTROLS says; the dense model itself as a horizontal line, where the value is its own.
+    Panels have the order of the rows; without `down` they go on below after `wrap` of them. Controls are drawn as
+    CONTROLS says, the dense model as a horizontal line. `unit`: the label of the vertical axis.
     """
     frame = frame[frame[value].notna()]
-    columns = list(dict.fromkeys(sorted(frame[across], key=_depth)))
-    lines = list(dict.fromkeys(frame[down])) if down else [""]
+    keys = list(dict.fromkeys(zip(frame[down] if down else [""] * len(frame), frame[across], strict=True)))
+    columns = list(dict.fromkeys(column for _, column in keys))
+    width = len(columns) if down or not wrap else min(wrap, len(columns))
+    lines = list(dict.fromkeys(line for line, _ in keys))
+    height = len(lines) if down else -(-len(columns) // width)
     levels = sorted({*frame[~frame.technique.isin([*CONTROLS, "dense"])].sparsity})
-    size = max(6.4, 2.2 * len(columns) + 2.2), 2.1 * len(lines) + 0.7
-    figure = Figure(figsize=size, layout="constrained")
-    panels, shown = figure.subplots(len(lines), len(columns), sharex=True, sharey=True, squeeze=False), {}
-    for i, line in enumerate(lines):
-        for j, column in enumerate(columns):
-            part = frame[(frame[across] == column) & ((frame[down] == line) if down else True)]
-            shown |= _panel(panels[i, j], part, value, levels)
-            named = f"layer {column}" if str(column).isdigit() and column != "0" else {"0": "input"}.get(column, column)
-            panels[i, j].set_title(f"{line} {named}".replace("norm", "output").strip(), fontsize=9)
-    for axes in panels[-1]:
+    figure = Figure(figsize=(max(6.4, 1.9 * width + 2.6), 1.9 * height + 0.7), layout="constrained")
+    panels, shown = figure.subplots(height, width, sharex=True, sharey=True, squeeze=False), {}
+    for axes in panels.flat[len(keys) :] if not down else ():
+        axes.set_visible(False)
+    for line, column in keys:
+        place = columns.index(column)
+        axes = panels[lines.index(line), place] if down else panels.flat[place]
+        part = frame[(frame[across] == column) & ((frame[down] == line) if down else True)]
+        shown |= _panel(axes, part, value, levels)
+        axes.set_title(f"{line} {column}".strip(), fontsize=9)
         axes.set_xticks(range(len(levels)), [percent(level) for level in levels], fontsize=8)
+        axes.tick_params(labelbottom=True)
     figure.supxlabel("sparsity [%]", fontsize=9)
-    figure.supylabel(MEASURES.get(value, value), fontsize=9)
+    figure.supylabel(unit or MEASURES.get(value, value), fontsize=9)
+    order = [name for name, _, _ in CONTROLS.values()]
+    shown = dict(sorted(shown.items(), key=lambda item: order.index(item[0]) if item[0] in order else -1))
     figure.legend(shown.values(), shown.keys(), loc="outside right upper", fontsize=8)
     return figure
 
 
-def _depth(layer: str) -> tuple[int, str]:
-    return (int(layer), "") if str(layer).isdigit() else (99, str(layer))
+def _by_depth(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows in order of the sites, with their names in titles."""
+    frame = frame.sort_values("layer", key=lambda layers: layers.map(_depth), kind="stable")
+    return frame.assign(layer=frame.layer.map(_site))
+
+
+def _depth(layer: str) -> int:
+    return int(layer) if str(layer).isdigit() else 99
+
+
+def _site(layer: str) -> str:
+    return {"0": "input", "norm": "output"}.get(layer, f"layer {layer}")
 
 
 def _panel(axes: Axes, frame: pd.DataFrame, value: str, levels: Sequence[float]) -> dict:
@@ -150,21 +181,27 @@ def plot_similarity(folder: str | os.PathLike, pair: str, measure: str = "cka") 
     frame = frame[frame.technique != "dense"]
     if measure == "same_index":
         frame = frame[frame.technique != "seed"]  # the neurons of two seeds have no common order
-    return plot_curves(frame, measure, "layer", "side")
+    return plot_curves(_by_depth(frame).sort_values("side", ascending=False, kind="stable"), measure, "layer", "side")
 
 
 def plot_complexity(folder: str | os.PathLike, pair: str, measure: str = "participation") -> Figure:
     """How the variance of each site spreads over principal components, over sparsity."""
     frame = rows(folder, "dissect_complexity.csv", pair)
-    return plot_curves(frame[~frame.technique.isin(["seed", "noise"])], measure, "layer", "side")
+    frame = _by_depth(frame[~frame.technique.isin(["seed", "noise"])])
+    return plot_curves(frame.sort_values("side", ascending=False, kind="stable"), measure, "layer", "side")
 
 
 def plot_heads(folder: str | os.PathLike, pair: str, measure: str = "correlation") -> Figure:
     """A value of the attention heads over sparsity, mean over the heads of a layer; one row per kind of attention."""
     frame = heads(folder, pair)
     frame = frame[frame.technique != "dense"] if measure != "entropy" else frame
-    layers = frame.layer.astype(int).astype(str)
-    return plot_curves(frame.assign(layer=layers, kind=frame.kind + " attention,"), measure, "layer", "kind")
+    kinds = {"encoder": "encoder self,", "decoder": "decoder self,", "cross": "cross,"}
+    frame = frame.sort_values(
+        ["kind", "layer"], key=lambda column: column.map(lambda x: [*kinds].index(x) if x in kinds else x)
+    )
+    return plot_curves(
+        frame.assign(layer=frame.layer.map("layer {}".format), kind=frame.kind.map(kinds)), measure, "layer", "kind"
+    )
 
 
 # Heat maps ------------------------------------------------------------
@@ -202,3 +239,294 @@ def plot_heatmap(folder: str | os.PathLike, pair: str, technique: str = "slt", m
     figure.supxlabel("layer of the dense model", fontsize=9)
     figure.colorbar(image, ax=panels, label=MEASURES[measure], shrink=0.8)
     return figure
+
+
+# Probes ------------------------------------------------------------
+
+
+def probes(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
+    """The rows of dissect_probes.csv with `selectivity`, in the order of groups and tasks."""
+    frame = rows(folder, PROBES, pair, PROBE_COLUMNS)
+    frame = frame.assign(selectivity=frame.accuracy - frame.control)
+    order = {group: place for place, group in enumerate(GROUPS)}
+    return frame.sort_values(["group", "task"], key=lambda column: column.map(lambda x: order.get(x, x)), kind="stable")
+
+
+def plot_probes(folder: str | os.PathLike, pair: str, measure: str = "accuracy", layer: str = "norm") -> Figure:
+    """What a linear probe reads from the encoder over sparsity: one panel per task, at the site `layer`."""
+    frame = probes(folder, pair)
+    frame = (
+        frame[frame.layer == layer]
+        .groupby([*ABOUT, "group", "task"], sort=False, as_index=False)
+        .mean(numeric_only=True)
+    )
+    frame = frame.assign(task=frame.task + "\n(" + frame.group + ")")
+    unit = f"{MEASURES[measure]}, encoder {_site(layer)}"
+    return plot_curves(frame, measure, "task", unit=unit, wrap=5)
+
+
+@mpl.rc_context(STYLE)
+def plot_probe_layers(folder: str | os.PathLike, pair: str, level: float, measure: str = "accuracy") -> Figure:
+    """What a linear probe reads from each site of the encoder: the techniques at a level, dense and untrained."""
+    frame = probes(folder, pair)
+    frame = frame[(frame.sparsity == level) | frame.technique.isin(["dense", "untrained"])]
+    tasks, layers = list(dict.fromkeys(frame.task)), sorted(set(frame.layer), key=_depth)
+    columns = min(5, len(tasks))
+    lines = -(-len(tasks) // columns)
+    figure = Figure(figsize=(1.9 * columns + 2.2, 1.9 * lines + 0.7), layout="constrained")
+    panels, shown = figure.subplots(lines, columns, sharey=True, squeeze=False), {}
+    for axes in panels.flat[len(tasks) :]:
+        axes.set_visible(False)
+    for axes, task in zip(panels.flat, tasks, strict=False):
+        part = frame[frame.task == task]
+        for name, line in part.groupby("technique", sort=False):
+            means = line.groupby("layer")[measure].mean().reindex(layers)
+            colour, marker, style = CONTROLS[name][1:2] + ("", ":") if name in CONTROLS else _look(name)
+            title = "untrained" if name in CONTROLS else f"{label(name)} {percent(level)}%" if name != "dense" else name
+            [shown[title]] = axes.plot(means.to_numpy(), color=colour, marker=marker, linestyle=style, markersize=4)
+        if measure == "accuracy":
+            shown["control task, dense"] = axes.axhline(
+                part[part.technique == "dense"].control.mean(), color="#BBBBBB", linestyle="-", linewidth=1
+            )
+            shown["majority label"] = axes.axhline(part.majority.mean(), color="#BBBBBB", linestyle="--", linewidth=1)
+        axes.set_xticks(
+            range(len(layers)), [{"0": "in", "norm": "out"}.get(layer, layer) for layer in layers], fontsize=8
+        )
+        axes.set_title(f"{task}\n({part.group.iloc[0]})", fontsize=9)
+    figure.supxlabel("layer of the encoder", fontsize=9)
+    figure.supylabel(MEASURES[measure], fontsize=9)
+    figure.legend(shown.values(), shown.keys(), loc="outside right upper", fontsize=8)
+    return figure
+
+
+def _look(name: str) -> tuple[str, str, str]:
+    look = LOOKS[name]
+    return look.colour, look.marker, look.line
+
+
+def probe_table(folder: str | os.PathLike, pair: str, layer: str = "norm") -> pd.DataFrame:
+    """One row per task and model at a site of the encoder: means in percent over seeds and splits.
+
+    `interval`: half width of the 95% t interval of the accuracy over seeds and splits.
+    """
+    frame = probes(folder, pair)
+    frame = frame[frame.layer == layer]
+    groups = frame.groupby(["group", "task", "technique", "sparsity"], sort=False)
+    columns = ["accuracy", "control", "selectivity", "majority", "form_accuracy", "form_majority"]
+    table = 100 * groups[columns].mean()
+    count = groups.size()
+    width = stdtrit(np.maximum(count - 1, 1), 0.975) * 100 * groups.accuracy.std() / count**0.5
+    table.insert(1, "interval", width)
+    table = table.reset_index()
+    return table.assign(sparsity=table.sparsity.map(percent)).round(1)
+
+
+# Words ------------------------------------------------------------
+
+
+def plot_words(folder: str | os.PathLike, pair: str, measure: str = "recall by frequency") -> Figure:
+    """Over sparsity: "bleu by length", "recall by frequency" or "kept"; one panel per band."""
+    frame = rows(folder, WORDS, pair, WORD_COLUMNS)
+    frame = frame[frame.measure == measure].sort_values("place", kind="stable")
+    unit, titles = {
+        "bleu by length": ("BLEU [%]", "{} words"),
+        "recall by frequency": ("share of reference words found", "seen {} times"),
+        "kept": ("share of source words kept", "{}"),
+    }[measure]
+    return plot_curves(frame.assign(band=frame.band.map(titles.format)), "value", "band", unit=unit)
+
+
+def translations(folder: str | os.PathLike, pair: str, techniques: Sequence[str] = ()) -> str:
+    """Markdown: the translations of each sentence at each sparsity, in bold what differs from the dense model's.
+
+    A gap, marked as [...], is where words of the dense translation are missing. `techniques`: empty for all.
+    """
+    frame = rows(folder, TRANSLATIONS, pair, TRANSLATION_COLUMNS).sort_values(["sentence", "sparsity"], kind="stable")
+    parts = []
+    for (_, source), group in frame.groupby(["sentence", "source"], sort=False):
+        dense = group[group.technique == "dense"].translation.iloc[0]
+        lines = [f"**{_plain(source)}**", "", "| | translation |", "|---|---|", f"| dense | {_plain(dense)} |"]
+        for name, own in group[group.technique != "dense"].groupby("technique", sort=False):
+            if not techniques or name in techniques:
+                lines += [
+                    f"| {label(name)} {percent(row.sparsity)}% | {marked(dense, row.translation)} |"
+                    for row in own.itertuples()
+                ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def marked(before: str, after: str) -> str:
+    """Markdown of `after`, in bold the words that differ from `before`; [...] where words are missing."""
+    old, new = before.split(), after.split()
+    shown = []
+    for kind, _, _, start, end in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        words = _plain(" ".join(new[start:end]))
+        shown.append({"equal": words, "delete": "[...]"}.get(kind, f"**{words}**"))
+    return " ".join(filter(None, shown))
+
+
+def _plain(text: str) -> str:
+    """Text in which Markdown finds nothing to format."""
+    return re.sub(r"([\\`*_|\[\]<>~])", r"\\\1", text)
+
+
+# Findings ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finding(Claim):
+    """A finding of Movva and Zhao (2020), judged as the claims of the paper are."""
+
+    of: str = ""  # the unit of its effects
+
+    @property
+    def unit(self) -> str:
+        return self.of
+
+    def numbers(self, one: Contrast) -> dict[str, float]:
+        return dict(
+            zip(("effect", "low", "high", "detectable"), (one.effect, *one.bounds(), one.detectable), strict=True)
+        )
+
+
+def _finding(name: str, statement: str, unit: str) -> Finding:
+    return Finding(name, statement, "Movva and Zhao (2020)", "any", "above on most", of=unit)
+
+
+FINDINGS = {
+    "meaning_first": _finding("meaning_first", "meaning degrades before the other groups of probes", "points"),
+    "higher_diverge": _finding("higher_diverge", "the highest layer diverges more than the first", "CKA"),
+    "higher_diverge_again": _finding("higher_diverge_again", "and more so than by retraining alone", "CKA"),
+    "early_encode": _finding("early_encode", "the first layer encodes more than in the dense model", "points"),
+    "attention_stays": _finding("attention_stays", "attention changes no more than by other SGD noise", "r"),
+}
+RULE = (
+    "Each finding is judged like a claim of the paper (claims.md), on one contrast per technique and level, the mean "
+    "over seeds. It holds if more than half of the contrasts are above 0. The spread between seeds is pooled over "
+    "techniques and levels. Contrasts: (1) loss of accuracy in points, meaning less the mean of the others, over "
+    "the layers of the encoder; (2) CKA with the dense model, first less last encoder layer; (3) the same, less that of "
+    "the dense run retrained as often; (4) accuracy of the first layer, sparse less dense, mean over tasks; (5) "
+    "Pearson correlation of a head with the same head of the dense model, less that of the copy with other SGD noise."
+)
+
+
+def effects(folder: str | os.PathLike, pair: str) -> dict[str, pd.Series]:
+    """Finding -> effect per technique, sparsity and seed; a finding without rows is left out."""
+    keys, found = ["technique", "sparsity", "seed"], {}
+    frame = probes(folder, pair)
+    inner = frame[~frame.layer.isin(["0", "norm"])]
+    if len(inner):
+        # accuracy per model (rows) and task (columns), less that of the dense model of the seed
+        def change(part: pd.DataFrame) -> pd.DataFrame:
+            table = 100 * part.pivot_table(index=keys, columns=["group", "task"], values="accuracy")
+            return table - table.xs("dense", level="technique").droplevel("sparsity").reindex(table.index, level="seed")
+
+        groups = change(inner).T.groupby("group").mean().T
+        if "meaning" in groups and len(groups.columns) > 1:
+            found["meaning_first"] = groups.drop(columns="meaning").mean(axis=1) - groups["meaning"]
+        found["early_encode"] = change(inner[inner.layer == "1"]).mean(axis=1)
+    frame = similarity(folder, pair)
+    frame = frame[(frame.side == "encoder") & ~frame.layer.isin(["0", "norm"])]
+    if frame.layer.nunique() > 1:
+        table = frame.pivot_table(index=keys, columns="layer", values="cka")
+        found["higher_diverge"] = table["1"] - table[max(table, key=int)]
+        if (frame.technique == "again").any():
+            again = found["higher_diverge"].xs("again", level="technique")
+            found["higher_diverge_again"] = (
+                found["higher_diverge"] - again.reindex(table.index.droplevel("technique")).to_numpy()
+            )
+    frame = heads(folder, pair)
+    if (frame.technique == "noise").any():
+        table = frame.groupby(keys).correlation.mean()
+        noise = table.xs("noise", level="technique").droplevel("sparsity")
+        found["attention_stays"] = table - noise.reindex(table.index, level="seed")
+    own = {name: effect.dropna() for name, effect in found.items()}
+    own = {name: effect[~effect.index.get_level_values(0).isin([*CONTROLS, "dense"])] for name, effect in own.items()}
+    return {name: effect for name, effect in own.items() if len(effect)}
+
+
+def findings(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
+    """One row per finding: verdict, effect with its interval, the contrast on which it turns, and the reason.
+
+    In a rehearsal every verdict is withheld. Raises InputError if study.json is missing or malformed.
+    """
+    rehearsal, known, lines = read_study(folder)["rehearsal"], effects(folder, pair), []
+    for name, finding in FINDINGS.items():
+        about = {"finding": name, "statement": finding.statement, "pair": pair, "unit": finding.unit}
+        if rehearsal:
+            verdict = Verdict(WITHHELD, "rehearsal: no evidence")
+        elif name not in known:
+            verdict = Verdict(UNDECIDED, NO_ROWS)
+        else:
+            groups = known[name].groupby(["technique", "sparsity"])
+            spread, freedom = pooled([values.tolist() for _, values in groups])
+            verdict = decide(
+                finding,
+                [
+                    Contrast(
+                        f"{label(technique)} {percent(level)}%",
+                        level,
+                        float(values.mean()),
+                        spread / len(values) ** 0.5,
+                        freedom or np.inf,
+                        freedom > 0,
+                    )
+                    for (technique, level), values in groups
+                ],
+            )
+        lines.append(about | {key: value for key, value in vars(verdict).items() if key != "contrasts"})
+    return pd.DataFrame(lines)
+
+
+def findings_markdown(folder: str | os.PathLike, pair: str) -> str:
+    """The findings as a Markdown table; empty if nothing of the pair was looked into."""
+    if similarity(folder, pair).empty:
+        return ""
+    header = ["Finding of Movva and Zhao (2020)", "Verdict", "Effect", "95% interval", "At", "Agree", "Reason"]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for row in findings(folder, pair).itertuples():
+        known = not np.isnan(row.effect)
+        effect = f"{row.effect:+.3g} {row.unit}" if known else ""
+        interval = f"{row.low:+.3g} to {row.high:+.3g}" if known and not np.isnan(row.low) else ""
+        cells = row.statement, row.verdict, effect, interval, row.at, row.supported, row.reason
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+# All ------------------------------------------------------------
+
+
+def all_plots(folder: str | os.PathLike, pairs: Iterable[str]) -> Iterator[tuple[str, Figure]]:
+    """(file name without suffix, Figure) of every plot for which the folder has data."""
+    for pair in pairs:
+        frame = similarity(folder, pair)
+        if len(frame):
+            for measure in ("cka", "svcca", "pwcca", "same_index"):
+                yield f"dissect_{measure}_{pair}", plot_similarity(folder, pair, measure)
+            for technique in [name for name in LOOKS if name in set(frame.technique) - {"dense"}]:
+                yield f"dissect_heatmap_{technique}_{pair}", plot_heatmap(folder, pair, technique)
+            for measure in ("participation", "tenth"):
+                yield f"dissect_{measure}_{pair}", plot_complexity(folder, pair, measure)
+            for measure in ("correlation", "divergence", "matched_correlation", "same_head", "entropy"):
+                yield f"dissect_heads_{measure}_{pair}", plot_heads(folder, pair, measure)
+        frame = probes(folder, pair)
+        if len(frame):
+            for measure in ("accuracy", "selectivity"):
+                yield f"dissect_probes_{measure}_{pair}", plot_probes(folder, pair, measure)
+            for level in sorted(set(frame.sparsity) - {0.0}):
+                yield f"dissect_layers_{percent(level)}_{pair}", plot_probe_layers(folder, pair, level)
+        for measure in dict.fromkeys(rows(folder, WORDS, pair, WORD_COLUMNS).measure):
+            yield f"dissect_{measure.replace(' ', '_')}_{pair}", plot_words(folder, pair, measure)
+
+
+def render(folder: str | os.PathLike, pairs: Iterable[str]) -> dict[str, str]:
+    """File name -> content of the tables and verdicts for which the folder has data."""
+    texts = {}
+    for pair in pairs:
+        if found := findings_markdown(folder, pair):
+            texts[f"dissect_findings_{pair}.md"] = f"{found}\n{RULE}\n"
+            texts[f"dissect_findings_{pair}.csv"] = findings(folder, pair).to_csv(index=False, lineterminator="\n")
+        if len(rows(folder, TRANSLATIONS, pair, TRANSLATION_COLUMNS)):
+            texts[f"dissect_translations_{pair}.md"] = translations(folder, pair)
+    return texts

@@ -5,23 +5,42 @@ After Movva and Zhao (2020), with a floor (the untrained model) and three ceilin
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from slt_lib.analysis import activations, attention, similarity
+from slt_lib.analysis import activations, attention, probes, similarity, tasks, words
+from slt_lib.base import settings
 from slt_lib.base.devices import device
 from slt_lib.base.errors import InputError
 from slt_lib.base.files import write_bytes
 from slt_lib.base.store import digest, recall, remember
+from slt_lib.data import corpora
+from slt_lib.data.grammar import generate
 from slt_lib.report import dissect as files
 from slt_lib.report.data import csv_bytes
 from slt_lib.study.results import figures
 from slt_lib.study.runs import Run
+from slt_lib.study.scores import scores, translate
 from slt_lib.study.study import Study
 from slt_lib.transformer import Transformer
 
 VERSION = 1  # raise when a change of code changes a measured number
+OWN = {  # sentences to read, by the name of the corpus; written for this purpose
+    "grammar": [
+        "The old teacher gives the child two apples.",
+        "Yesterday my sister did not see the dogs in the garden.",
+        "The horse that the farmer buys is strong.",
+        "We will visit the museum because the city is beautiful.",
+    ],
+    "multi30k": [
+        "Two girls in red jackets are feeding three ducks by a lake.",
+        "An old man with a grey beard plays the accordion in front of a bakery.",
+        "The boy who is holding an umbrella waits for the bus.",
+        "A brown dog jumps over a fence while five children watch.",
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -37,11 +56,12 @@ class Subject:
     seed: int
     key: str
     weights: Callable[[], dict[str, Tensor]]
+    run: Run | None = None
 
     @classmethod
     def of(cls, run: Run, technique: str, sparsity: float) -> "Subject":
         weights = run.record["best"]["step"], run.weights_hash
-        return cls(technique, sparsity, run.ticket.seed, digest([run.id, *weights]), lambda: run.weights("best"))
+        return cls(technique, sparsity, run.ticket.seed, digest([run.id, *weights]), lambda: run.weights("best"), run)
 
 
 @dataclass(frozen=True)
@@ -60,11 +80,20 @@ def text(study: Study, sentences: int) -> Text:
     """`sentences` of dev and the test sets, spread evenly; all if there are fewer. Raises InputError below 1."""
     if sentences < 1:
         raise InputError(f"sentences: {sentences} is no number of sentences; give 1 or more")
+    chosen = _spread(study, sentences)
+    return Text(*(study.vocabulary.encode([row[side] for row in chosen]).lists() for side in (2, 3)))
+
+
+def _spread(study: Study, sentences: int) -> list[tuple[str, int, str, str]]:
+    """Split, line (from 1), source and target of sentences of dev and the test sets, spread evenly."""
     splits = [study.corpus.dev, *study.corpus.tests.values()]
-    sides = [[line for split in splits for line in side(split)] for side in (lambda s: s.source, lambda s: s.target)]
-    count = min(sentences, len(sides[0]))
-    chosen = np.unique(np.linspace(0, len(sides[0]) - 1, count).round().astype(int))
-    return Text(*(study.vocabulary.encode([side[i] for i in chosen]).lists() for side in sides))
+    every = [
+        (split.name, number, *sides)
+        for split in splits
+        for number, sides in enumerate(zip(split.source, split.target, strict=True), start=1)
+    ]
+    chosen = np.linspace(0, len(every) - 1, min(sentences, len(every))).round().astype(int)
+    return [every[i] for i in chosen]
 
 
 def levels_of(study: Study, levels: Sequence[float]) -> list[float]:
@@ -134,7 +163,7 @@ def replace(study: Study, file: str, columns: Sequence[str], rows: list[list[str
         write_bytes(path, csv_bytes(columns, sorted(rows)))
 
 
-def remembered(study: Study, key: Sequence, compute: Callable[[], dict]) -> dict:
+def remembered(study: Study, key: Sequence, compute: Callable[[], Any]) -> Any:
     """The value of `compute`, kept in the store under `key`."""
     path = study.store.path / "dissect" / f"{digest([VERSION, *key])[:32]}.json"
     if (stored := recall(path, "value")) is None:
@@ -185,3 +214,100 @@ def model(study: Study, subject: Subject) -> Transformer:
     found = study.model().to(device())
     found.load_state_dict(subject.weights())
     return found.eval()
+
+
+# Probes ------------------------------------------------------------
+
+
+def probe_tasks(study: Study, sentences: int) -> tuple[list[str], list[probes.Task]]:
+    """The sentences that a model reads for its probes, and the tasks.
+
+    With the corpus `grammar` new sentences are drawn, none of them of the training text, and their structure gives
+    tasks. With other corpora these are sentences of dev and the test sets, and labels.tsv of a `files` corpus gives
+    tasks. Raises InputError if the sentences give no task.
+    """
+    vocabulary, about = study.vocabulary, study.params.corpus
+    if isinstance(about, settings.Grammar):
+        made = generate({"probe": sentences}, about.seed, structure=True)["probe"]
+        trained = set(study.corpus.train.source)
+        side = corpora.LANGUAGES.index(study.corpus.languages[0])
+        made = [(texts[side], structure) for texts, structure in made if texts[side] not in trained]
+        lines = [line for line, _ in made]
+        own = tasks.grammar_tasks(vocabulary, study.pair, *zip(*made, strict=True))
+    else:
+        chosen = _spread(study, sentences)
+        lines = [source for _, _, source, _ in chosen]
+        own = []
+        if isinstance(about, settings.Files):
+            path = corpora.folder_of(about.folder) / tasks.LABELS
+            own = tasks.own_tasks(path, vocabulary, lines, [row[:2] for row in chosen])
+    if not (found := [*tasks.corpus_tasks(vocabulary, lines), *own]):
+        raise InputError(f"probe_sentences: {sentences} sentences give no task enough examples; give more sentences")
+    return tasks.probed(lines), found
+
+
+def record_probes(study: Study, subjects: Iterable[Subject], sentences: int, draws: int) -> None:
+    """Probe every encoder site of each subject: dissect_probes.csv. Rows of the same pair are replaced."""
+    lines, found = probe_tasks(study, sentences)
+    ids = study.vocabulary.encode(lines).lists()
+    named = [[task.name, task.group, task.spans.tolist(), task.labels.tolist(), task.forms.tolist()] for task in found]
+    key, rows = digest([ids, named, draws]), []
+
+    for subject in subjects:
+        about = [study.pair, str(subject.seed), subject.technique, f"{subject.sparsity:g}"]
+        rows += [
+            [*about, *row]
+            for row in remembered(
+                study, ["probes", subject.key, key], lambda one=subject: _probed(study, one, ids, found, draws)
+            )
+        ]
+    replace(study, files.PROBES, files.PROBE_COLUMNS, rows)
+
+
+def _probed(study: Study, subject: Subject, ids: list, found: list[probes.Task], draws: int) -> list[list[str]]:
+    states, sentence = activations.gather(activations.traces(model(study, subject), ids))
+    rows = []
+    for site, state in states.items():
+        inputs = probes.vectors(state.cpu().numpy(), sentence["encoder"].cpu().numpy(), found)
+        for task, x in zip(found, inputs, strict=True):
+            for draw in range(draws):
+                values = probes.probe(task, x, draw).values()
+                shown = ["" if np.isnan(value) else f"{value:.5f}" for value in values]
+                rows.append([site.split(".")[1], task.name, task.group, str(draw), str(len(x)), *shown])
+    return rows
+
+
+# Words ------------------------------------------------------------
+
+
+def record_words(study: Study, subjects: Iterable[Subject], own: Sequence[str] = ()) -> None:
+    """BLEU by length, recall by frequency, numbers and nouns kept, on the first test set: dissect_words.csv.
+
+    The translations of `own` sentences, by default `OWN`, by the models of the first seed: dissect_translations.csv.
+    Subjects without a run are left out. Rows of the same pair are replaced.
+    """
+    test = next(iter(study.corpus.tests.values()))
+    seen, rows, shown = words.frequencies(study.corpus.train.target), [], []
+    if not own and study.corpus.languages[0] == "en":
+        own = OWN.get(study.params.corpus.name, OWN["multi30k"])
+    for subject in (subject for subject in subjects if subject.run):
+        about = [study.pair, str(subject.seed), subject.technique, f"{subject.sparsity:g}"]
+        score = scores(subject.run)[test.name]
+        sides = score["hypotheses"], test.target
+        found = {
+            "bleu by length": words.bleu_by_length(score["statistics"], test.source),
+            "recall by frequency": words.recall_by_frequency(*sides, seen),
+            "kept": words.kept(*sides, test.source, study.pair),
+        }
+        rows += [
+            [*about, measure, str(place), band, f"{value:.5f}", str(count)]
+            for measure, bands in found.items()
+            for place, (band, value, count) in enumerate(bands)
+        ]
+        if own and subject.seed == study.seeds[0]:
+            key = ["translations", subject.key, list(own), study.params.decoding.model_dump()]
+            texts = remembered(study, key, lambda run=subject.run: translate(run, list(own)))
+            pairs = enumerate(zip(own, texts, strict=True))
+            shown += [[*about, str(place), source, text] for place, (source, text) in pairs]
+    replace(study, files.WORDS, files.WORD_COLUMNS, rows)
+    replace(study, files.TRANSLATIONS, files.TRANSLATION_COLUMNS, shown)
