@@ -7,7 +7,6 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -17,10 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.special import stdtrit
 
-from slt_lib.report.data import label, percent, read_study, read_text
-from slt_lib.report.judging import NO_ROWS, UNDECIDED, WITHHELD, Claim, Verdict, decide
+from slt_lib.base.settings import TECHNIQUES
+from slt_lib.report.data import label, percent, read_text
 from slt_lib.report.plots import LOOKS, STYLE
-from slt_lib.report.statistics import Contrast, pooled
 
 ABOUT = ["pair", "seed", "technique", "sparsity"]
 INSIDE = {
@@ -124,6 +122,7 @@ def plot_curves(frame: pd.DataFrame, value: str, across: str, down: str = "", un
         axes.set_title(f"{line} {column}".strip(), fontsize=9)
         axes.set_xticks(range(len(levels)), [percent(level) for level in levels], fontsize=8)
         axes.tick_params(labelbottom=True)
+        axes.set_xlim(-0.4, len(levels) - 0.6)
     figure.supxlabel("sparsity [%]", fontsize=9)
     figure.supylabel(unit or MEASURES.get(value, value), fontsize=9)
     order = [name for name, _, _ in CONTROLS.values()]
@@ -157,7 +156,9 @@ def _panel(axes: Axes, frame: pd.DataFrame, value: str, levels: Sequence[float])
             means = part.groupby("sparsity")[value].mean()
             places = [levels.index(level) for level in means.index if level in levels]
             means = means[means.index.isin(levels)]
-            [shown[name]] = axes.plot(places, means, color=colour, linestyle=style, marker="x", markersize=5)
+            [shown[name]] = axes.plot(
+                places, means, color=colour, linestyle=style, marker="x", markersize=5, linewidth=1.2
+            )
         else:
             shown[name] = axes.axhline(part[value].mean(), color=colour, linestyle=style, linewidth=1.2)
     dense = frame[frame.technique == "dense"]
@@ -167,7 +168,7 @@ def _panel(axes: Axes, frame: pd.DataFrame, value: str, levels: Sequence[float])
     names = [name for name in dict.fromkeys(frame.technique) if name not in CONTROLS and name != "dense"]
     for place, name in enumerate(sorted(names, key=list(LOOKS).index)):
         look, groups = LOOKS[name], frame[frame.technique == name].groupby("sparsity")[value]
-        shift = 0.08 * (place - (len(names) - 1) / 2)
+        shift = 0.05 * (place - (len(names) - 1) / 2)
         at = [levels.index(level) + shift for level in groups.mean().index]
         bars = [groups.mean() - groups.min(), groups.max() - groups.mean()]
         style = {"color": look.colour, "marker": look.marker, "linestyle": look.line}
@@ -352,8 +353,8 @@ def translations(folder: str | os.PathLike, pair: str, techniques: Sequence[str]
                     f"| {label(name)} {percent(row.sparsity)}% | {marked(dense, row.translation)} |"
                     for row in own.itertuples()
                 ]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
 
 
 def marked(before: str, after: str) -> str:
@@ -371,162 +372,28 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\`*_|\[\]<>~])", r"\\\1", text)
 
 
-# Findings ------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Finding(Claim):
-    """A finding of Movva and Zhao (2020), judged as the claims of the paper are."""
-
-    of: str = ""  # the unit of its effects
-
-    @property
-    def unit(self) -> str:
-        return self.of
-
-    def numbers(self, one: Contrast) -> dict[str, float]:
-        return dict(
-            zip(("effect", "low", "high", "detectable"), (one.effect, *one.bounds(), one.detectable), strict=True)
-        )
-
-
-def _finding(name: str, statement: str, unit: str) -> Finding:
-    return Finding(name, statement, "Movva and Zhao (2020)", "any", "above on most", of=unit)
-
-
-FINDINGS = {
-    "meaning_first": _finding("meaning_first", "meaning degrades before the other groups of probes", "points"),
-    "higher_diverge": _finding("higher_diverge", "the highest layer diverges more than the first", "CKA"),
-    "higher_diverge_again": _finding("higher_diverge_again", "and more so than by retraining alone", "CKA"),
-    "early_encode": _finding("early_encode", "the first layer encodes more than in the dense model", "points"),
-    "attention_stays": _finding("attention_stays", "attention changes no more than by other SGD noise", "r"),
-}
-RULE = (
-    "Each finding is judged like a claim of the paper (claims.md), on one contrast per technique and level, the mean "
-    "over seeds. It holds if more than half of the contrasts are above 0. The spread between seeds is pooled over "
-    "techniques and levels. Contrasts: (1) loss of accuracy in points, meaning less the mean of the others, over "
-    "the layers of the encoder; (2) CKA with the dense model, first less last encoder layer; (3) the same, less that of "
-    "the dense run retrained as often; (4) accuracy of the first layer, sparse less dense, mean over tasks; (5) "
-    "Pearson correlation of a head with the same head of the dense model, less that of the copy with other SGD noise."
-)
-
-
-def effects(folder: str | os.PathLike, pair: str) -> dict[str, pd.Series]:
-    """Finding -> effect per technique, sparsity and seed; a finding without rows is left out."""
-    keys, found = ["technique", "sparsity", "seed"], {}
-    frame = probes(folder, pair)
-    inner = frame[~frame.layer.isin(["0", "norm"])]
-    if len(inner):
-        # accuracy per model (rows) and task (columns), less that of the dense model of the seed
-        def change(part: pd.DataFrame) -> pd.DataFrame:
-            table = 100 * part.pivot_table(index=keys, columns=["group", "task"], values="accuracy")
-            return table - table.xs("dense", level="technique").droplevel("sparsity").reindex(table.index, level="seed")
-
-        groups = change(inner).T.groupby("group").mean().T
-        if "meaning" in groups and len(groups.columns) > 1:
-            found["meaning_first"] = groups.drop(columns="meaning").mean(axis=1) - groups["meaning"]
-        found["early_encode"] = change(inner[inner.layer == "1"]).mean(axis=1)
-    frame = similarity(folder, pair)
-    frame = frame[(frame.side == "encoder") & ~frame.layer.isin(["0", "norm"])]
-    if frame.layer.nunique() > 1:
-        table = frame.pivot_table(index=keys, columns="layer", values="cka")
-        found["higher_diverge"] = table["1"] - table[max(table, key=int)]
-        if (frame.technique == "again").any():
-            again = found["higher_diverge"].xs("again", level="technique")
-            found["higher_diverge_again"] = (
-                found["higher_diverge"] - again.reindex(table.index.droplevel("technique")).to_numpy()
-            )
-    frame = heads(folder, pair)
-    if (frame.technique == "noise").any():
-        table = frame.groupby(keys).correlation.mean()
-        noise = table.xs("noise", level="technique").droplevel("sparsity")
-        found["attention_stays"] = table - noise.reindex(table.index, level="seed")
-    own = {name: effect.dropna() for name, effect in found.items()}
-    own = {name: effect[~effect.index.get_level_values(0).isin([*CONTROLS, "dense"])] for name, effect in own.items()}
-    return {name: effect for name, effect in own.items() if len(effect)}
-
-
-def findings(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
-    """One row per finding: verdict, effect with its interval, the contrast on which it turns, and the reason.
-
-    In a rehearsal every verdict is withheld. Raises InputError if study.json is missing or malformed.
-    """
-    rehearsal, known, lines = read_study(folder)["rehearsal"], effects(folder, pair), []
-    for name, finding in FINDINGS.items():
-        about = {"finding": name, "statement": finding.statement, "pair": pair, "unit": finding.unit}
-        if rehearsal:
-            verdict = Verdict(WITHHELD, "rehearsal: no evidence")
-        elif name not in known:
-            verdict = Verdict(UNDECIDED, NO_ROWS)
-        else:
-            groups = known[name].groupby(["technique", "sparsity"])
-            spread, freedom = pooled([values.tolist() for _, values in groups])
-            verdict = decide(
-                finding,
-                [
-                    Contrast(
-                        f"{label(technique)} {percent(level)}%",
-                        level,
-                        float(values.mean()),
-                        spread / len(values) ** 0.5,
-                        freedom or np.inf,
-                        freedom > 0,
-                    )
-                    for (technique, level), values in groups
-                ],
-            )
-        lines.append(about | {key: value for key, value in vars(verdict).items() if key != "contrasts"})
-    return pd.DataFrame(lines)
-
-
-def findings_markdown(folder: str | os.PathLike, pair: str) -> str:
-    """The findings as a Markdown table; empty if nothing of the pair was looked into."""
-    if similarity(folder, pair).empty:
-        return ""
-    header = ["Finding of Movva and Zhao (2020)", "Verdict", "Effect", "95% interval", "At", "Agree", "Reason"]
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    for row in findings(folder, pair).itertuples():
-        known = not np.isnan(row.effect)
-        effect = f"{row.effect:+.3g} {row.unit}" if known else ""
-        interval = f"{row.low:+.3g} to {row.high:+.3g}" if known and not np.isnan(row.low) else ""
-        cells = row.statement, row.verdict, effect, interval, row.at, row.supported, row.reason
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
 # All ------------------------------------------------------------
 
 
-def all_plots(folder: str | os.PathLike, pairs: Iterable[str]) -> Iterator[tuple[str, Figure]]:
-    """(file name without suffix, Figure) of every plot for which the folder has data."""
+def all_plots(folder: str | os.PathLike, pairs: Iterable[str], few: bool = False) -> Iterator[tuple[str, Figure]]:
+    """(file name without suffix, Figure) of every plot for which the folder has data; `few`: one of each kind."""
+    most = 1 if few else None
     for pair in pairs:
         frame = similarity(folder, pair)
         if len(frame):
-            for measure in ("cka", "svcca", "pwcca", "same_index"):
+            for measure in ("cka", "svcca", "pwcca", "same_index")[:most]:
                 yield f"dissect_{measure}_{pair}", plot_similarity(folder, pair, measure)
-            for technique in [name for name in LOOKS if name in set(frame.technique) - {"dense"}]:
+            for technique in [name for name in TECHNIQUES if name in set(frame.technique)][:most]:
                 yield f"dissect_heatmap_{technique}_{pair}", plot_heatmap(folder, pair, technique)
-            for measure in ("participation", "tenth"):
+            for measure in ("participation", "tenth")[:most]:
                 yield f"dissect_{measure}_{pair}", plot_complexity(folder, pair, measure)
-            for measure in ("correlation", "divergence", "matched_correlation", "same_head", "entropy"):
+            for measure in ("correlation", "divergence", "matched_correlation", "same_head", "entropy")[:most]:
                 yield f"dissect_heads_{measure}_{pair}", plot_heads(folder, pair, measure)
         frame = probes(folder, pair)
         if len(frame):
-            for measure in ("accuracy", "selectivity"):
+            for measure in ("accuracy", "selectivity")[: 0 if few else None]:
                 yield f"dissect_probes_{measure}_{pair}", plot_probes(folder, pair, measure)
-            for level in sorted(set(frame.sparsity) - {0.0}):
+            for level in sorted(set(frame.sparsity) - {0.0})[:most]:
                 yield f"dissect_layers_{percent(level)}_{pair}", plot_probe_layers(folder, pair, level)
-        for measure in dict.fromkeys(rows(folder, WORDS, pair, WORD_COLUMNS).measure):
+        for measure in list(dict.fromkeys(rows(folder, WORDS, pair, WORD_COLUMNS).measure))[:most]:
             yield f"dissect_{measure.replace(' ', '_')}_{pair}", plot_words(folder, pair, measure)
-
-
-def render(folder: str | os.PathLike, pairs: Iterable[str]) -> dict[str, str]:
-    """File name -> content of the tables and verdicts for which the folder has data."""
-    texts = {}
-    for pair in pairs:
-        if found := findings_markdown(folder, pair):
-            texts[f"dissect_findings_{pair}.md"] = f"{found}\n{RULE}\n"
-            texts[f"dissect_findings_{pair}.csv"] = findings(folder, pair).to_csv(index=False, lineterminator="\n")
-        if len(rows(folder, TRANSLATIONS, pair, TRANSLATION_COLUMNS)):
-            texts[f"dissect_translations_{pair}.md"] = translations(folder, pair)
-    return texts

@@ -3,7 +3,7 @@
 After Movva and Zhao (2020), with a floor (the untrained model) and three ceilings. The measures are in `analysis`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from slt_lib.report.data import csv_bytes
 from slt_lib.study.results import figures
 from slt_lib.study.runs import Run
 from slt_lib.study.scores import scores, translate
-from slt_lib.study.study import Study
+from slt_lib.study.study import Chain, Study
 from slt_lib.transformer import Transformer
 
 VERSION = 1  # raise when a change of code changes a measured number
@@ -104,18 +104,35 @@ def levels_of(study: Study, levels: Sequence[float]) -> list[float]:
     return list(levels) or [level for level in study.levels if level in files.LEVELS] or study.levels
 
 
-def against(study: Study, chains: Iterable, levels: Sequence[float]) -> list[Subject]:
-    """The scored runs of `chains` at `levels` as subjects, each once; failed runs are left out."""
-    found = {}
-    for chain in chains:
-        for run in chain.runs:
-            if run.record["status"] == "ok" and (run.sparsity in levels):
-                found.setdefault((chain.technique, run.sparsity, chain.seed), run)
-    return [Subject.of(run, technique, sparsity) for (technique, sparsity, _), run in found.items()]
+def dense(runs: Mapping[int, Run]) -> list[Subject]:
+    """The dense runs, by seed, as subjects."""
+    return [Subject.of(run, "dense", 0.0) for run in runs.values()]
 
 
-def controls(study: Study, dense: dict[int, Run], noise: Iterable, again: Iterable, levels) -> list[Subject]:
-    """The floor and the ceilings of each seed.
+def sparse(chains: Iterable[Chain], levels: Sequence[float]) -> list[Subject]:
+    """The runs of `chains` at `levels` as subjects; failed runs are left out."""
+    runs = [(run, chain.technique) for chain in chains for run in chain.runs if run.sparsity in levels]
+    return [Subject.of(run, technique, run.sparsity) for run, technique in runs if run.record["status"] == "ok"]
+
+
+def chosen(study: Study, subjects: Iterable[Subject], names: Sequence[str], levels: Sequence[float]) -> list[Subject]:
+    """The subjects of some techniques at some levels; no levels: 0.9 in a rehearsal, all otherwise.
+
+    Raises InputError for a level that no subject has.
+    """
+    subjects = list(subjects)
+    there = sorted({one.sparsity for one in subjects})
+    for level in levels:
+        if level not in there:
+            raise InputError(f"probe_levels: no model of {level} is looked into; take some of {there}")
+    levels = levels or ([0.9] if study.params.rehearsal and 0.9 in there else there)
+    return [one for one in subjects if one.technique in names and one.sparsity in levels]
+
+
+def controls(
+    study: Study, runs: Mapping[int, Run], noise: Iterable[Chain], again: Iterable[Chain], levels: Sequence[float]
+) -> list[Subject]:
+    """The floor and the ceilings of each seed. `runs`: the dense ones by seed.
 
     `noise`: chains that end in copies of the dense ticket, `again`: chains of the dense run rewound and trained again.
     """
@@ -134,17 +151,17 @@ def controls(study: Study, dense: dict[int, Run], noise: Iterable, again: Iterab
         for level, run in zip(study.levels, deeper, strict=False):
             if level in levels:
                 found.append(Subject.of(run, "again", level))
-    found += [Subject.of(run, "seed", 0.0) for seed, run in dense.items() if seed != study.seeds[0]]
+    found += [Subject.of(run, "seed", 0.0) for seed, run in runs.items() if seed != study.seeds[0]]
     return found
 
 
-def record_insides(study: Study, dense: dict[int, Run], subjects: Iterable[Subject], of: Text) -> None:
+def record_insides(study: Study, runs: Mapping[int, Run], subjects: Iterable[Subject], of: Text) -> None:
     """Compare each subject with the dense model of its seed: similarity, complexity and attention, as three files.
 
     The control "seed" is compared with the dense model of the study's first seed. A comparison is made once and kept in
     the store. Rows of the same pair are replaced.
     """
-    references = {seed: Subject.of(run, "dense", 0.0) for seed, run in dense.items()}
+    references = {one.seed: one for one in dense(runs)}
     rows, memory = {file: [] for file in files.INSIDE}, {}
     for subject in sorted([*references.values(), *subjects], key=lambda each: each.seed):
         other = references[study.seeds[0] if subject.technique == "seed" else subject.seed]
@@ -246,9 +263,13 @@ def probe_tasks(study: Study, sentences: int) -> tuple[list[str], list[probes.Ta
     return tasks.probed(lines), found
 
 
-def record_probes(study: Study, subjects: Iterable[Subject], sentences: int, draws: int) -> None:
-    """Probe every encoder site of each subject: dissect_probes.csv. Rows of the same pair are replaced."""
-    lines, found = probe_tasks(study, sentences)
+def record_probes(
+    study: Study, subjects: Iterable[Subject], lines: list[str], found: list[probes.Task], draws: int
+) -> None:
+    """Probe every encoder site of each subject on `draws` random splits: dissect_probes.csv.
+
+    `lines` and `found`: see `probe_tasks`. Rows of the same pair are replaced.
+    """
     ids = study.vocabulary.encode(lines).lists()
     named = [[task.name, task.group, task.spans.tolist(), task.labels.tolist(), task.forms.tolist()] for task in found]
     key, rows = digest([ids, named, draws]), []
