@@ -337,6 +337,15 @@ def plot_words(folder: str | os.PathLike, pair: str, measure: str = "recall by f
     return plot_curves(frame.assign(band=frame.band.map(titles.format)), "value", "band", unit=unit)
 
 
+def words_table(folder: str | os.PathLike, pair: str, measure: str = "bleu by length") -> pd.DataFrame:
+    """The same as a table: one row per technique and sparsity [%], one column per band, means over seeds."""
+    frame = rows(folder, WORDS, pair, WORD_COLUMNS)
+    frame = frame[frame.measure == measure].sort_values("place", kind="stable")
+    means = frame.groupby(["technique", "sparsity", "band"], sort=False)["value"].mean().unstack()
+    means = means[list(dict.fromkeys(frame.band))].round(3).sort_index()
+    return means.rename(index=percent, level="sparsity")
+
+
 def translations(folder: str | os.PathLike, pair: str, techniques: Sequence[str] = ()) -> str:
     """Markdown: the translations of each sentence at each sparsity, in bold what differs from the dense model's.
 
