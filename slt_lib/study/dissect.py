@@ -24,6 +24,7 @@ from slt_lib.study.results import figures
 from slt_lib.study.runs import Run
 from slt_lib.study.scores import scores, translate
 from slt_lib.study.study import Chain, Study
+from slt_lib.study.tickets import check_choice
 from slt_lib.transformer import Transformer
 
 VERSION = 1  # raise when a change of code changes a measured number
@@ -118,10 +119,12 @@ def sparse(chains: Iterable[Chain], levels: Sequence[float]) -> list[Subject]:
 def chosen(study: Study, subjects: Iterable[Subject], names: Sequence[str], levels: Sequence[float]) -> list[Subject]:
     """The subjects of some techniques at some levels; no levels: 0.9 in a rehearsal, all otherwise.
 
-    Raises InputError for a level that no subject has.
+    Raises InputError for a level that no subject has, and for an unknown technique.
     """
     subjects = list(subjects)
-    there = sorted({one.sparsity for one in subjects})
+    there, own = sorted({one.sparsity for one in subjects}), {one.technique for one in subjects}
+    for name in names:
+        check_choice("probe_techniques", name, tuple({**settings.TECHNIQUES, **dict.fromkeys(own)}))
     for level in levels:
         if level not in there:
             raise InputError(f"probe_levels: no model of {level} is looked into; take some of {there}")
