@@ -85,6 +85,7 @@ def comparisons(wildcards):
 
 # Notebooks that read the runs of several techniques: one job per pair, after the techniques.
 ANALYSES = ["12_sparse"]
+DISSECTED = [next(iter(SETTINGS.pairs))] if SETTINGS.dissect else []
 DISPLAYS = [
     f"{BUILD}/{pair}/{name}.ipynb" for pair in SETTINGS.pairs for name in ["00_corpus", *notebooks(pair), *ANALYSES]
 ]
@@ -107,6 +108,7 @@ wildcard_constraints:
 
 # The markers are inputs of `all` too, so that deleted figures come back although every notebook is still there.
 MARKERS = [marker for pair in SETTINGS.pairs for name in notebooks(pair) for marker in jobs(name, pair)]
+MARKERS += [f"{DONE}/10_dissect.{pair}.done" for pair in DISSECTED]
 
 
 onstart:
@@ -214,6 +216,28 @@ rule display:
     threads: SETTINGS.threads
     shell:
         PAPERMILL + " -p pair {wildcards.pair}{params.asked} > {log} 2>&1 && mv {params.out} {output}"
+
+
+# One job for all seeds, after the techniques and the ablations, which train most of its controls.
+rule dissect:
+    input:
+        lambda w: [marker for name in notebooks(w.pair) for marker in jobs(name, w.pair)],
+        notebook="notebooks/10_dissect.ipynb",
+        study=f"params/{STUDY}.yaml",
+    output:
+        DONE + "/10_dissect.{pair}.done",
+    params:
+        recipe=params.RECIPE_VERSION,
+        out=BUILD + "/{pair}/10_dissect.ipynb",
+    log:
+        BUILD + "/{pair}/10_dissect.log",
+    threads: SETTINGS.threads
+    resources:
+        gpu=min(GPUS, 1),
+        cpus_per_task=SETTINGS.threads,
+    shell:
+        "mkdir -p $(dirname {params.out}) && " + PAPERMILL + " -p pair {wildcards.pair}"
+        " > {log} 2>&1 && touch {output}"
 
 
 rule report:

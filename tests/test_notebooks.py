@@ -34,7 +34,7 @@ def notebook(request):
 
 def test_the_notebooks_are_there():
     names = "00_corpus 01_dense 02_mp 03_lt 04_slt 05_clt 06_slt_mp 07_mp_slt 08_ablations".split()
-    names += "11_subnetworks 12_sparse 99_report".split()
+    names += "10_dissect 11_subnetworks 12_sparse 99_report".split()
     assert [path.stem for path in NOTEBOOKS] == names
 
 

@@ -113,6 +113,17 @@ def test_a_kept_zero_stays_kept(tmp_path):
     assert files.load(tmp_path).mask[name][row, column]
 
 
+def test_a_structured_mask_keeps_its_biases(tmp_path):
+    weights, mask = pruned(0.5)
+    bias = "encoder.0.feed_forward.inner_bias"
+    mask[bias] = torch.arange(64) % 3 > 0
+    weights = masks.apply(weights, mask)
+    files.save(tmp_path, SHAPE, weights, mask, a_vocabulary(), "card", {})
+    found = files.load(tmp_path)
+    assert torch.equal(found.mask[bias], mask[bias])
+    assert all(torch.equal(found.weights[name], weight) for name, weight in weights.items())
+
+
 def test_a_dense_model_and_bf16(tmp_path):
     weights = random_weights()
     files.save(tmp_path, SHAPE, weights, None, a_vocabulary(), "card", {}, dtype="bf16")

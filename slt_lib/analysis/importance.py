@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from slt_lib.analysis.connectivity import batches
+from slt_lib.analysis.activations import batches
 from slt_lib.transformer import Batch, Transformer, smoothed_cross_entropy
 
 SIDES = ("encoder", "decoder")
@@ -43,7 +43,7 @@ def raw(model: Transformer, sources: Sequence[Sequence[int]], targets: Sequence[
     try:
         for name, module in merged.items():
             module.merge = recording(name, module)
-        for batch in batches(sources, targets):
+        for _, batch in batches(sources, targets):
             batch = Batch(*(side.to(model.embedding.device) for side in batch))
             hidden = model(batch)
             (smoothed_cross_entropy(model.logits(hidden), batch.target, 0.0) * batch.tokens).backward()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slt_lib.analysis.connectivity import batches
+from slt_lib.analysis.activations import batches
 from slt_lib.analysis.importance import sublayers
 from slt_lib.transformer import PAD, Batch, Transformer
 
@@ -62,7 +62,7 @@ def attended(
     try:
         for name, module in modules.items():
             module.weights = recording(name, module)
-        for batch in batches(sources, targets):
+        for _, batch in batches(sources, targets):
             model(Batch(*(side.to(model.embedding.device) for side in batch)))
             for name, values in weights.items():
                 _add(found[name], name, values.cpu().numpy(), batch, source_counts, target_counts)

@@ -191,6 +191,7 @@ class Params(Base):
     threads: Positive = 1
     accumulate: Positive = 1  # parts into which a process splits its rows of a batch, to save memory
     ablations: bool | list[Literal[COMPARISONS]] = False  # comparisons of notebook 08; true: the paper's
+    dissect: bool = False  # notebook 10, for the first pair
 
     @field_validator("ablations", mode="before")
     @classmethod

@@ -131,11 +131,7 @@ def files(folder: str | Path, pair: str, tests: Sequence[str] = ("test",)) -> Co
     directory. Raises InputError if a file is missing, empty, damaged or not UTF-8, or if its translation has another
     number of lines.
     """
-    languages = languages_of(pair, "files")
-    folders = [
-        Path(place).expanduser() / Path(folder).expanduser() for place in (os.environ.get("SLT_DATA"), ".") if place
-    ]
-    folder = next(filter(Path.is_dir, folders), folders[-1])
+    languages, folder = languages_of(pair, "files"), folder_of(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder; name the one that holds train.{languages[0]}")
 
@@ -143,6 +139,14 @@ def files(folder: str | Path, pair: str, tests: Sequence[str] = ("test",)) -> Co
         return _split(name, *(folder / f"{name}.{language}" for language in languages))
 
     return Corpus("files", pair, split("train"), split("dev"), {name: split(name) for name in tests})
+
+
+def folder_of(folder: str | Path) -> Path:
+    """A folder of the user's own text, searched in $SLT_DATA, then in the current directory; it may be missing."""
+    folders = [
+        Path(place).expanduser() / Path(folder).expanduser() for place in (os.environ.get("SLT_DATA"), ".") if place
+    ]
+    return next(filter(Path.is_dir, folders), folders[-1])
 
 
 def languages_of(pair: str, corpus: str) -> tuple[str, str]:

@@ -8,11 +8,13 @@
     claims_table(figures)                     # a verdict on every claim of the paper
 """
 
+import itertools
 import os
 import re
 from pathlib import Path
 
 from slt_lib.base.files import write_bytes
+from slt_lib.report import dissect, findings
 from slt_lib.report.claims import CLAIMS, claims_table
 from slt_lib.report.data import Figures, load
 from slt_lib.report.merging import merge
@@ -46,10 +48,12 @@ def render(folder: str | os.PathLike) -> dict[str, Path]:
     verdicts = claims_table(figures)
     texts |= {"claims.csv": verdicts.csv, "claims.md": verdicts.markdown, "contrasts.csv": verdicts.contrasts}
     texts["summary.md"] = summary(figures, verdicts)
+    texts |= findings.render(figures.path, figures.pairs)
     for name, text in texts.items():
         paths[name] = figures.path / name
         write_bytes(paths[name], text.encode())
-    for name, plot in all_plots(figures):
+    plots = dissect.all_plots(figures.path, figures.pairs, few=figures.rehearsal)
+    for name, plot in itertools.chain(all_plots(figures), plots):
         for path in save_plot(plot, figures.path, name):
             paths[path.name] = path
     return paths

@@ -85,10 +85,10 @@ def seed_spread(figures: Figures, pair: str, metric: str, sparsity: float) -> tu
     rows = _scored(figures, pair)
     rows = rows[np.searchsorted(BANDS, rows["sparsity"] - 1e-9) == np.searchsorted(BANDS, sparsity - 1e-9)]
     cells = {frozenset(cell["run"]): cell[metric] for _, cell in rows.groupby(["technique", "variant", "sparsity"])}
-    return _pooled([scores for scores in cells.values() if scores.notna().all()])
+    return pooled([scores for scores in cells.values() if scores.notna().all()])
 
 
-def _pooled(groups: Collection[Sequence[float]]) -> tuple[float, int]:
+def pooled(groups: Collection[Sequence[float]]) -> tuple[float, int]:
     """The standard deviation within groups and its degrees of freedom; (nan, 0) if each has a single value."""
     freedom = sum(len(values) - 1 for values in groups)
     squares = math.fsum(np.var(values) * len(values) for values in groups)  # the same in any order of groups
@@ -194,7 +194,7 @@ def log_ratios(figures: Figures, cells: Iterable[tuple[Cell | None, Cell | None]
             values = [100 * np.log(over[seed] / under[seed]) for seed in over if over[seed] * under.get(seed, 0) > 0]
             if values:
                 found[" / ".join(map(_name, pair)), max(cell.sparsity for cell in pair)] = values
-    spread, freedom = _pooled(found.values())
+    spread, freedom = pooled(found.values())
     return [
         Contrast(*about, np.mean(values), spread / len(values) ** 0.5, freedom or math.inf, freedom > 0)
         for about, values in found.items()

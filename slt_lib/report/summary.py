@@ -9,6 +9,7 @@ import pandas as pd
 
 from slt_lib.base.errors import InputError
 from slt_lib.base.files import write_bytes
+from slt_lib.report import findings
 from slt_lib.report.claims import Claims, claims_table
 from slt_lib.report.data import KINDS, Figures, label
 from slt_lib.report.tables import MISSING, NONE, ablations, failed, markdown_rows, table, uneven
@@ -33,6 +34,8 @@ def summary(figures: Figures, claims: Claims | None = None) -> str:
         if figures.variants(pair):
             other = ablations(figures, pair).markdown.partition("\n\n")[2]
             parts.append(f"Variants of the recipes, {pair}, BLEU:\n\n{other}")
+        if found := findings.markdown(figures.path, pair):
+            parts.append(f"What pruning does inside the models, {pair} (notebook 10_dissect):\n\n{found}")
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 

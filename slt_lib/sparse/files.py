@@ -11,6 +11,7 @@ A ticket is the same, except that its values may be missing: theta_0 follows fro
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def save(
     """
     tensors, matrices = {}, {}
     for name, kept in (mask or {}).items():
-        form, places = packing.pack(kept.cpu().numpy())
+        form, places = packing.pack(kept.cpu().numpy().reshape(-1, kept.shape[-1]))  # a bias is one row
         matrices[name] = {"shape": list(kept.shape), "form": form}
         tensors |= {f"{name}.{part}": torch.from_numpy(array) for part, array in places.items()}
         if weights is not None:
@@ -123,7 +124,8 @@ def load(path: Path) -> Exported:
         mask = {}
         for name, about in config["matrices"].items():
             places = {part: tensors.pop(f"{name}.{part}").numpy() for part in packing.PARTS[about["form"]]}
-            mask[name] = torch.from_numpy(packing.unpack(about["form"], places, tuple(about["shape"])))
+            rows = math.prod(about["shape"][:-1]), about["shape"][-1]
+            mask[name] = torch.from_numpy(packing.unpack(about["form"], places, rows)).reshape(about["shape"])
             if f"{name}.values" in tensors:
                 matrix = torch.zeros(about["shape"])
                 matrix[mask[name]] = tensors.pop(f"{name}.values").float()
