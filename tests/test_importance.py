@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from slt_lib import masks, parts
-from slt_lib.analysis import connectivity, importance
+from slt_lib.analysis import activations, connectivity, importance
 from slt_lib.base.errors import InputError
 from slt_lib.study import subnetworks
 from slt_lib.study.runs import StandIn
@@ -68,7 +68,7 @@ def test_a_score_is_the_sum_of_finite_differences(model, name, index):
 
 def test_scores_do_not_depend_on_the_batch(model, monkeypatch):
     whole = importance.raw(model, SOURCES, TARGETS)
-    monkeypatch.setattr(connectivity, "SENTENCES", 1)
+    monkeypatch.setattr(activations, "SENTENCES", 1)
     for name, scores in importance.raw(model, SOURCES, TARGETS).items():
         torch.testing.assert_close(scores, whole[name])
 
