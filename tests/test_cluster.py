@@ -164,7 +164,7 @@ def test_dry_runs_of_the_paper(tmp_path, figure):
         wanted = {
             "train": seeds * (1 + chains + settings.ablations),  # dense, each chain, the ablations
             "train_level": seeds * levels,  # MP
-            "display": 3 + chains + settings.ablations,  # corpus, dense, MP
+            "display": 4 + chains + settings.ablations,  # corpus, dense, MP, and sizes and speeds
             "report": 1,
             "all": 1,
         }
