@@ -1,7 +1,7 @@
 # One job is one notebook for one pair and seed, so a whole chain of levels waits in a queue only once. MP's levels are
 # independent: each is a job of its own, except in a rehearsal. A display job then shows all seeds, and a report ends
-# the study. The marker of a job in figures/<study>/markers is set after papermill has succeeded: the notebook that
-# papermill writes is no proof of success.
+# the study. A job's marker in figures/<study>/markers is set only after papermill has succeeded, since papermill also
+# writes the notebook of a failed job.
 import os
 import sys
 

@@ -327,6 +327,22 @@ def test_an_exported_ticket_starts_as_the_run_did(tmp_path, runs, technique):
     )
 
 
+def test_an_exported_ticket_without_heads_is_known_as_such(tmp_path, runs):
+    study = runs["dense"].study
+    ticket = (
+        study.ticket(1)
+        .prune_heads(heads=["encoder.0.self_attention.1"])
+        .prune_feed_forward(units={"decoder.0.feed_forward": [0, 3]})
+    )
+    [run] = study.train([ticket])
+    export.export_ticket(run, tmp_path / "ticket", "lt")
+    found = study.ticket_from(tmp_path / "ticket")
+    assert found.pruning == {"parts"}
+    assert all(torch.equal(found.start().mask[name], kept) for name, kept in run.mask.items())
+    with pytest.raises(InputError):
+        found.prune(by=run, sparsity=0.9)
+
+
 def test_a_ticket_is_trained_in_another_seed(tmp_path, runs):
     study = runs["lt"].study
     export.export_ticket(runs["lt"], tmp_path / "a", "lt")

@@ -186,7 +186,7 @@ def find(corpus: str, url: str, known: str, name: str = "") -> Path:
         try:
             found = checksum(own, algorithm)
         except OSError as error:
-            raise InputError(f"{own}: can't be read ({error.strerror}); mend it, or put {url} there") from error
+            raise InputError(f"{own}: can't be read ({error.strerror}); repair it, or replace it with {url}") from error
         if found != wanted:
             raise InputError(f"{own}: {algorithm} is {found}, not {wanted}; delete it, or put {url} there")
         return own

@@ -51,7 +51,7 @@ FILES = {
 }
 TEXT = {"pair", "pruning", "subnetwork", "trained", "run", "better", "worse", "kind", "pattern", "measure", "technique"}
 TEXT |= {"techniques", "matrix", "heads"}
-KINDS = {"encoder": "encoder", "decoder": "decoder", "cross": "cross"}
+# kinds of attention, in the order of plots
 COLOURS = {"encoder": "#0072B2", "decoder": "#E69F00", "cross": "#009E73"}
 LOOPS = {"both": ("heads and FFN units", "#222222", "o"), "heads": ("heads alone", "#0072B2", "s")}
 LOOPS |= {"feed-forward": ("FFN units alone", "#D55E00", "^")}
@@ -247,7 +247,7 @@ def plot_survivors(folder: str | os.PathLike, pair: str) -> Figure:
     axes = figure.subplots(1, max(1, len(seeds)), sharey=True, squeeze=False)[0]
     for side, seed in zip(axes, seeds, strict=False):
         steps = rows[rows.seed == seed].sort_values("step")
-        removed = steps.heads - steps[list(KINDS)].sum(axis=1)
+        removed = steps.heads - steps[list(COLOURS)].sum(axis=1)
         for place, (kind, colour) in enumerate(COLOURS.items()):  # shifted, so that no line hides another
             side.plot(removed, steps[kind] + 0.05 * (place - 1), color=colour, marker="o", markersize=3, label=kind)
         side.set(title=f"seed {seed}", xlabel="heads removed")
@@ -271,7 +271,7 @@ def plot_heads(folder: str | os.PathLike, pair: str) -> Figure:
     grid = figure.subplots(len(seeds), 3, squeeze=False)
     rows = rows.assign(change=rows["without"] - rows.bleu)
     bound = max(1e-9, rows.change.abs().max())
-    for (line, seed), (column, kind) in ((a, b) for a in enumerate(seeds) for b in enumerate(KINDS)):
+    for (line, seed), (column, kind) in ((a, b) for a in enumerate(seeds) for b in enumerate(COLOURS)):
         axes, part = grid[line, column], rows[(rows.seed == seed) & (rows.kind == kind)]
         table = part.pivot(index="layer", columns="head", values="change")
         image = axes.imshow(table, cmap="RdBu", vmin=-bound, vmax=bound, aspect="auto")

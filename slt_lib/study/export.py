@@ -49,7 +49,7 @@ def export_ticket(run: Run, path: Path, technique: str) -> str:
         raise InputError(f"run {run.id[:12]} starts without a mask: it is no ticket; choose a technique that rewinds")
     own = ticket.operations[0] == Theta0() and not any(operation.sets_weights for operation in ticket.operations[1:])
     about = _about(run, technique) | {"kind": "ticket", "start": "theta_0" if own else "weights"}
-    about |= {"gradual": start.gradual, "optimizer": start.optimizer}
+    about |= {"gradual": start.gradual, "optimizer": start.optimizer, "pruning": sorted(run.ticket.pruning)}
     card = _card(about, run, 'study.train([study.ticket_from("THIS_FOLDER")])', "a winning ticket")
     files.save(path, study.shape, None if own else start.weights, start.mask, study.vocabulary.text, card, about)
     return f"{path}: {_size(path, files.ARRAYS)}, " + ("theta_0 follows from the seed" if own else "mask and weights")

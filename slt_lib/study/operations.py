@@ -125,16 +125,17 @@ class FileWeights(Operation):
 
 @dataclass(frozen=True)
 class FileMask(FileWeights):
-    """Use the mask of an exported ticket."""
+    """Use the mask of an exported ticket; `pruned`: its `pruning`, as the folder says."""
 
     do = "mask_file"
+    pruned: tuple[str, ...] = field(default=("matrix",), compare=False)
 
     def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
         return weights, files.load(self.path).mask
 
     @property
     def pruning(self) -> frozenset[str]:
-        return frozenset({"matrix"})
+        return frozenset(self.pruned)
 
 
 @dataclass(frozen=True)
@@ -171,18 +172,24 @@ class Prune(Operation):
 
 
 @dataclass(frozen=True)
-class PruneHeads(Operation):
-    """Remove `heads`, or the `count` heads that matter least to a checkpoint of `by`; see `Ticket.prune_heads`."""
+class PruneParts(Operation):
+    """Base class: remove named parts, or the `count` parts that matter least to a checkpoint of `by`."""
 
-    do = "prune_heads"
     by: Trained | None = None
     count: int = 0
-    heads: tuple[str, ...] = ()
     checkpoint: str = "final"
 
     @property
     def pruning(self) -> frozenset[str]:
         return (self.by.ticket.pruning if self.by else frozenset()) | {"parts"}
+
+
+@dataclass(frozen=True)
+class PruneHeads(PruneParts):
+    """Remove `heads`, or the `count` heads that matter least to a checkpoint of `by`; see `Ticket.prune_heads`."""
+
+    do = "prune_heads"
+    heads: tuple[str, ...] = ()
 
     def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
         mask, sizes = masks.both(mask, self.by and self.by.mask), ticket.context.settings.model
@@ -198,18 +205,11 @@ class PruneHeads(Operation):
 
 
 @dataclass(frozen=True)
-class PruneFeedForward(Operation):
+class PruneFeedForward(PruneParts):
     """Remove `units`, or the `count` units of one layer that matter least to `by`; see `Ticket.prune_feed_forward`."""
 
     do = "prune_feed_forward"
-    by: Trained | None = None
-    count: int = 0
     units: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    checkpoint: str = "final"
-
-    @property
-    def pruning(self) -> frozenset[str]:
-        return (self.by.ticket.pruning if self.by else frozenset()) | {"parts"}
 
     def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
         mask, sizes = masks.both(mask, self.by and self.by.mask), ticket.context.settings.model

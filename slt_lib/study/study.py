@@ -56,7 +56,7 @@ class Study(Opened):
         own = about["seed"] if seed is None else seed
         first = op.FileWeights(*arrays) if found.weights else op.Theta0(None if own == about["seed"] else about["seed"])
         gradual = [op.Gradual(*about["gradual"])] if about["gradual"] else []
-        operations = (first, op.FileMask(*arrays), *gradual)
+        operations = (first, op.FileMask(*arrays, tuple(about["pruning"])), *gradual)
         return replace(self.ticket(own), operations=operations, sparsity=about["sparsity"])
 
     def train(

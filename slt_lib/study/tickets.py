@@ -84,7 +84,7 @@ class Ticket:
             check_choice("heads", head, tuple(known))
         if len({*heads}) < len(heads) or count > len(known):
             raise InputError(f"prune_heads: the model has {len(known)} heads, each of which can be removed once")
-        operation = op.PruneHeads(by, count, heads, checkpoint)
+        operation = op.PruneHeads(by, count, checkpoint, heads)
         return self._without(operation, parts.size(sizes.hidden, sizes.heads, heads=len(heads) or count))
 
     def prune_feed_forward(
@@ -109,7 +109,7 @@ class Ticket:
             check_choice("units", layer, tuple(known))
             if len({*numbers}) < len(numbers) or not {*numbers} <= {*known[layer]}:
                 raise InputError(f"units: {layer} has the units 0 to {sizes.filter - 1}, each of which can go once")
-        operation = op.PruneFeedForward(by, count, chosen, checkpoint)
+        operation = op.PruneFeedForward(by, count, checkpoint, chosen)
         number = sum(len(numbers) for _, numbers in chosen) or count
         return self._without(operation, parts.size(sizes.hidden, sizes.heads, units=number))
 
