@@ -1,9 +1,8 @@
 """Sparse models: packed arrays and exported folders give back the same weights, the engine the same translations."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,10 +13,11 @@ from hypothesis.extra import numpy as arrays
 from scipy import sparse
 
 from slt_lib import masks, memory
+from slt_lib.base.devices import threads
 from slt_lib.base.errors import InputError
 from slt_lib.data.vocabulary import Vocabulary
 from slt_lib.evaluation import decoding
-from slt_lib.sparse import files, packing
+from slt_lib.sparse import files, kernel, packing
 from slt_lib.sparse.engine import Engine
 from slt_lib.sparse.kernel import SparseMatrix, maxima_and_logsumexp
 from slt_lib.study import export, scores
@@ -232,20 +232,28 @@ def test_the_engine_translates_as_the_model_does(sparsity, beam):
     assert len({tuple(answer) for answer in expected}) > 20 or sparsity > 0.9
 
 
-def test_two_threads_translate_at_once_in_a_new_process():
-    code = """
-import torch
-from tests import test_sparse as own
-from slt_lib.evaluation import decoding
-engine = own.Engine(own.SHAPE, own.pruned(0.9)[0])
-found = []
-for threads in (2, 1):
-    torch.set_num_threads(threads)
-    found.append(decoding.translate(engine, own.sources(60), 4, extra=5))
-assert found[0] == found[1]
-assert torch.get_num_threads() == 1
-"""
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True)
+def test_threads_that_start_at_once_compile_once(monkeypatch):
+    parse, calls = kernel.llvm.parse_assembly, []
+
+    def slowly(text):
+        calls.append(1)
+        time.sleep(0.1)
+        return parse(text)
+
+    monkeypatch.setattr(kernel.llvm, "parse_assembly", slowly)
+    kernel._compiled.cache_clear()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: kernel._kernels(), range(4)))
+    assert len(calls) == 1
+    assert all(each is found[0] for each in found)
+
+
+def test_two_threads_translate_as_one():
+    engine, found = Engine(SHAPE, pruned(0.9)[0]), []
+    for count in (2, 1):
+        with threads(count):
+            found.append(decoding.translate(engine, sources(60), 4, extra=5))
+    assert found[0] == found[1]
 
 
 def test_logits_are_the_models():
@@ -339,8 +347,8 @@ def test_an_exported_ticket_without_heads_is_known_as_such(tmp_path, runs):
     found = study.ticket_from(tmp_path / "ticket")
     assert found.pruning == {"parts"}
     assert all(torch.equal(found.start().mask[name], kept) for name, kept in run.mask.items())
-    with pytest.raises(InputError):
-        found.prune(by=run, sparsity=0.9)
+    with pytest.raises(InputError, match="by whole heads or units"):
+        found.prune_randomly(0.9)
 
 
 def test_a_ticket_is_trained_in_another_seed(tmp_path, runs):
