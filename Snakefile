@@ -62,9 +62,13 @@ def job(notebook, pair, seed, level=None):
 
 
 def jobs(notebook, pair):
-    """The markers of a notebook's jobs: one per seed; for MP one per seed and level, except in a rehearsal."""
+    """The markers of a notebook's jobs: one per seed; for MP one per seed and level.
+
+    In a rehearsal all levels of MP are one job, and subnetworks are retrained with one seed.
+    """
     levels = SETTINGS.levels if notebook == "02_mp" and not SETTINGS.rehearsal else [None]
-    return [job(notebook, pair, seed, level) for seed in SETTINGS.seeds for level in levels]
+    seeds = SETTINGS.seeds[:1] if notebook == "11_subnetworks" and SETTINGS.rehearsal else SETTINGS.seeds
+    return [job(notebook, pair, seed, level) for seed in seeds for level in levels]
 
 
 def notebooks(pair):

@@ -1,7 +1,7 @@
 """Sentences per second of dense and sparse translation, and of CTranslate2 on the same weights.
 
-All systems translate the same random sentences with random weights, in one process and in turn. The end of a sentence
-is forced after as many word pieces as the source has, so that every system does the same number of steps.
+All systems translate the same random sentences with random weights, in turn. The end of a sentence is forced after as
+many word pieces as the source has, so that every system does the same number of steps.
 """
 
 import tempfile
@@ -28,6 +28,7 @@ SHAPES = {
     "the paper's": Shape(vocabulary=33708, layers=6, hidden=512, filter=2048, heads=8),
 }
 LEVELS = (0.9, 0.95, 0.98)
+BATCH = 64  # sentences that a thread translates at once
 PIECES = 14  # of each source and translation, the end included
 BEFORE = "training model"  # `Transformer.step`, with which dev is translated during a training
 
@@ -53,7 +54,8 @@ def inference(setting: Setting) -> list[Row]:
     with threads(cores()):
         for name, shape in SHAPES.items():
             systems = translators(shape)
-            for count, beam in ((64, 4), (64, 1), (1, 4), (1, 1)):
+            many = BATCH * cores() * (4 if shape.hidden < 512 else 1)  # a minute is enough
+            for count, beam in ((many, 4), (many, 1), (1, 4), (1, 1)):
                 generator = torch.Generator().manual_seed(1)
                 drawn = torch.randint(3, shape.vocabulary, (count, PIECES - 1), generator=generator).tolist()
                 sources = [[*ids, EOS] for ids in drawn]
@@ -63,7 +65,8 @@ def inference(setting: Setting) -> list[Row]:
                         rate = measured(lambda t=translate, b=beam: t(sources, b), count, setting.seconds / 12)  # noqa: B023
                         rates[system] += [rate] if turn else []  # the first round is a warm-up
                 search = "greedy" if beam == 1 else f"beam {beam}"
-                label = f"size of {name}; {search}, {count} at once, {cores()} threads"
+                batch = min(count, BATCH)
+                label = f"size of {name}; {search}, {count} sentences, {batch} at once, {cores()} threads"
                 result += rows("inference", label, "sentences/s", rates)
     return result
 
@@ -81,11 +84,11 @@ def translators(shape: Shape) -> dict[str, Callable]:
 
 
 def own(model) -> Callable:
-    return lambda sources, beam: decoding.translate(Endless(model), sources, beam, extra=0)
+    return lambda sources, beam: decoding.translate(Endless(model), sources, beam, extra=0, batch_sentences=BATCH)
 
 
 def served(shape: Shape, weights, kind: str) -> Callable:
-    """CTranslate2 with all threads on one batch, or one batch per thread, whichever is faster."""
+    """CTranslate2 with all threads on one batch of 64, or such a batch per thread, whichever is faster."""
     words = [f"w{i}" for i in range(shape.vocabulary - 3)]
     names = {PAD: "<pad>", EOS: "</s>", UNKNOWN: "<unk>"}
     tokens = [names.get(i) or words[i - 3] for i in range(shape.vocabulary)]
@@ -97,9 +100,8 @@ def served(shape: Shape, weights, kind: str) -> Callable:
         ]
 
     def translate(translator, sources, beam):
-        size = -(-len(sources) // translator.num_translators)
         text = [[tokens[i] for i in ids] for ids in sources]
-        options = {"min_decoding_length": PIECES, "max_decoding_length": PIECES, "max_batch_size": size}
+        options = {"min_decoding_length": PIECES, "max_decoding_length": PIECES, "max_batch_size": BATCH}
         return translator.translate_batch(text, beam_size=beam, **options)
 
     best = {}

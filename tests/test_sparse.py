@@ -1,8 +1,7 @@
 """Sparse models: packed arrays and exported folders give back the same weights, the engine the same translations."""
 
 import json
-import time
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from slt_lib.base.devices import threads
 from slt_lib.base.errors import InputError
 from slt_lib.data.vocabulary import Vocabulary
 from slt_lib.evaluation import decoding
-from slt_lib.sparse import files, kernel, packing
+from slt_lib.sparse import files, packing
 from slt_lib.sparse.engine import Engine
 from slt_lib.sparse.kernel import SparseMatrix, maxima_and_logsumexp
 from slt_lib.study import export, scores
@@ -232,28 +231,24 @@ def test_the_engine_translates_as_the_model_does(sparsity, beam):
     assert len({tuple(answer) for answer in expected}) > 20 or sparsity > 0.9
 
 
-def test_threads_that_start_at_once_compile_once(monkeypatch):
-    parse, calls = kernel.llvm.parse_assembly, []
-
-    def slowly(text):
-        calls.append(1)
-        time.sleep(0.1)
-        return parse(text)
-
-    monkeypatch.setattr(kernel.llvm, "parse_assembly", slowly)
-    kernel._compiled.cache_clear()
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: kernel._kernels(), range(4)))
-    assert len(calls) == 1
-    assert all(each is found[0] for each in found)
-
-
-def test_two_threads_translate_as_one():
-    engine, found = Engine(SHAPE, pruned(0.9)[0]), []
+def test_several_processes_translate_as_one():
+    engine, found, finished = Engine(SHAPE, pruned(0.9)[0]), [], []
     for count in (2, 1):
         with threads(count):
-            found.append(decoding.translate(engine, sources(60), 4, extra=5))
+            found.append(
+                decoding.translate(engine, sources(60), 4, extra=5, batch_sentences=8, progress=finished.append)
+            )
+            assert torch.get_num_threads() == count
     assert found[0] == found[1]
+    assert sum(finished) == 120
+
+
+def test_an_error_in_another_process_is_raised_here():
+    weights = dict(pruned(0.9)[0])
+    weights["decoder_norm.bias"] = torch.full_like(weights["decoder_norm.bias"], torch.nan)
+    with threads(2), pytest.raises(FloatingPointError, match="diverged"):
+        decoding.translate(Engine(SHAPE, weights), sources(60), 4, batch_sentences=8)
+    assert not multiprocessing.active_children()
 
 
 def test_logits_are_the_models():

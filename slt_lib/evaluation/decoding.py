@@ -1,13 +1,12 @@
 """Translation by beam search with cached keys and values, as tensor2tensor does it (FACTS.md, section 1)."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from slt_lib.base.devices import threads
+from slt_lib.base.processes import FORKS, forked
 
 PAD, EOS = 0, 1
 DIVERGED = "the model's logits hold NaN: its training has diverged"
@@ -38,7 +37,7 @@ def translate(
         alpha: exponent of the length penalty, 0 or more; 0 means no penalty.
         extra: number of ids by which a translation may be longer than its source.
         batch_sentences: sentences per batch. The model runs on `beam` times as many rows. If it has the attribute
-            `single_threaded`, each of torch's threads translates one batch at a time.
+            `single_threaded`, several batches are translated at a time, in as many processes as torch has threads.
         progress: called with the number of sentences finished since its last call, such as `tqdm.update`.
 
     Raises:
@@ -48,9 +47,9 @@ def translate(
     _check(sources, beam, alpha, extra, batch_sentences)
     answers: list[list[int]] = [[] for _ in sources]
     order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
-    jobs = torch.get_num_threads() if getattr(model, "single_threaded", False) else 1
-    size = min(batch_sentences, max(1, -(-len(sources) // jobs)))
-    batches = [order[first : first + size] for first in range(0, len(order), size)]
+    batches = [order[first : first + batch_sentences] for first in range(0, len(order), batch_sentences)]
+    count = torch.get_num_threads()
+    jobs = min(count, len(batches)) if FORKS and getattr(model, "single_threaded", False) else 1
 
     @torch.inference_mode()
     def search(chosen: list[int]) -> list[list[int]]:
@@ -60,8 +59,8 @@ def translate(
     training = model.training
     model.eval()
     try:
-        with _side_by_side(jobs) as each:
-            for chosen, found in zip(batches, each(search, batches), strict=True):
+        with threads(1 if jobs > 1 else count), forked(search, jobs) as each:
+            for chosen, found in zip(batches, each(batches), strict=True):
                 for index, answer in zip(chosen, found, strict=True):
                     answers[index] = answer
                 if progress is not None:
@@ -79,16 +78,6 @@ def _check(sources: Sequence[Sequence[int]], beam: int, alpha: float, extra: int
     for number, ids in enumerate(sources):
         if len(ids) == 0:
             raise ValueError(f"source sentence {number} has no ids: each needs at least its EOS")
-
-
-@contextlib.contextmanager
-def _side_by_side(jobs: int) -> Iterator[Callable]:
-    """`map` on `jobs` threads; torch and MKL use one thread in each."""
-    if jobs == 1:
-        yield map
-        return
-    with threads(1), ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield pool.map
 
 
 def _greedy(model: nn.Module, sources: Sequence[Sequence[int]], extra: int) -> list[list[int]]:

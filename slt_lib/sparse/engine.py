@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slt_lib.evaluation.decoding import sorted_top
-from slt_lib.sparse.kernel import LANES, SparseMatrix, attention, maxima_and_logsumexp
+from slt_lib.sparse.kernel import LANES, SparseMatrix, attention, kernels, maxima_and_logsumexp
 from slt_lib.transformer import MINUS_INFINITY, PAD, Shape, positions
 
 EPSILON = 1e-6  # of the layer norms
@@ -94,9 +94,10 @@ class Engine:
     """A model for `decoding.translate`. `weights`: as in `Transformer`; `sparse=False`: dense products only."""
 
     training = False
-    single_threaded = True  # its kernels are, so `translate` runs one batch per thread
+    single_threaded = True  # its kernels are, so `translate` runs one batch per process
 
     def __init__(self, shape: Shape, weights: Mapping[str, Tensor], sparse: bool = True):
+        kernels()  # compiled once, before `translate` copies this process
         product = choose if sparse else DenseMatrix
         weights = {name: weight.detach().float().cpu() for name, weight in weights.items()}
         self.shape, self.weights = shape, weights

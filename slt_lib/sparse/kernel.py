@@ -10,7 +10,6 @@ llvmlite compiles all three when they are first needed, in about a tenth of a se
 import contextlib
 import ctypes
 import functools
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -264,17 +263,10 @@ ARGUMENTS = {
     _attend: [*[LONG] * 7, FLAG, *[POINTER] * 7],
 }
 
-COMPILING = threading.Lock()  # two threads must not compile at the same time
-
-
-def _kernels() -> tuple:
-    with COMPILING:
-        return _compiled()
-
 
 @functools.cache
-def _compiled() -> tuple:
-    """The engine, which must stay alive, and the functions of `ARGUMENTS`."""
+def kernels() -> tuple:
+    """LLVM's engine, which must stay alive, and the compiled functions of `ARGUMENTS`."""
     module = ir.Module()
     for write, kinds in ARGUMENTS.items():
         function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), write.__name__)
@@ -317,7 +309,7 @@ class SparseMatrix:
         x = x.contiguous()
         y = torch.empty(self.rows, x.shape[1])
         tensors = self.starts, self.columns, self.values, self.bias, x, y
-        _kernels()[1](self.rows, *(tensor.data_ptr() for tensor in tensors), x.shape[1])
+        kernels()[1](self.rows, *(tensor.data_ptr() for tensor in tensors), x.shape[1])
         return y
 
 
@@ -325,7 +317,7 @@ def maxima_and_logsumexp(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Of each column of x [rows, n]: the maximum of each `size` rows [rows / size, n], and logsumexp [n]."""
     blocks, n = x.shape[0] // size, x.shape[1]
     maxima, sums = torch.empty(blocks, n), torch.empty(2, n)
-    _kernels()[2](blocks, size, *(tensor.data_ptr() for tensor in (x, maxima, sums)), n)
+    kernels()[2](blocks, size, *(tensor.data_ptr() for tensor in (x, maxima, sums)), n)
     return maxima, sums[0] + sums[1].log()
 
 
@@ -342,5 +334,5 @@ def attention(
     y, scratch = torch.empty_like(queries), torch.empty(TOGETHER, slots)
     tensors = queries, queries if new is None else new, rows, store, bias, y, scratch
     sizes = heads, size, sentences, count, first, used, slots, bias.shape[1] > 1
-    _kernels()[3](*sizes, *(tensor.data_ptr() for tensor in tensors))
+    kernels()[3](*sizes, *(tensor.data_ptr() for tensor in tensors))
     return y
