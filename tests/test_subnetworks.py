@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from slt_lib import masks, techniques
 from slt_lib.analysis import overlap, patterns
 from slt_lib.evaluation import scoring
+from slt_lib.report import findings
 from slt_lib.report import subnetworks as report
+from slt_lib.report.data import csv_bytes
 from slt_lib.study import results, subnet_tables, subnetworks
 from slt_lib.study.scores import translate_with
 from slt_lib.transformer import Attention, Transformer
@@ -208,7 +210,7 @@ def test_every_head_and_step_has_its_row(tables, session_study):
     assert (spread > 0).all()
 
 
-SHOWN = "scores_table plot_scores findings findings_table plot_pruning plot_survivors plot_heads heads_table "
+SHOWN = "scores_table plot_scores plot_pruning plot_survivors plot_heads heads_table "
 SHOWN += "patterns_table plot_overlap kappa_table overlap_table plot_global plot_density dead_table seeds_table"
 
 
@@ -224,12 +226,32 @@ def test_everything_is_shown_from_the_files_alone(name, tables):
 
 def test_a_rehearsal_judges_nothing_and_a_study_does(tables):
     folder = tables[0]
-    assert set(report.findings(folder, "en-de").verdict) == {"rehearsal"}
+    assert set(findings.judged(folder, "en-de", "subnet").verdict) == {"withheld"}
     about = json.loads((folder / "study.json").read_text())
     (folder / "study.json").write_text(json.dumps(about | {"rehearsal": False}))
-    judged = report.findings(folder, "en-de")
+    judged = findings.judged(folder, "en-de", "subnet")
     (folder / "study.json").write_text(json.dumps(about))
-    assert len(judged) == 2 * len(report.FINDINGS) and set(judged.verdict) <= {"yes", "no", "open"}
+    assert list(judged.finding) == list(findings.SUBNETWORKS) and not judged.effect.isna().any()
     for row in judged.itertuples():
-        worse = "worse" in row.finding
-        assert row.verdict != "yes" or (row.high < 0 if worse else row.low > 0)
+        assert row.verdict == ("holds" if row.low > 0 else "fails" if row.high < 0 else "undecided")
+
+
+def test_findings_about_heads_in_closed_form(tmp_path):
+    """Two seeds, one layer of four heads: cross-attention loses its heads last, and those cost most BLEU."""
+    rows = {"heads": [], "pruning": []}
+    for seed in (1, 2):
+        for step, left in enumerate([(4, 4, 4), (2, 4, 4), (0, 4, 4), (0, 2, 4), (0, 0, 4), (0, 0, 2), (0, 0, 0)]):
+            rows["pruning"].append(["en-de", seed, "heads", step, *left, 12, 8, 8, 30.0])
+        for kind, lost in (("encoder", (0, 0, 1, 1)), ("decoder", (0, 0, 1, 1)), ("cross", (4, 4, 3, 3))):
+            for head, points in enumerate(lost):
+                rows["heads"].append(["en-de", seed, kind, 0, head, 1, 30.0, 30.0 - points, 0, 0, 1, "", 0, 0, 0, 0])
+    for name, lines in rows.items():
+        file, columns = report.FILES[name]
+        (tmp_path / file).write_bytes(csv_bytes(columns, lines))
+    found = {name: one for name, [one] in findings.of_subnetworks(tmp_path, "en-de").items()}
+    assert found["last_cross"].effect == pytest.approx(3.5 - 0.5)
+    # gone at the removal of cross heads: 10 and 12 of 12, of the others 2, 4, 6 and 8
+    assert found["cross_last"].effect == pytest.approx(100 * (11 - 5) / 12)
+    others, cross = np.repeat([2, 4, 6, 8], 2), np.repeat([10, 12], 2)
+    error = 100 / 12 * np.sqrt(others.var(ddof=1) / 8 + cross.var(ddof=1) / 4)
+    assert found["cross_last"].error == pytest.approx(error) and found["cross_last"].seeds_known

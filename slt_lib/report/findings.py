@@ -1,21 +1,27 @@
-"""The findings of Movva and Zhao (2020) and their verdicts on a study, from the files dissect_*.csv alone."""
+"""The findings of related papers and their verdicts on a study, from the files of notebooks 10 and 11 alone.
+
+Movva and Zhao (2020), "Dissecting lottery ticket Transformers"; Prasanna, Rogers and Rumshisky (2020), "When BERT plays
+the lottery, all tickets are winning"; Voita et al. (2019), "Analyzing multi-head self-attention"; Michel, Levy and
+Neubig (2019), "Are sixteen heads really better than one?".
+"""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from slt_lib.report import dissect
+from slt_lib.report import dissect, subnetworks
 from slt_lib.report.data import label, percent, read_study
 from slt_lib.report.judging import NO_ROWS, UNDECIDED, WITHHELD, Claim, Verdict, decide
 from slt_lib.report.statistics import Contrast, pooled
+from slt_lib.report.tables import markdown_rows
 
 
 @dataclass(frozen=True)
 class Finding(Claim):
-    """A finding of Movva and Zhao (2020), judged as the claims of the paper are."""
+    """A finding of a related paper, judged as the claims of the paper are."""
 
     of: str = ""  # the unit of its effects
 
@@ -29,16 +35,40 @@ class Finding(Claim):
         )
 
 
-def _finding(name: str, statement: str, unit: str) -> Finding:
-    return Finding(name, statement, "Movva and Zhao (2020)", "any", "above on most", of=unit)
+def _finding(
+    name: str, statement: str, unit: str, paper: str = "Movva and Zhao (2020)", relation="above on most"
+) -> Finding:
+    return Finding(name, statement, paper, "any", relation, of=unit)
 
 
-FINDINGS = {
+INSIDE = {
     "meaning_first": _finding("meaning_first", "meaning degrades before the other groups of probes", "points"),
     "higher_diverge": _finding("higher_diverge", "the highest layer diverges more than the first", "CKA"),
     "higher_diverge_again": _finding("higher_diverge_again", "and more so than by retraining alone", "CKA"),
     "early_encode": _finding("early_encode", "the first layer encodes more than in the dense model", "points"),
     "attention_stays": _finding("attention_stays", "attention changes no more than by other SGD noise", "r"),
+}
+# start of a name in subnet_contrasts.csv -> what is compared there
+STATEMENTS = {
+    "good random": "a good subnetwork beats a random one",
+    "random bad": "a random subnetwork beats a bad one",
+    "bad dense": "a bad subnetwork is worse than the whole model",
+}
+SUBNETWORKS = {
+    "cross_last": _finding(
+        "cross_last", "cross-attention is removed last", "% of heads", "Voita et al. (2019)", "above"
+    ),
+    "last_cross": _finding(
+        "last_cross", "heads of the last cross-attention cost most BLEU", "BLEU", "Michel et al. (2019)", "above"
+    ),
+} | {
+    f"{pruning} {trained} {two}": _finding(
+        f"{pruning} {trained} {two}", f"{pruning}, {how}: {text}", "BLEU", "Prasanna et al. (2020)", "above"
+    )
+    for two, text in STATEMENTS.items()
+    for trained, how in (("pruned", "as pruned"), ("lt", "from theta_0"), ("slt", "from theta_t"))
+    for pruning in ("structured", "unstructured")
+    if (two, trained) != ("bad dense", "pruned")
 }
 RULE = (
     "Each finding is judged like a claim of the paper (claims.md), on one contrast per technique and level, the mean "
@@ -47,6 +77,13 @@ RULE = (
     "the layers of the encoder; (2) CKA with the dense model, first less last encoder layer; (3) the same, less that "
     "of the dense run retrained as often; (4) accuracy of the first layer, sparse less dense, mean over tasks; (5) "
     "Pearson correlation of a head with the same head of the dense model, less that of the copy with other SGD noise."
+)
+HEADS_RULE = (
+    "Each finding is judged like a claim of the paper (claims.md), on one contrast, the mean over seeds. Scores vary "
+    "over the lines of the test set and between seeds. For Voita et al.: the share of heads that are gone when a head "
+    "of cross-attention is removed, less that of other heads, where heads alone are removed. For Michel et al.: BLEU "
+    "lost without one head of the last cross-attention, less that of other heads. These two vary over heads and "
+    "between seeds."
 )
 
 
@@ -88,61 +125,108 @@ def effects(folder: str | os.PathLike, pair: str) -> dict[str, pd.Series]:
     return {name: effect for name, effect in own.items() if len(effect)}
 
 
-def judged(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
-    """One row per finding: verdict, effect with its interval, the contrast on which it turns, and the reason.
+def inside(folder: str | os.PathLike, pair: str) -> dict[str, list[Contrast]]:
+    """Finding of INSIDE -> its contrasts, one per technique and level."""
+    found = {}
+    for name, effect in effects(folder, pair).items():
+        groups = effect.groupby(["technique", "sparsity"])
+        spread, freedom = pooled([values.tolist() for _, values in groups])
+        found[name] = [
+            Contrast(
+                f"{label(technique)} {percent(level)}%",
+                level,
+                float(values.mean()),
+                spread / len(values) ** 0.5,
+                freedom or np.inf,
+                freedom > 0,
+            )
+            for (technique, level), values in groups
+        ]
+    return found
+
+
+def of_subnetworks(folder: str | os.PathLike, pair: str) -> dict[str, list[Contrast]]:
+    """Finding of SUBNETWORKS -> its one contrast."""
+    rows = subnetworks.frame(folder, "contrasts", pair)
+    rows = rows.assign(finding=rows.pruning + " " + rows.trained + " " + rows.better + " " + rows.worse)
+    rows.loc[rows.worse == "dense", "difference"] *= -1
+    by_head = [*_removed_last(folder, pair), *_lost_most(folder, pair)]
+    both = [rows, pd.DataFrame(by_head, columns=["finding", "seed", "difference", "error"])]
+    cells = subnetworks.estimates(pd.concat([part for part in both if len(part)] or both), "difference", ["finding"])
+    return {
+        name: [Contrast("", 0.0, cell["mean"], cell.deviation, cell.degrees, cell["count"] > 1)]
+        for name, cell in cells.iterrows()
+    }
+
+
+def _removed_last(folder: str | os.PathLike, pair: str) -> Iterator[tuple[str, int, float, float]]:
+    """Per seed: the share of heads that are gone (percent) when one of cross-attention goes, less that of others."""
+    rows = subnetworks.frame(folder, "pruning", pair).query("kind == 'heads'")
+    for seed, steps in rows.sort_values("step").groupby("seed"):
+        left = steps[[*subnetworks.COLOURS]]
+        gone, total = -left.diff().iloc[1:].astype(int), left.iloc[0].sum()
+        at = 100 * (1 - left.iloc[1:].sum(axis=1) / total).to_numpy()
+        times = {kind: [*np.repeat(at, gone[kind]), *[100.0] * int(left[kind].iloc[-1])] for kind in left}
+        yield "cross_last", seed, *_difference(times["cross"], times["encoder"] + times["decoder"])
+
+
+def _lost_most(folder: str | os.PathLike, pair: str) -> Iterator[tuple[str, int, float, float]]:
+    """Per seed: BLEU lost without a head of the last cross-attention, less that of other heads."""
+    for seed, rows in subnetworks.frame(folder, "heads", pair).groupby("seed"):
+        lost, last = rows.bleu - rows["without"], (rows.kind == "cross") & (rows.layer == rows.layer.max())
+        yield "last_cross", seed, *_difference(lost[last], lost[~last])
+
+
+def _difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """Difference of two means and its standard error (Welch)."""
+    return np.mean(one) - np.mean(other), sum(np.var(part, ddof=1) / len(part) for part in (one, other)) ** 0.5
+
+
+# start of the file names -> the findings, their contrasts, and how they are judged
+KINDS = {"dissect": (INSIDE, inside, RULE), "subnet": (SUBNETWORKS, of_subnetworks, HEADS_RULE)}
+
+
+def judged(folder: str | os.PathLike, pair: str, kind: str = "dissect") -> pd.DataFrame:
+    """One row per finding of a kind: verdict, effect with its interval, the decisive contrast, and the reason.
 
     In a rehearsal every verdict is withheld. Raises InputError if study.json is missing or malformed.
     """
-    rehearsal, known, lines = read_study(folder)["rehearsal"], effects(folder, pair), []
-    for name, finding in FINDINGS.items():
-        about = {"finding": name, "statement": finding.statement, "pair": pair, "unit": finding.unit}
+    findings, contrasts, _ = KINDS[kind]
+    rehearsal, known, lines = read_study(folder)["rehearsal"], contrasts(folder, pair), []
+    for name, finding in findings.items():
+        about = {"finding": name, "statement": finding.statement, "source": finding.source, "pair": pair}
         if rehearsal:
             verdict = Verdict(WITHHELD, "rehearsal: no evidence")
-        elif name not in known:
-            verdict = Verdict(UNDECIDED, NO_ROWS)
         else:
-            groups = known[name].groupby(["technique", "sparsity"])
-            spread, freedom = pooled([values.tolist() for _, values in groups])
-            verdict = decide(
-                finding,
-                [
-                    Contrast(
-                        f"{label(technique)} {percent(level)}%",
-                        level,
-                        float(values.mean()),
-                        spread / len(values) ** 0.5,
-                        freedom or np.inf,
-                        freedom > 0,
-                    )
-                    for (technique, level), values in groups
-                ],
-            )
-        lines.append(about | {key: value for key, value in vars(verdict).items() if key != "contrasts"})
+            verdict = decide(finding, known[name]) if name in known else Verdict(UNDECIDED, NO_ROWS)
+        shown = {key: value for key, value in vars(verdict).items() if key != "contrasts"}
+        lines.append(about | {"unit": finding.unit} | shown)
     return pd.DataFrame(lines)
 
 
-def markdown(folder: str | os.PathLike, pair: str) -> str:
-    """The findings as a Markdown table; empty if nothing of the pair was looked into."""
-    if dissect.similarity(folder, pair).empty:
+def markdown(folder: str | os.PathLike, pair: str, kind: str = "dissect") -> str:
+    """The findings of a kind as a Markdown table; empty if nothing of the pair was looked into."""
+    contrasts = KINDS[kind][1]
+    if not contrasts(folder, pair):
         return ""
-    header = ["Finding of Movva and Zhao (2020)", "Verdict", "Effect", "95% interval", "At", "Agree", "Reason"]
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    for row in judged(folder, pair).itertuples():
+    head, body = "Finding|Source|Verdict|Effect|95% interval|At|Agree|Reason".split("|"), []
+    for row in judged(folder, pair, kind).itertuples():
         known = not np.isnan(row.effect)
         effect = f"{row.effect:+.3g} {row.unit}" if known else ""
         interval = f"{row.low:+.3g} to {row.high:+.3g}" if known and not np.isnan(row.low) else ""
-        cells = row.statement, row.verdict, effect, interval, row.at, row.supported, row.reason
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        body.append([row.statement, row.source, row.verdict, effect, interval, row.at, row.supported, row.reason])
+    return markdown_rows(head, body)
 
 
 def render(folder: str | os.PathLike, pairs: Iterable[str]) -> dict[str, str]:
     """File name -> content of the verdicts and translations for which the folder has data."""
     texts = {}
     for pair in pairs:
-        if found := markdown(folder, pair):
-            texts[f"dissect_findings_{pair}.md"] = f"{found}\n{RULE}\n"
-            texts[f"dissect_findings_{pair}.csv"] = judged(folder, pair).to_csv(index=False, lineterminator="\n")
+        for kind, (_, _, rule) in KINDS.items():
+            if found := markdown(folder, pair, kind):
+                name = f"{kind}_findings_{pair}"
+                texts[f"{name}.md"] = f"{found}\n{rule}\n"
+                texts[f"{name}.csv"] = judged(folder, pair, kind).to_csv(index=False, lineterminator="\n")
         if shown := dissect.translations(folder, pair):
             texts[f"dissect_translations_{pair}.md"] = shown
     return texts

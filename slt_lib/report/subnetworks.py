@@ -7,7 +7,6 @@ alone.
 
 import csv
 import gzip
-import json
 import os
 from pathlib import Path
 
@@ -90,7 +89,7 @@ def frame(folder: str | os.PathLike, name: str, pair: str) -> pd.DataFrame:
 
 
 def estimates(rows: pd.DataFrame, value: str, by: list[str]) -> pd.DataFrame:
-    """Mean over seeds of each cell with its 95% interval: columns mean, low, high.
+    """Mean over seeds of each cell with its 95% interval: columns mean, count, deviation, degrees, low, high.
 
     `rows`: one row per seed and cell with `value` and its standard error over the lines of the test set, `error`.
     """
@@ -102,8 +101,10 @@ def estimates(rows: pd.DataFrame, value: str, by: list[str]) -> pd.DataFrame:
     variance = cells.error**2 + between
     # Welch-Satterthwaite; the bootstrap's own degrees of freedom are many
     degrees = variance**2 / (between**2 / freedom).clip(lower=1e-12) if freedom else np.inf + 0 * variance
-    width = [stdtrit(d, 0.975) if np.isfinite(d) and d < 1e6 else 1.96 for d in degrees] * variance**0.5
-    return cells.assign(low=cells["mean"] - width, high=cells["mean"] + width)
+    deviation = variance**0.5
+    width = [stdtrit(d, 0.975) if np.isfinite(d) and d < 1e6 else 1.96 for d in degrees] * deviation
+    low, high = cells["mean"] - width, cells["mean"] + width
+    return cells.assign(deviation=deviation, degrees=degrees.clip(upper=1e6), low=low, high=high)
 
 
 def scores(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
@@ -158,55 +159,6 @@ def plot_scores(folder: str | os.PathLike, pair: str) -> Figure:
     axes[0].set_ylabel("BLEU on the test set")
     axes[1].legend(frameon=False, fontsize=9)
     return figure
-
-
-# Findings ------------------------------------------------------------
-
-FINDINGS = [
-    ("A good subnetwork beats a random one before it is retrained", "pruned", "good", "random"),
-    ("A random subnetwork beats a bad one before it is retrained", "pruned", "random", "bad"),
-    ("A good subnetwork beats a random one after retraining from theta_0", "lt", "good", "random"),
-    ("A random subnetwork beats a bad one after retraining from theta_0", "lt", "random", "bad"),
-    ("A good subnetwork beats a random one after retraining from theta_t", "slt", "good", "random"),
-    ("A random subnetwork beats a bad one after retraining from theta_t", "slt", "random", "bad"),
-    ("A bad subnetwork, retrained from theta_0, is worse than the whole model", "lt", "bad", "dense"),
-    ("A bad subnetwork, retrained from theta_t, is worse than the whole model", "slt", "bad", "dense"),
-]
-
-
-def findings(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
-    """One row per finding and kind of pruning: the difference in BLEU points, its 95% interval and the verdict.
-
-    "yes" or "no" if the interval is above or below 0, the other way round for "worse", else "open". A rehearsal judges
-    nothing.
-    """
-    rows, by = frame(folder, "contrasts", pair), ["pruning", "trained", "better", "worse"]
-    if rows.empty:
-        return pd.DataFrame(columns=["pruning", "finding", "difference", "low", "high", "verdict"])
-    found, lines = estimates(rows, "difference", by), []
-    rehearsal = json.loads((Path(folder) / "study.json").read_text(encoding="utf-8"))["rehearsal"]
-    for text, trained, better, worse in FINDINGS:
-        for pruning in ("structured", "unstructured"):
-            if (pruning, trained, better, worse) not in found.index:
-                continue
-            cell = found.loc[pruning, trained, better, worse]
-            above, below = cell.low > 0, cell.high < 0
-            if worse == "dense":
-                above, below = below, above
-            verdict = "yes" if above else "no" if below else "open"
-            numbers = [round(float(cell[key]), 2) for key in ("mean", "low", "high")]
-            lines.append([pruning, text, *numbers, "rehearsal" if rehearsal else verdict])
-    return pd.DataFrame(lines, columns=["pruning", "finding", "difference", "low", "high", "verdict"])
-
-
-def findings_table(folder: str | os.PathLike, pair: str) -> str:
-    """`findings` as Markdown."""
-    rows = findings(folder, pair).itertuples()
-    body = [
-        [row.finding, row.pruning, f"{row.difference:+.1f} [{row.low:+.1f}, {row.high:+.1f}]", row.verdict]
-        for row in rows
-    ]
-    return markdown_rows(["finding", "pruning", "difference in BLEU [95%]", "verdict"], body)
 
 
 # Heads and units ------------------------------------------------------------

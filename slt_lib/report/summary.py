@@ -34,8 +34,12 @@ def summary(figures: Figures, claims: Claims | None = None) -> str:
         if figures.variants(pair):
             other = ablations(figures, pair).markdown.partition("\n\n")[2]
             parts.append(f"Variants of the recipes, {pair}, BLEU:\n\n{other}")
-        if found := findings.markdown(figures.path, pair):
-            parts.append(f"What pruning does inside the models, {pair} (notebook 10_dissect):\n\n{found}")
+        for kind, what in (
+            ("dissect", "What pruning does inside the models, {} (notebook 10_dissect)"),
+            ("subnet", "Which heads and which weights, {} (notebook 11_subnetworks)"),
+        ):
+            if found := findings.markdown(figures.path, pair, kind):
+                parts.append(f"{what.format(pair)}:\n\n{found}")
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
