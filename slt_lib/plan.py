@@ -6,6 +6,7 @@ prepared, and no lock is waited for.
 
 import dataclasses
 import functools
+import itertools
 import statistics
 import time
 from collections.abc import Iterable
@@ -24,7 +25,7 @@ from slt_lib.data.vocabulary import Encoded
 from slt_lib.study import Chain, Study, Ticket
 from slt_lib.study.operations import Context
 from slt_lib.study.runs import Run, StandIn
-from slt_lib.techniques import RECIPES, ablations
+from slt_lib.techniques import RECIPES, ablations, dissected, retrained
 from slt_lib.train import loop as training
 from slt_lib.train.checkpoint import checkpoints
 from slt_lib.transformer import prunable, theta_0
@@ -100,11 +101,19 @@ class Row:
 
 
 def rows(study: Planned) -> list[Row]:
-    """Dense, the pair's techniques and, for the pair that has them, the ablations; each training is counted once."""
+    """Dense, the pair's techniques and, for the first pair, what notebooks 8, 10 and 11 train more.
+
+    Each training is counted once.
+    """
     names = ["dense", *study.params.pairs[study.pair]]
     wanted = {name: [study.chain(RECIPES[name], seed) for seed in study.seeds] for name in names}
-    if study.params.ablations and study.pair == next(iter(study.params.pairs)):
-        wanted["ablations"] = ablations(study)
+    if study.pair == next(iter(study.params.pairs)):
+        if asked := study.params.ablations:
+            wanted["ablations"] = ablations(study)
+        if study.params.dissect:
+            wanted["dissect"] = list(itertools.chain(*dissected(study).values()))
+        if asked and (study.params.rehearsal or (asked is not True and "subnetworks" in asked)):
+            wanted["subnetworks"] = retrained(study)
     found = []
     for name, chains in wanted.items():
         above = set(study.runs)
@@ -271,7 +280,7 @@ def _pair_text(study: Planned, listed: list[Row], rate: tuple[float, str] | None
         "",
         table.rename_axis(index=None, columns="technique").to_string(),
         "",
-        f"trainings: new in this row, in total {len(tickets) / len(study.seeds):g} per seed; "
+        f"trainings: new in this row, in total {len(tickets)}; "
         "shared: counted in a row above",
         "waves: trainings in the longest chain; each waits for the one before it",
         f"tokens: target slots (rows x length x steps), an upper bound: {loss}",

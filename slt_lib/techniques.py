@@ -273,6 +273,36 @@ def ablations(study: Study) -> list[Chain]:
     return [chain for group in compared(study, names).values() for chain in group]
 
 
+def dissected(study: Study) -> dict[str, list[Chain]]:
+    """The trained controls of notebook 10, in a rehearsal for one seed alone.
+
+    "noise": the dense ticket and a copy with another order of sentences and other dropout masks. "again": the dense run
+    rewound and trained again at every level.
+    """
+    recipes = {"noise": (stability, {"copies": 1}), "again": (slt_control, {"control": "none"})}
+    return {
+        name: [study.chain(recipe, seed, **knobs) for seed in _few_seeds(study)]
+        for name, (recipe, knobs) in recipes.items()
+    }
+
+
+def retrained(study: Study, at: float = 0.8, draws: int = 0) -> list[Chain]:
+    """The chains of `subnetworks`, as notebook 11 trains them. `draws`: 0 means three.
+
+    In a rehearsal only the first seed's, and 0 means one.
+    """
+    draws = draws or (1 if study.params.rehearsal else RANDOM)
+    return [
+        study.chain(line.recipe, seed, line.levels, line.label, **line.knobs)
+        for seed in _few_seeds(study)
+        for line in subnetworks(at, draws)
+    ]
+
+
+def _few_seeds(study: Study) -> list[int]:
+    return study.seeds[:1] if study.params.rehearsal else study.seeds
+
+
 def compared(study: Study, names: Sequence[str], **options) -> dict[str, list[Chain]]:
     """Name of a comparison -> its chains, for all seeds of the study. `options`: see `comparisons`.
 
