@@ -60,13 +60,14 @@ class Curve:
 def plot_curves(curves: Iterable[Curve], steps: int) -> Figure:
     """Training loss, dev BLEU and sparsity over the `steps` of each training: colour by level, line style by seed.
 
-    If levels have several variants, and these are few, the colours tell them apart.
+    If there are several kinds or variants of a level, and few in all, the colours tell these apart.
     """
     curves = sorted(curves, key=lambda curve: (curve.sparsity, curve.variant, curve.seed))
     colours, seeds = level_colours(curve.sparsity for curve in curves), sorted({curve.seed for curve in curves})
     names = list(dict.fromkeys(curve.name for curve in curves if curve.sparsity or curve.variant))
-    few = any(curve.variant for curve in curves) and len(names) <= len(TECHNIQUES)
-    own = {name: look.colour for name, look in zip(names, TECHNIQUES.values(), strict=False)} if few else {}
+    shades = mpl.colormaps["Dark2"].colors
+    few = len({curve.sparsity for curve in curves} - {0.0}) < len(names) <= len(shades)
+    own = dict(zip(names, shades, strict=False)) if few else {}
     figure = Figure(figsize=(9.6, 2.9), layout="constrained")
     panels, shown = figure.subplots(1, 3), {}
     for curve in curves:
@@ -124,7 +125,8 @@ def plot_plan(plans: Sequence[Plan], title: str) -> Figure:
         below.plot(x, plan.rate, color=colours[plan.level])
         _start(above, plan, height, steps)
     free = dict.fromkeys(height, 120.0)  # depth -> height below which the next label has room
-    for depth, level in sorted({(plan.depth, plan.level) for plan in plans if plan.level}, reverse=True):
+    last = {plan.level: plan.depth for plan in sorted(plans, key=lambda plan: plan.depth) if plan.level}
+    for level, depth in sorted(last.items(), reverse=True):
         free[depth] = min(100 * level, free[depth] - 9)
         above.annotate(f" {percent(level)}%", (depth + 1, free[depth]), fontsize=8, va="center")
     above.plot([], [], "o", color=INK, markersize=4, label=r"initial weights: $\theta_0$, or $\theta_t$ of a training")

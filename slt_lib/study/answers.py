@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 
 import pandas as pd
@@ -58,8 +58,8 @@ def in_memory(study: Opened, entries: Iterable[tuple[Chain, Run, str]], more: Fi
     )
 
 
-def published(study: Opened, technique: str, runs: Iterable[str]) -> InMemory | None:
-    """The rows of a technique's default recipe in the study's figures folder, of these runs; None if it has none.
+def published(study: Opened, names: Mapping[str, tuple[str, str]]) -> InMemory | None:
+    """The rows of some runs in the study's figures folder; None if it has none. `names`: id -> technique and variant.
 
     Raises InputError if the folder is malformed.
     """
@@ -68,7 +68,8 @@ def published(study: Opened, technique: str, runs: Iterable[str]) -> InMemory | 
         return None
     there, test_set = load(folder), next(iter(study.corpus.tests))
     rows = there.results
-    wanted = (rows.technique == technique) & (rows.variant == "") & rows.run.isin(list(runs))
+    labelled = zip(rows.run, rows.technique, rows.variant, strict=True)
+    wanted = pd.Series([names.get(run) == tuple(name) for run, *name in labelled], rows.index, dtype=bool)
     rows = rows[wanted & (rows.pair == study.pair) & (rows.test_set == test_set)]
     lines = there.sentences
     if rows.empty or lines is None:
@@ -120,18 +121,24 @@ def compare(study: Study, chains: Iterable[Chain], dense: Iterable[Chain]) -> tu
     """
     chains, entries, find = list(chains), [], functools.partial(study.find, tell=False)
     defaults = [default for chain in chains if (default := default_of(study, chain))]
-    ids = {run.id: run for default in defaults for run in foresee(study, default, find)}
+    for default in defaults:
+        foresee(study, default, find)
     for chain in [*dense, *defaults, *chains]:
         entries += [(chain, run, "best") for run in chain.runs if not isinstance(run, StandIn)]
-    lacking = [run for run in ids.values() if isinstance(run, StandIn) and run.ticket.listed and run.sparsity]
-    technique = chains[0].technique
-    more = published(study, technique, [run.id for run in lacking]) if lacking else None
-    held = in_memory(study, entries, more)
-    dense_cell = held.cell(study.pair, "dense", 0)
+    runs = [(run, labels(study, default, run)) for default in defaults for run in default.runs if run.sparsity]
+    lacking = {run.id: name for run, name in runs if isinstance(run, StandIn)}
+    held = in_memory(study, entries, published(study, lacking) if lacking else None)
+    cells = {run.sparsity: held.cell(study.pair, name[0], run.sparsity, name[1]) for run, name in runs}
     own = {run.sparsity: labels(study, chain, run) for chain in chains for run in chain.runs if run.sparsity}
-    yours = {level: held.cell(study.pair, names[0], level, names[1]) for level, names in own.items()}
-    asked = sorted({run.sparsity for default in defaults for run in default.runs if run.sparsity})
-    default = {level: cell for level in asked if (cell := held.cell(study.pair, technique, level))}
-    variant = next((chain.variant_of(run) for chain in chains for run in chain.runs if chain.variant_of(run)), "")
-    answer = Answer(held, study.pair, technique, variant, dense_cell, yours, default)
-    return answer, [level for level in asked if level not in default]
+    yours = {level: held.cell(study.pair, name, level, variant) for level, (name, variant) in own.items()}
+    variants = (chain.variant_of(run) for chain in chains for run in chain.runs)
+    answer = Answer(
+        held,
+        study.pair,
+        technique=chains[0].technique,
+        variant=next(filter(None, variants), ""),
+        dense=held.cell(study.pair, "dense", 0),
+        yours=yours,
+        default={level: cell for level, cell in cells.items() if cell},
+    )
+    return answer, [level for level, cell in cells.items() if not cell]
