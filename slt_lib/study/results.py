@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from slt_lib.base.errors import InputError
 from slt_lib.base.files import sweep, write_bytes
@@ -198,21 +197,3 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
         return means
     reasons = groups.reason.agg(lambda reasons: "; ".join(sorted({*reasons} - {""})))
     return means.astype(object).where(means.notna(), "failed").assign(failed=reasons)
-
-
-def plot(rows: pd.DataFrame, metric: str = "bleu") -> Figure:
-    """Score against sparsity on the first test set: one dot per seed, a line through the means, dense dashed."""
-    rows = rows[(rows.test_set == rows.test_set.iloc[0]) & (rows.status == "ok")]
-    rows = rows.assign(percent=100 * rows.sparsity.astype(float))
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
-    dense = rows[rows.technique == "dense"]
-    if len(dense):
-        axes.axhline(dense[metric].mean(), color="0.4", linestyle="--", linewidth=1, label="dense")
-    for (technique, variant), part in rows[rows.technique != "dense"].groupby(["technique", "variant"], sort=False):
-        [line] = axes.plot(part.groupby("percent")[metric].mean(), label=f"{technique} {variant}".strip())
-        axes.plot(part.percent, part[metric], "o", color=line.get_color(), markersize=4)
-    axes.set(xlabel="sparsity (%)", ylabel=metric.upper())
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    return figure

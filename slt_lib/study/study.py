@@ -201,21 +201,22 @@ class Study(Opened):
         chains = [chain if isinstance(chain, Chain) else Chain(_technique(chain), "", None, chain) for chain in chains]
         if not stored:
             self.prepare()
-        keep, runs = rewound_steps(self, chains), {}
+        keep, runs, progress = rewound_steps(self, chains), {}, progress or Progress()
         checkpoints = tuple(dict.fromkeys(kind for chain in chains for kind in chain.scored))
         side_by_side = jobs > 1 and not stored
         for chain in chains:
             chain.advance()
         with contextlib.ExitStack() as stack:
             pool = stack.enter_context(Workers(self, jobs)) if side_by_side else None
-            bar = stack.enter_context((progress or Progress()).trainings(side_by_side))
+            tell = stack.enter_context(progress.trainings(side_by_side))
             while waiting := [chain for chain in chains if chain.asked is not None]:
-                tickets = by_urgency(waiting, runs)
+                tickets, ended = by_urgency(waiting, runs), set()
                 if pool and (missing := [ticket for ticket in tickets if self._unscored(ticket, checkpoints)]):
                     ended = pool.first_done(missing, keep, checkpoints)
-                    bar.update(len(ended))
                     tickets = [ticket for ticket in tickets if ticket in ended or ticket not in missing]
-                runs |= {run.id: run for run in self.train(tickets, progress, stored, keep)}
+                found = self.train(tickets, progress, stored, keep)
+                tell(run for run in found if run.ticket in ended)
+                runs |= {run.id: run for run in found}
                 for chain in waiting:
                     chain.receive(runs, done)
         return chains
