@@ -60,7 +60,7 @@ def plot_scores(figures: Figures, pair: str, metric: str = "bleu", overlay: bool
         if paper and name in paper.techniques(pair):
             theirs = _scores(paper, pair, name, metric, overlay)
             heights = [value for value, _ in theirs.values()]
-            axes.plot([levels.index(level) for level in theirs], heights, color=_look(name, names)["color"], **DOTS)
+            axes.plot([levels.index(level) for level in theirs], heights, color=look(name, names)["color"], **DOTS)
     if paper:
         axes.plot([], [], color=INK, label="paper (WMT14)", **DOTS)
     dense = figures.cell(pair, "dense", 0)
@@ -120,7 +120,7 @@ def _errorbars(axes: Axes, x: list[float], points: Points, name: str, names: lis
     y = np.array([value for value, _ in points.values()])
     bounds = np.array([bounds for _, bounds in points.values()]).reshape(-1, 2)
     bars = np.nan_to_num(np.abs(bounds.T - y))
-    axes.errorbar(x, y, yerr=bars, elinewidth=1.0, label=label(name), **_look(name, names))
+    axes.errorbar(x, y, yerr=bars, elinewidth=1.0, label=label(name), **look(name, names))
 
 
 def _plot_failed(axes: Axes, figures: Figures, pair: str, levels: list[float]) -> None:
@@ -129,7 +129,7 @@ def _plot_failed(axes: Axes, figures: Figures, pair: str, levels: list[float]) -
     foot = {"transform": axes.get_xaxis_transform(), "clip_on": False, "linestyle": "", "marker": "x"}
     for name, level in figures.failures(pair):
         if not figures.cell(pair, name, level).rows:
-            colour = _look(name, figures.techniques(pair))["color"]
+            colour = look(name, figures.techniques(pair))["color"]
             axes.plot(levels.index(level), 0.0, color=colour, label=text, **foot)
             text = None  # the legend names the cross once
 
@@ -146,7 +146,7 @@ def plot_cost(figures: Figures, pair: str) -> Figure:
         cells = figures.own_cells(pair, name)
         spent = [figures.spent(pair, name, cell.sparsity) / figures.steps for cell in cells]
         scores = [cell.mean("bleu") for cell in cells]
-        axes.plot(spent, scores, label=label(name), **_look(name, names))
+        axes.plot(spent, scores, label=label(name), **look(name, names))
         if not any(abs(spent[-1] - x) < 0.5 and abs(scores[-1] - y) < 2 for x, y in labelled):
             labelled.append((spent[-1], scores[-1]))
             text = f"{percent(cells[-1].sparsity)}%"
@@ -182,7 +182,7 @@ def plot_magnitudes(figures: Figures, pair: str) -> Figure:
                 if seeds := [means[row["run"]] for row in cell.rows if row["run"] in means]:
                     chain[cell.sparsity] = np.mean(seeds)
             x = _places(levels, chain, name, names, dodge=2 * DODGE)
-            axes.plot(x, chain.values(), label=label(name), **_look(name, names))
+            axes.plot(x, chain.values(), label=label(name), **look(name, names))
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7), numticks=30))
         axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
@@ -282,7 +282,7 @@ def _canvas(figures: Figures, title: str, unit: str) -> Axes:
     return axes
 
 
-def _look(name: str, names: list[str]) -> dict:
+def look(name: str, names: list[str]) -> dict:
     """Keyword arguments of a technique's curve. A user's own techniques among `names` take the spare looks in order."""
     own = [other for other in names if other not in LOOKS]
     look = LOOKS[name] if name in LOOKS else Technique(name, "", *SPARE[own.index(name) % len(SPARE)])
