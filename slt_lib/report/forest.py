@@ -14,6 +14,7 @@ from slt_lib.report.judging import CONTROL, FAILS, HOLDS, NO_ROWS, RELATIONS, UN
 from slt_lib.report.plots import GROUND, INK, STYLE
 from slt_lib.report.tables import MISSING, markdown_rows
 
+FIXED = "\N{NO-BREAK SPACE}"
 WORDS = 10  # at most, in the reasons of the short table
 COLOURS = {HOLDS: "#009E73", FAILS: "#D55E00", UNDECIDED: "#595959", WITHHELD: "#595959"}
 AGREES, PAPER = "#E3F1EC", {"marker": "D", "markersize": 6, "markerfacecolor": GROUND, "markeredgecolor": INK}
@@ -41,8 +42,9 @@ def short_table(claims: Claims, pair: str) -> str:
         theirs = with_unit(row.paper_effect, row.unit)
         paper = f"{row.paper_verdict} ({theirs})" if theirs else "not tested" if row.source == CONTROL else "text only"
         paper = paper if row.paper_reason != NO_ROWS else "no figures"
-        here = " ".join(filter(None, [f"**{row.verdict}**", with_unit(row.effect, row.unit, row.low, row.high)]))
-        body.append([named(row), paper, here, brief(row.reason, row.supported) or MISSING])
+        effect = with_unit(row.effect, row.unit, row.low, row.high).replace(" ", FIXED)
+        here = " ".join(filter(None, [f"**{row.verdict}**", effect]))
+        body.append([named(row), paper.replace(" ", FIXED), here, brief(row.reason, row.supported) or MISSING])
     return markdown_rows([f"Claim, {pair}", "Paper", "Here", "Why"], body)
 
 

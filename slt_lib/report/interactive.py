@@ -24,7 +24,8 @@ def interactive_scores(figures: Figures, pair: str):
     """The plot of `plots.plot_scores`, BLEU alone, as a bokeh figure of the width of its page."""
     levels, names = figures.sparsities(pair), figures.begun(pair)
     title = figures.titled(f"{figures.name}: {pair}, {figures.test_set(pair)}")
-    plot = new_figure(height=HEIGHT, min_width=NARROWEST, sizing_mode="stretch_width", title=title, tools="reset,save",
+    plot = new_figure(height=HEIGHT, min_width=NARROWEST, sizing_mode="stretch_width", title=title,
+                      tools="box_zoom,reset", toolbar_location="above",
                       x_axis_label="Sparsity [%] (levels evenly spaced)", y_axis_label=METRICS["bleu"])  # fmt: skip
     dense = figures.cell(pair, "dense", 0)
     dense = dense if dense and dense.rows else None
@@ -69,7 +70,7 @@ def _draw(plot, name: str, style: dict, line: dict, data: dict):
     about = {"legend_label": name, "color": colour}
     plot.line(line["x"], line["y"], line_width=2, line_dash=DASHES[style["linestyle"]], **about)
     plot.segment("x", "low", "x", "high", source=source, line_width=1.5, **about)
-    wide = {"line_width": 3} if style["marker"] in "PX" else {}  # crosses have no area
+    wide = {"line_width": 2.5} if style["marker"] in "PX" else {}  # crosses have no area
     return plot.scatter("x", "y", source=source, marker=MARKERS[style["marker"]], size=10, **wide, **about)
 
 
@@ -90,10 +91,12 @@ def _draw_failed(plot, figures: Figures, pair: str, levels: list[float]) -> None
 def _finish(plot, levels: list[float]) -> None:
     plot.xaxis.ticker = list(range(len(levels)))
     plot.xaxis.major_label_overrides = {place: percent(level) for place, level in enumerate(levels)}
+    plot.axis.minor_tick_line_color = None
     plot.toolbar.logo = None
     plot.toolbar.active_drag = None  # a finger on the plot scrolls the page
     if plot.legend:
         legend = plot.legend[0]
         legend.update(click_policy="hide", orientation="horizontal", ncols=4, border_line_color=None, margin=0)
+        legend.location = "left"
         legend.title, legend.title_text_font_size = "Click a technique to hide it", "11px"
         plot.add_layout(legend, "below")

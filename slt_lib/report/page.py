@@ -18,6 +18,7 @@ from slt_lib.report.plots import STYLE
 
 NOTEBOOK, PAGE = "report.ipynb", "report.html"
 DPI, SCREEN = 144, 96  # pixels per inch of a stored picture, and as it is shown
+COLOURS = 128  # of a picture in the page, a quarter of the size of the PNG
 SKIP = "remove-cell"  # tag of cells that are of use in the notebook alone
 
 
@@ -115,14 +116,14 @@ def _worth_showing(cells: list) -> list:
 
 
 def _embed(output, plots: dict[str, str]) -> None:
-    """Replace a picture by its HTML: smaller, as lossless WebP, and hidden on the screen by an interactive plot."""
+    """Replace a picture by its HTML: as WebP of few colours, and hidden on the screen by an interactive plot."""
     from PIL import Image
 
     if "image/png" not in output.get("data", {}):
         return
     about, packed = output.metadata.get("image/png", {}), io.BytesIO()
     picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("RGB")
-    picture.save(packed, "webp", lossless=True, method=4)
+    picture.quantize(COLOURS, dither=Image.Dither.NONE).convert("RGB").save(packed, "webp", lossless=True)
     width = about.get("width", picture.width)
     source = f"data:image/webp;base64,{base64.b64encode(packed.getvalue()).decode()}"
     image = f'<img src="{source}" width="{width}" alt="{html.escape(about.get("alt", ""))}">'

@@ -104,7 +104,7 @@ def beside_paper(figures: Figures, pair: str) -> str:
     title = figures.titled(f"{pair}: {test_set}, and in small print the paper's newstest2014")
     body = f"<thead>{''.join(lines[:2])}</thead><tbody>{''.join(lines[2:])}</tbody>"
     below = " ".join(filter(None, notes)).replace("\\", "")
-    return f'<p><b>{title}</b></p><table class="scores">{body}</table><p>{below}</p>'
+    return f'<p><b>{title}</b></p><table class="scores">{body}</table>' + (f"<p>{below}</p>" if below else "")
 
 
 def _entry(figures: Figures, pair: str, technique: str, level: float, test_set: str) -> _Entry:
