@@ -18,7 +18,7 @@ from slt_lib.report.plots import STYLE
 
 NOTEBOOK, PAGE = "report.ipynb", "report.html"
 DPI, SCREEN = 144, 96  # pixels per inch of a stored picture, and as it is shown
-COLOURS = 128  # of a picture in the page, a quarter of the size of the PNG
+COLOURS = 128  # of a stored picture: a third of the bytes of one with all
 SKIP = "remove-cell"  # tag of cells that are of use in the notebook alone
 
 
@@ -28,10 +28,12 @@ def show(figure: Figure, alt: str, interactive: str = "") -> None:
     `interactive`: a pair; the page then has an interactive plot of its scores in the place of the picture.
     """
     from IPython.display import display
+    from PIL import Image
 
-    out, text = io.BytesIO(), f"[{alt}]"
+    drawn, out, text = io.BytesIO(), io.BytesIO(), f"[{alt}]"
     with mpl.rc_context(STYLE):
-        figure.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(drawn, format="png", dpi=DPI)
+    Image.open(drawn).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(out, "png", optimize=True)
     about = {"alt": alt, "width": round(SCREEN * figure.get_figwidth())} | (
         {"pair": interactive} if interactive else {}
     )
@@ -116,14 +118,14 @@ def _worth_showing(cells: list) -> list:
 
 
 def _embed(output, plots: dict[str, str]) -> None:
-    """Replace a picture by its HTML: as WebP of few colours, and hidden on the screen by an interactive plot."""
+    """Replace a picture by its HTML: smaller, as lossless WebP, and hidden on the screen by an interactive plot."""
     from PIL import Image
 
     if "image/png" not in output.get("data", {}):
         return
     about, packed = output.metadata.get("image/png", {}), io.BytesIO()
     picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("RGB")
-    picture.quantize(COLOURS, dither=Image.Dither.NONE).convert("RGB").save(packed, "webp", lossless=True)
+    picture.save(packed, "webp", lossless=True)
     width = about.get("width", picture.width)
     source = f"data:image/webp;base64,{base64.b64encode(packed.getvalue()).decode()}"
     image = f'<img src="{source}" width="{width}" alt="{html.escape(about.get("alt", ""))}">'
@@ -137,5 +139,5 @@ def _body(cells: list) -> str:
     from nbconvert import HTMLExporter
 
     shown = {"exclude_input": True, "exclude_input_prompt": True, "exclude_output_prompt": True}
-    exporter = HTMLExporter(template_name="basic", exclude_anchor_links=True, **shown)
+    exporter = HTMLExporter(template_name="basic", **shown)
     return exporter.from_notebook_node(nbformat.v4.new_notebook(cells=cells))[0]
