@@ -54,6 +54,7 @@ def execute(folder, patch):
     patch.setattr(report, "save_plot", lambda *_: [])  # the files of the plots take long, and the page has its own
     notebook, shell = nbformat.read(NOTEBOOK, as_version=4), InteractiveShell.instance()
     for cell in [cell for cell in notebook.cells if cell.cell_type == "code"]:
+        cell.outputs = []
         if "of_random_weights" in cell.source:
             continue  # takes long, and is of no study
         source = cell.source.replace('study_name: str = "quick"', f'study_name: str = "{folder.name}"')
