@@ -259,5 +259,5 @@ rule report:
     shell:
         PAPERMILL + " > {log} 2>&1 && nbstripout --keep-output --keep-count --extra-keys"
         " 'metadata.papermill metadata.language_info cell.metadata.execution cell.metadata.papermill' {params.out}"
-        " >> {log} 2>&1 && cp {params.out} " + FIGURES + "/report.ipynb && jupyter nbconvert"
-        " --to html --output-dir " + FIGURES + " --output report {params.out} >> {log} 2>&1 && touch {output}"
+        " >> {log} 2>&1 && cp {params.out} " + FIGURES + "/report.ipynb && python -m slt_lib report " + STUDY
+        + " --html >> {log} 2>&1 && touch {output}"

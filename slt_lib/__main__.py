@@ -174,6 +174,9 @@ def report(options) -> None:
     from slt_lib.study.results import figures
 
     folder = figures(params.name_of(options.study))
+    if options.html:
+        print(os.path.relpath(room.write_page(folder)))
+        return
     made = list(room.render(folder).values())
     if options.into:
         made.append(room.into(room.load(folder), options.into, options.allow_dirty))
@@ -240,6 +243,7 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="bf16 halves the values, rounded")
     added = command(report)
     added.add_argument("--into", metavar="FILE", help="also write the summary between its two marker lines in FILE")
+    added.add_argument("--html", action="store_true", help="only turn its executed notebook, report.ipynb, into a page")
     text = "allow --into also with rows from uncommitted code; the summary says so"
     added.add_argument("--allow-dirty", action="store_true", help=text)
     return top

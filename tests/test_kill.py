@@ -122,7 +122,7 @@ class Bench:
     def outcome(self) -> dict[str, bytes]:
         """Every file of the store and the figures but for what holds times; half-written ones must not count."""
         files = [path for name in ("runs", "figures") for path in (self.folder / name).rglob("*") if path.is_file()]
-        timed = ("provenance", "cost_", "report.html")
+        timed = ("provenance", "cost_", "report.")
         return {
             str(path.relative_to(self.folder)): untimed(path)
             for path in files

@@ -6,6 +6,7 @@
     table(figures, "en-de")                   # Tables 1 and 2 of the paper, shown as Markdown
     plot_scores(figures, "en-de", "bleu")     # a matplotlib Figure
     claims_table(figures)                     # a verdict on every claim of the paper
+    write_page("figures/multi30k")            # report.html from the executed notebook report.ipynb
 """
 
 import itertools
@@ -17,16 +18,57 @@ from slt_lib.base.files import write_bytes
 from slt_lib.report import dissect, findings
 from slt_lib.report.claims import CLAIMS, claims_table
 from slt_lib.report.data import Figures, load
+from slt_lib.report.forest import plot_forest, short_table
+from slt_lib.report.headline import headline
 from slt_lib.report.merging import merge
+from slt_lib.report.page import fold, show, write_page
 from slt_lib.report.paper import paper_figures, paper_folder, paper_table
-from slt_lib.report.plots import all_plots, plot_cost, plot_kept, plot_magnitudes, plot_scores, save_plot
+from slt_lib.report.plots import (
+    all_plots,
+    plot_cost,
+    plot_depth,
+    plot_kept,
+    plot_magnitudes,
+    plot_scores,
+    save_plot,
+)
 from slt_lib.report.statistics import contrast, interval
-from slt_lib.report.summary import into, summary
-from slt_lib.report.tables import ablations, table
+from slt_lib.report.summary import cost, into, provenance_table, summary
+from slt_lib.report.tables import ablations, beside_paper, table
 
-__all__ = ["CLAIMS", "Figures", "ablations", "all_plots", "claims_table", "contrast", "interval", "into", "load"]
-__all__ += ["merge", "paper_figures", "paper_folder", "paper_table", "plot_cost", "plot_kept", "plot_magnitudes"]
-__all__ += ["plot_scores", "render", "save_plot", "summary", "table"]
+__all__ = [
+    "CLAIMS",
+    "Figures",
+    "ablations",
+    "all_plots",
+    "beside_paper",
+    "claims_table",
+    "contrast",
+    "cost",
+    "fold",
+    "headline",
+    "interval",
+    "into",
+    "load",
+    "merge",
+    "paper_figures",
+    "paper_folder",
+    "paper_table",
+    "plot_cost",
+    "plot_depth",
+    "plot_forest",
+    "plot_kept",
+    "plot_magnitudes",
+    "plot_scores",
+    "provenance_table",
+    "render",
+    "save_plot",
+    "short_table",
+    "show",
+    "summary",
+    "table",
+    "write_page",
+]
 
 
 def render(folder: str | os.PathLike) -> dict[str, Path]:

@@ -91,10 +91,12 @@ def _table(rows: pd.DataFrame, pair: str, columns: int | None = None) -> str:
     """A pair's verdicts in Markdown, the first `columns` alone; empty without rows."""
     shown = [
         {
-            f"Claim, {pair}": row.statement + (" (TER)" if row.metric == "ter" else ""),
-            "On the paper's tables": f"{row.paper_verdict} ({_effect(row.paper_effect, row.unit)})".replace(" ()", ""),
+            f"Claim, {pair}": named(row),
+            "On the paper's tables": f"{row.paper_verdict} ({with_unit(row.paper_effect, row.unit)})".replace(
+                " ()", ""
+            ),
             "Here": f"**{row.verdict}**",
-            "Effect [95% interval]": _effect(row.effect, row.unit, row.low, row.high),
+            "Effect [95% interval]": with_unit(row.effect, row.unit, row.low, row.high),
             "At": row.at,
             "Agree": row.supported,
             "Why": row.reason,
@@ -108,7 +110,12 @@ def _table(rows: pd.DataFrame, pair: str, columns: int | None = None) -> str:
     return markdown_rows(list(shown[0])[:columns], body) if shown else ""
 
 
-def _effect(effect: float, unit: str, low: float = np.nan, high: float = np.nan) -> str:
+def named(row) -> str:
+    """The statement of a row of `Claims.frame`, with its metric if that is TER."""
+    return row.statement + (" (TER)" if row.metric == "ter" else "")
+
+
+def with_unit(effect: float, unit: str, low: float = np.nan, high: float = np.nan) -> str:
     """An effect in its unit and, where it has one, its interval; empty for nan."""
     if np.isnan(effect):
         return ""

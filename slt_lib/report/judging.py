@@ -33,6 +33,7 @@ RULE = (
 
 HOLDS, FAILS, UNDECIDED, WITHHELD = "holds", "fails", "undecided", "withheld"
 NO_ROWS = "no rows"
+CONTROL = "not in the paper"  # the source of claims that are ours
 EDGE = 1e-9  # widens the ranges that include their ends and narrows the others
 # The range of contrasts that agree with a claim. "Below" turns the contrast round.
 RELATIONS = {

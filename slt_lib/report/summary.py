@@ -52,7 +52,7 @@ def into(figures: Figures, path: str | os.PathLike, allow_dirty: bool = False) -
     states = ""
     if dirty := uncommitted(figures):
         run, commit = next(iter(dirty.items()))
-        count = f"{len(dirty)} of {len(_trainings(figures))} trainings ran on uncommitted code"
+        count = f"{len(dirty)} of {len(trainings(figures.results))} trainings ran on uncommitted code"
         if not allow_dirty:
             raise InputError(
                 f"{figures.path / KINDS['provenance'][0]}: {count}, such as run {run} (commit {commit or 'unknown'}); "
@@ -65,7 +65,7 @@ def into(figures: Figures, path: str | os.PathLike, allow_dirty: bool = False) -
 
 def uncommitted(figures: Figures) -> dict[str, str]:
     """run -> commit of the trainings whose provenance is not a clean commit hash."""
-    commits = _provenance(figures).set_index("run")["commit"].reindex(_trainings(figures), fill_value="")
+    commits = _provenance(figures).set_index("run")["commit"].reindex(trainings(figures.results), fill_value="")
     clean = commits.str.fullmatch("[0-9a-f]{7,64}( [0-9a-f]{7,64})*")  # several if a training was resumed
     return commits[~clean].to_dict()
 
@@ -102,6 +102,16 @@ def cost(figures: Figures) -> str:
     )
 
 
+def provenance_table(figures: Figures) -> pd.DataFrame:
+    """Trainings, hours and days by everything in provenance.csv that can differ between machines."""
+    rows = _provenance(figures)
+    seconds, day = pd.to_numeric(rows["seconds"], errors="coerce"), rows["finished"].str[:10]
+    keys = ["commit", "device", "threads", "precision", "python", "torch"]
+    groups = rows.assign(hours=seconds / 3600, first=day, last=day).groupby(keys, sort=False)
+    found = groups.agg(trainings=("run", "size"), hours=("hours", "sum"), first=("first", "min"), last=("last", "max"))
+    return found.assign(hours=found.hours.round(1)).reset_index()
+
+
 def _scores(figures: Figures, pair: str) -> str:
     """BLEU of Table 1, without the techniques and levels that have not been run yet."""
     tried = {*figures.begun(pair), *(technique for technique, _ in figures.failures(pair))}
@@ -125,8 +135,9 @@ def _scores(figures: Figures, pair: str) -> str:
     return "\n".join(filter(None, [shown, faults, odd, "What is not listed was not run yet." if partial else ""]))
 
 
-def _trainings(figures: Figures) -> list[str]:
-    return sorted({run.partition("+")[0] for run in figures.results.run})
+def trainings(results: pd.DataFrame) -> list[str]:
+    """The ids of the trainings behind rows of results.csv; a run scored at another checkpoint has one with a "+"."""
+    return sorted({run.partition("+")[0] for run in results.run})
 
 
 def _provenance(figures: Figures) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from slt_lib.report.data import SLT_MP_FIRST, Cell, Figures, csv_text, label, percent
+from slt_lib.report.paper import paper_figures
 from slt_lib.report.statistics import contrast, same_runs
 
 TABLE_COLUMNS = "pair technique sparsity bleu ter memory_mib note best test_set".split()
@@ -77,6 +78,33 @@ def table(figures: Figures, pair: str, test_set: str | None = None) -> Table:
     title = figures.titled(f"{pair}: BLEU [%] and TER [%] on {test_set}")
     notes = [*_notes(rows), *filter(None, [failed(figures, pair), uneven(figures, pair)])]
     return Table(_markdown(title, head, body, notes), _latex(title, head, body, notes), csv_text(TABLE_COLUMNS, lines))
+
+
+def beside_paper(figures: Figures, pair: str) -> str:
+    """A pair's scores as an HTML table, the paper's own in small print below each; what was not run is left out."""
+    paper, test_set = paper_figures(), figures.test_set(pair)
+    tried = {*figures.begun(pair), *(technique for technique, _ in figures.failures(pair))}
+    names = [name for name in figures.techniques(pair) if name in tried] or ["dense"]
+    levels = figures.sparsities(pair)
+    rows = {level: [_entry(figures, pair, name, level, test_set) for name in names] for level in levels}
+    rows = {level: row for level, row in rows.items() if any(entry.cell for entry in row)}
+    head = "".join(f'<th colspan="2">{label(name)}</th>' for name in names)
+    lines = [f"<tr><th></th>{head}</tr>", f"<tr><th>Sparsity</th>{'<th>BLEU</th><th>TER</th>' * len(names)}</tr>"]
+    for level, row in rows.items():
+        _find_best(row)
+        cells = [f"<th>{percent(level)}%</th>"]
+        for name, entry in zip(names, row, strict=True):
+            cell = paper.cell(pair, name, level) if pair in paper.pairs else None
+            theirs = _scores(cell) if cell else dict.fromkeys(CHOOSE, "")
+            shown = {metric: entry.show(metric).replace("\\", "") for metric in CHOOSE}
+            shown |= {metric: f"<b>{text.replace('**', '')}</b>" for metric, text in shown.items() if "**" in text}
+            cells += [f"<td>{shown[metric]}<br><small>{theirs[metric]}</small></td>" for metric in CHOOSE]
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    notes = [*_notes(list(rows.values())), failed(figures, pair), uneven(figures, pair)]
+    title = figures.titled(f"{pair}: {test_set}, and in small print the paper's newstest2014")
+    body = f"<thead>{''.join(lines[:2])}</thead><tbody>{''.join(lines[2:])}</tbody>"
+    below = " ".join(filter(None, notes)).replace("\\", "")
+    return f'<p><b>{title}</b></p><table class="scores">{body}</table>' + (f"<p>{below}</p>" if below else "")
 
 
 def _entry(figures: Figures, pair: str, technique: str, level: float, test_set: str) -> _Entry:

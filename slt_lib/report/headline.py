@@ -1,0 +1,120 @@
+"""A study in five sentences: what ran, the dense model, the best technique, the claims, and what is missing."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable
+
+from slt_lib.report.claims import Claims
+from slt_lib.report.data import HYBRID_SWITCH, SLT_MP_FIRST, Figures, label, percent, read_study
+from slt_lib.report.judging import CONTROL, FAILS, HOLDS, NO_ROWS
+from slt_lib.report.paper import paper_figures
+from slt_lib.report.summary import trainings
+
+
+def headline(figures: Figures, claims: Claims, pairs: Iterable[str] = ()) -> list[str]:
+    """The five sentences, about `pairs` of the study; by default about all."""
+    pairs = list(pairs) or list(figures.pairs)
+    run = [pair for pair in pairs if (figures.results["pair"] == pair).any()]
+    judged = claims.frame[claims.frame["pair"].isin(run) & (claims.frame["source"] != CONTROL)]
+    return [_ran(figures, run), _dense(figures, run), _best(figures, run), _claims(figures, judged, run),
+            _missing(figures, pairs, run)]  # fmt: skip
+
+
+def joined(parts: Iterable[object]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    *first, last = map(str, parts)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + "s" * (count != 1)
+
+
+def _ran(figures: Figures, run: list[str]) -> str:
+    if not run:
+        return f"Nothing of {figures.name} was run yet."
+    rows = figures.results[figures.results["pair"].isin(run)]
+    seeds = sorted({int(seed) for seed in rows["seed"]})
+    levels = {cell.sparsity for pair in run for name in figures.begun(pair) for cell in figures.own_cells(pair, name)}
+    begun = dict.fromkeys(name for pair in run for name in figures.begun(pair))
+    known = dict.fromkeys(name for pair in run for name in figures.techniques(pair))
+    names = f" ({joined(map(label, begun))})" if 0 < len(begun) < len(known) else ""
+    return (
+        f"The study {figures.name} has {_many(len(trainings(rows)), 'training')}: {joined(run)}, "
+        f"seed{'s' * (len(seeds) > 1)} {joined(seeds)}, {len(levels)} of {len({*figures.levels, *levels})} levels and "
+        f"{len(begun)} of {len(known)} techniques{names}."
+    )
+
+
+def _dense(figures: Figures, run: list[str]) -> str:
+    told, paper = [], paper_figures()
+    for pair in run:
+        if (cell := figures.cell(pair, "dense", 0)) and cell.rows:
+            theirs = f" (paper: {paper.cell(pair, 'dense', 0).mean('bleu'):.1f})" if pair in paper.pairs else ""
+            told.append(f"{cell.mean('bleu'):.1f} BLEU on {pair}{theirs}")
+    if not told:
+        return "The dense model was not scored yet."
+    return f"The dense model scores {joined(told)}; the paper's is larger and was trained on WMT14."
+
+
+def _best(figures: Figures, run: list[str]) -> str:
+    told = [text for pair in run if (text := _best_of(figures, pair))]
+    if not told:
+        return "No level has two techniques yet, so none is the best."
+    return f"By mean BLEU the best technique is {'; '.join(told)}."
+
+
+def _best_of(figures: Figures, pair: str) -> str:
+    """The technique with the highest mean BLEU at each level that two or more have, neighbouring levels together."""
+    winners = []
+    for level in figures.sparsities(pair)[1:]:
+        cells = [cell for name in figures.techniques(pair) if (cell := figures.cell(pair, name, level))]
+        means = {cell.technique: cell.mean("bleu") for cell in cells if cell.rows and not cell.copied}
+        if len(means) > 1:
+            winners.append((max(means, key=means.get), level))
+    parts = []
+    for name, group in itertools.groupby(winners, key=lambda winner: winner[0]):
+        levels = [percent(level) for _, level in group]
+        parts.append(
+            f"{label(name)} {'at' if len(levels) == 1 else 'from'} {'% to '.join(levels[:: len(levels) - 1 or 1])}%"
+        )
+    return f"{joined(parts)} on {pair}" if parts else ""
+
+
+def _claims(figures: Figures, judged, run: list[str]) -> str:
+    if figures.rehearsal or not run:
+        count = judged["claim"].nunique()
+        return "No claim of the paper was tested yet." if not run else (
+            f"A rehearsal decides none of the paper's {count} claims: every verdict is withheld.")  # fmt: skip
+    told = []
+    for pair, rows in judged.groupby("pair", sort=False):
+        verdicts, lacking = Counter(rows["verdict"]), int((rows["reason"] == NO_ROWS).sum())
+        rest = len(rows) - verdicts[HOLDS] - verdicts[FAILS]
+        why = f" ({lacking} for lack of runs)" if lacking else ""
+        told.append(
+            f"{pair} agrees with {verdicts[HOLDS]}, contradicts {verdicts[FAILS]} and leaves {rest} undecided{why}"
+        )
+    return f"Of the paper's {len(rows)} claims, {'; '.join(told)}."
+
+
+def _missing(figures: Figures, pairs: list[str], run: list[str]) -> str:
+    failed = sum(len(figures.failures(pair)) for pair in run)
+    parts = [f"runs failed in {_many(failed, 'cell')}"] if failed else []
+    if figures.rehearsal:
+        return f"{'; '.join(['This is a rehearsal, so its scores are no evidence', *parts])}."
+    seeds, gaps = len(read_study(figures.path)["seeds"]), []
+    if idle := [pair for pair in pairs if pair not in run]:
+        gaps.append(f"all of {joined(idle)}")
+    for pair in run:
+        planned = [(name, level) for name in figures.pairs[pair] for level in figures.levels if _own(name, level)]
+        cells = [figures.cell(pair, *at) for at in (("dense", 0.0), *planned)]
+        gaps += [f"{absent} of the {len(cells)} cells of {pair}"] if (absent := cells.count(None)) else []
+        fewer = sum(len(cell.rows) + len(cell.failures) < seeds for cell in cells if cell)
+        gaps += [f"a seed in {_many(fewer, 'cell')} of {pair}"] if fewer else []
+    parts.insert(0, f"Still missing: {joined(gaps)}" if gaps else "Nothing is missing")
+    return f"{'; '.join(parts)}."
+
+
+def _own(technique: str, level: float) -> bool:
+    """Whether a technique has a model of its own at a level of its study."""
+    return level >= {"slt-mp": SLT_MP_FIRST, "mp-slt": HYBRID_SWITCH + 1e-6}.get(technique, 1e-6)

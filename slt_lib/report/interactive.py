@@ -1,0 +1,102 @@
+"""BLEU against sparsity as a Bokeh figure: values and intervals under the pointer, a legend that hides techniques."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from bokeh.models import ColumnDataSource, HoverTool
+from bokeh.plotting import figure as new_figure
+
+from slt_lib.base.settings import DENSE
+from slt_lib.report.data import Cell, Figures, label, percent
+from slt_lib.report.plots import DODGE, METRICS, look
+from slt_lib.report.statistics import interval
+
+# matplotlib's marker or line style -> Bokeh's
+MARKERS = {"o": "circle", "s": "square", "^": "triangle", "D": "diamond", "P": "plus", "v": "inverted_triangle"}
+MARKERS |= {"*": "star", "X": "x", "<": "hex", ">": "square_pin"}
+DASHES = {"-": "solid", "--": "dashed", "-.": "dotdash", ":": "dotted"}
+TOOLTIPS = [("", "@name, @level"), ("BLEU", "@shown"), ("95% interval", "@bounds"), ("minus dense", "@gap"),
+            ("seeds", "@seeds")]  # fmt: skip
+HEIGHT, NARROWEST = 470, 280  # pixels
+
+
+def interactive_scores(figures: Figures, pair: str):
+    """The plot of `plots.plot_scores`, BLEU alone, as a bokeh figure of the width of its page."""
+    levels, names = figures.sparsities(pair), figures.begun(pair)
+    title = figures.titled(f"{figures.name}: {pair}, {figures.test_set(pair)}")
+    plot = new_figure(height=HEIGHT, min_width=NARROWEST, sizing_mode="stretch_width", title=title,
+                      tools="box_zoom,reset", toolbar_location="above",
+                      x_axis_label="Sparsity [%] (levels evenly spaced)", y_axis_label=METRICS["bleu"])  # fmt: skip
+    dense = figures.cell(pair, "dense", 0)
+    dense = dense if dense and dense.rows else None
+    points = []
+    for place, name in enumerate(names):
+        aside = DODGE * max(len(levels) - 1, 1) * (place - (len(names) - 1) / 2)
+        cells = [cell for level in levels[1:] if (cell := figures.cell(pair, name, level)) and cell.rows]
+        data = _data(figures, pair, cells, dense, [levels.index(cell.sparsity) + aside for cell in cells], name)
+        start = {"x": [0.0], "y": [dense.mean("bleu")]} if dense else {"x": [], "y": []}
+        line = {key: [*start[key], *data[key]] for key in ("x", "y")}
+        points.append(_draw(plot, label(name), look(name, names), line, data))
+    if dense:
+        data = _data(figures, pair, [dense], None, [0.0], "dense")
+        line = {"x": [0, len(levels) - 1], "y": data["y"] * 2}
+        style = {"color": DENSE.colour, "marker": DENSE.marker, "linestyle": DENSE.line}
+        points.append(_draw(plot, DENSE.label, style, line, data))
+    _draw_failed(plot, figures, pair, levels)
+    plot.add_tools(HoverTool(renderers=points, tooltips=TOOLTIPS))
+    _finish(plot, levels)
+    return plot
+
+
+def _data(figures: Figures, pair: str, cells: Iterable[Cell], dense: Cell | None, x: list[float], name: str) -> dict:
+    """The columns of a technique's points, as they are drawn and as they are shown under the pointer."""
+    data = {key: [] for key in "y low high level shown bounds gap seeds".split()}
+    for cell in cells:
+        mean, (low, high) = cell.mean("bleu"), interval(figures, pair, cell, "bleu")
+        lower, upper = interval(figures, pair, cell, "bleu", dense) if dense else (np.nan, np.nan)
+        known = not np.isnan(low)
+        gap = f"{mean - dense.mean('bleu'):+.2f}" if dense else "–"
+        gap += f" [{lower:+.2f}, {upper:+.2f}]" if dense and not np.isnan(lower) else ""
+        row = mean, low if known else mean, high if known else mean, f"{percent(cell.sparsity)}%", f"{mean:.2f}"
+        row += f"{low:.2f} to {high:.2f}" if known else "unknown", gap, ", ".join(f"{r['seed']:g}" for r in cell.rows)
+        for key, value in zip(data, row, strict=True):
+            data[key].append(value)
+    return data | {"x": x, "name": [label(name) if name != "dense" else name] * len(x)}
+
+
+def _draw(plot, name: str, style: dict, line: dict, data: dict):
+    """A technique's line, intervals and markers, which the legend hides together; returns the markers."""
+    colour, source = style["color"], ColumnDataSource(data)
+    about = {"legend_label": name, "color": colour}
+    plot.line(line["x"], line["y"], line_width=2, line_dash=DASHES[style["linestyle"]], **about)
+    plot.segment("x", "low", "x", "high", source=source, line_width=1.5, **about)
+    wide = {"line_width": 2.5} if style["marker"] in "PX" else {}  # crosses have no area
+    return plot.scatter("x", "y", source=source, marker=MARKERS[style["marker"]], size=10, **wide, **about)
+
+
+def _draw_failed(plot, figures: Figures, pair: str, levels: list[float]) -> None:
+    """A cross at the foot for each cell without a score; under the pointer the reasons."""
+    lost = {at: why for at, why in figures.failures(pair).items() if at[1] and not figures.cell(pair, *at).rows}
+    scores = [cell.mean("bleu") for cell in figures.cells(pair) if cell.rows]
+    if not lost:
+        return
+    colours = [look(name, figures.techniques(pair))["color"] for name, _ in lost]
+    names = [f"{label(name)}, {percent(level)}%: {'; '.join(why)}" for (name, level), why in lost.items()]
+    x, foot = [levels.index(level) for _, level in lost], min(scores, default=0.0) - 1
+    source = ColumnDataSource({"x": x, "y": [foot] * len(x), "name": names, "colour": colours})
+    about = {"marker": "x", "size": 10, "line_width": 2, "color": "colour", "legend_label": "failed"}
+    plot.add_tools(HoverTool(renderers=[plot.scatter("x", "y", source=source, **about)], tooltips="failed: @name"))
+
+
+def _finish(plot, levels: list[float]) -> None:
+    plot.xaxis.ticker = list(range(len(levels)))
+    plot.xaxis.major_label_overrides = {place: percent(level) for place, level in enumerate(levels)}
+    plot.axis.minor_tick_line_color = None
+    plot.toolbar.logo = None
+    plot.toolbar.active_drag = None  # a finger on the plot scrolls the page
+    if plot.legend:
+        legend = plot.legend[0]
+        legend.update(click_policy="hide", orientation="horizontal", ncols=4, border_line_color=None, margin=0)
+        legend.location = "left"
+        legend.title, legend.title_text_font_size = "Click a technique to hide it", "11px"
+        plot.add_layout(legend, "below")
