@@ -41,8 +41,8 @@ def run(options) -> None:
     from slt_lib.base import distributed
     from slt_lib.study import Study
     from slt_lib.study.results import figures, must_be_writable, record_run
-    from slt_lib.study.start import record_start
     from slt_lib.study.stability import record_stability
+    from slt_lib.study.start import record_start
     from slt_lib.study.workers import default_jobs
     from slt_lib.techniques import RECIPES, compared
 
