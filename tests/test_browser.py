@@ -24,11 +24,11 @@ SCREENS = ROOT / "build" / "screens"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: `apt-get install chromium`")
 NAMES = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
-TOKEN, SIDE_BY_SIDE, PATIENCE = "browser-test", 2, 240.0  # seconds
+TOKEN, SIDE_BY_SIDE, PATIENCE = "browser-test", 2, 120.0  # seconds
 STUDY = changed(TINY, {"seeds": [1], "levels": [0.5, 0.8], "ablations": ["signs"]})
 FAST = {  # knobs that keep a notebook short; everything else is as committed
     "08_ablations": {"comparisons": ["signs"]},
-    "10_dissect": {"sentences": 10, "probe_sentences": 60},
+    "10_dissect": {"sentences": 10, "probe_sentences": 60, "probe_techniques": ["mp"], "probe_levels": [0.8]},
     "12_sparse": {"sentences": 4, "seconds": 0.01},
 }
 STATE = """path => {
@@ -40,12 +40,16 @@ STATE = """path => {
   return {failed: failed.length, left: cells.filter(one => one.executionCount === null).length, cells: cells.length,
           kernel: kernel ? kernel.status : ''};
 }"""
-OPEN = "async path => { await jupyterapp.commands.execute('docmanager:open', {path}); }"
-CLOSE = """async path => {
+OPEN = """async ([path, id]) => {
+  await jupyterapp.commands.execute('docmanager:open', {path, ...(id && {kernel: {id, name: 'python3'}})});
+}"""
+CLOSE = """async ([path, end]) => {
   const panel = [...jupyterapp.shell.widgets('main')].find(one => one.context && one.context.path === path);
   await panel.context.save();
-  await panel.sessionContext.shutdown();
+  const id = panel.sessionContext.session.kernel.id;
+  if (end) await panel.sessionContext.shutdown();
   panel.dispose();
+  return id;
 }"""
 
 
@@ -84,8 +88,9 @@ class Lab:
     def path(self, name: str) -> str:
         return f"notebooks/{name}.ipynb"
 
-    def open(self, name: str) -> None:
-        self.page.evaluate(OPEN, self.path(name))
+    def open(self, name: str, kernel: str = "") -> None:
+        """Open a notebook or turn to it. `kernel`: the id of a running one that a new notebook uses."""
+        self.page.evaluate(OPEN, [self.path(name), kernel])
         self.wait(lambda: (state := self.state(name)) and state["kernel"] == "idle", f"{name}: no kernel")
 
     def menu(self, title: str, command: str) -> None:
@@ -93,8 +98,8 @@ class Lab:
         self.page.locator(".lm-MenuBar-item", has_text=re.compile(f"^{title}$")).click()
         self.page.locator(".lm-Menu-item", has_text=re.compile(f"^{command}$")).click()
 
-    def run_all(self, name: str) -> None:
-        self.open(name)
+    def run_all(self, name: str, kernel: str = "") -> None:
+        self.open(name, kernel)
         self.menu("Run", "Run All Cells")
 
     def state(self, name: str) -> dict | None:
@@ -112,28 +117,30 @@ class Lab:
             self.page.wait_for_timeout(100)
         return value
 
-    def close(self, name: str) -> list[str]:
-        """Keep a picture, save and close the notebook, end its kernel; its faults."""
-        self.page.evaluate(OPEN, self.path(name))
+    def close(self, name: str, end: bool = True) -> str:
+        """Keep a picture, save and close the notebook, end its kernel if `end`; the id of the kernel."""
+        self.page.evaluate(OPEN, [self.path(name), ""])
         self.page.screenshot(path=SCREENS / f"{name}.png")
-        self.page.evaluate(CLOSE, self.path(name))
+        return self.page.evaluate(CLOSE, [self.path(name), end])
+
+    def faults(self, name: str) -> list[str]:
         return faults(self.folder / self.path(name))
 
     def run_many(self, names: list[str]) -> list[str]:
-        """Run notebooks from the menu, a few at once, in their order; all faults."""
-        waiting, running, found = list(names), [], []
+        """Run notebooks from the menu in their order, two at once; all faults.
+
+        A notebook takes over the kernel of one that has ended: to import everything takes longer than most notebooks.
+        """
+        waiting, running, kernels = list(names), [], [""] * SIDE_BY_SIDE
         while waiting or running:
-            if waiting and len(running) < SIDE_BY_SIDE:
+            while waiting and kernels:
                 running.append(waiting.pop(0))
-                self.run_all(running[-1])
-            ready = self.wait(
-                lambda: [name for name in running if self.ended(name)] or waiting and len(running) < SIDE_BY_SIDE,
-                f"{running}: too slow",
-            )
-            for name in ready if isinstance(ready, list) else []:
+                self.run_all(running[-1], kernels.pop(0))
+            ready = self.wait(lambda: [name for name in running if self.ended(name)], f"too slow: {running}")
+            for name in ready:
                 running.remove(name)
-                found += self.close(name)
-        return found
+                kernels.append(self.close(name, end=len(waiting) < len(kernels) + 1))
+        return [fault for name in names for fault in self.faults(name)]
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +156,12 @@ def browser():
 def folder(tmp_path_factory):
     """The copied notebooks, a tiny study, and settings of JupyterLab that ask no questions."""
     folder = tmp_path_factory.mktemp("lab")
-    (folder / "notebooks").mkdir()
-    study = folder / "tiny.yaml"
-    study.write_text(yaml.safe_dump(STUDY), encoding="utf-8")
+    for name in ("notebooks", "params"):
+        (folder / name).mkdir()
+    (folder / "params" / "tiny.yaml").write_text(yaml.safe_dump(STUDY), encoding="utf-8")
+    shutil.copytree(ROOT / "figures" / "multi30k", folder / "figures" / "multi30k")
     for name in NAMES:
-        values = {} if name == "00_start" else {"study_name": str(study)}
+        values = {} if name == "00_start" else {"study_name": "tiny"}
         copy(
             ROOT / "notebooks" / f"{name}.ipynb", folder / "notebooks" / f"{name}.ipynb", **values, **FAST.get(name, {})
         )
@@ -217,7 +225,8 @@ def test_a_slider_moves_and_the_picture_changes(lab):
     lab.wait(lambda: picture.get_attribute("src") != before[0], "the picture stays the same", 30)
     lab.wait(lambda: table.inner_text() != before[1], "the table stays the same", 30)
     lab.page.screenshot(path=SCREENS / "slider_after.png")
-    assert not lab.close("00_start")
+    lab.close("00_start")
+    assert not lab.faults("00_start")
 
 
 def test_every_notebook_runs_to_its_end_from_the_menu(lab):
@@ -233,11 +242,11 @@ def test_a_notebook_that_raises_is_found(lab):
 
 
 def test_an_interrupted_training_continues(lab):
-    study = lab.folder / "longer.yaml"
+    study = lab.folder / "params" / "longer.yaml"
     longer = {"training": {"steps": 1200, "checkpoint": 0.05}, "keep": [0.1], "levels": [0.5], "seeds": [1]}
     study.write_text(yaml.safe_dump(changed(TINY, longer)), encoding="utf-8")
     before = set((lab.folder / "runs").glob("*/ticket.json"))
-    copy(ROOT / "notebooks" / "01_dense.ipynb", lab.folder / lab.path("longer"), study_name=str(study))
+    copy(ROOT / "notebooks" / "01_dense.ipynb", lab.folder / lab.path("longer"), study_name="longer")
     lab.run_all("longer")
 
     def kept() -> list[Path]:
@@ -253,7 +262,8 @@ def test_an_interrupted_training_continues(lab):
     lab.wait(lambda: lab.state("longer")["kernel"] == "idle", "the kernel is still busy")
     lab.menu("Run", "Run All Cells")
     lab.wait(lambda: (state := lab.state("longer")) and not state["failed"] and lab.ended("longer"), "did not continue")
-    assert not lab.close("longer")
+    lab.close("longer")
+    assert not lab.faults("longer")
     assert (early.parent / "run.json").exists() and early.stat().st_mtime_ns == wrote  # not trained again from 0
 
 
@@ -271,7 +281,7 @@ def watched(browser, path: Path, width: int):
 def synthetic(lab):
     """The report of the tiny study, made as the engine makes it from the notebook that ran above."""
     done = lab.folder / lab.path("99_report")
-    if faults(done):
+    if lab.faults("99_report"):
         assert not lab.run_many(["02_mp", "99_report"])
     command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "html", "--output", "report", str(done)]
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"JUPYTER_PREFER_ENV_PATH": "1"})
