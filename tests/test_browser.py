@@ -236,7 +236,8 @@ def test_every_notebook_runs_to_its_end_from_the_menu(lab):
 def test_a_notebook_that_raises_is_found(lab):
     path = lab.folder / lab.path("raises")
     cells = [nbformat.v4.new_code_cell(source) for source in ("1 + 1", "raise ValueError('on purpose')", "2 + 2")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
     found = lab.run_many(["raises"])
     assert found == ["raises: ValueError: on purpose", "raises: not run: 2 + 2"]
 
