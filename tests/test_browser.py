@@ -95,8 +95,8 @@ class Lab:
 
     def menu(self, title: str, command: str) -> None:
         """Choose an entry of the menu bar by its text."""
-        self.page.locator(".lm-MenuBar-item", has_text=re.compile(f"^{title}$")).click()
-        self.page.locator(".lm-Menu-item", has_text=re.compile(f"^{command}$")).click()
+        self.page.locator(".lm-MenuBar-itemLabel", has_text=re.compile(f"^{title}$")).click()
+        self.page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{command}$")).click()
 
     def run_all(self, name: str, kernel: str = "") -> None:
         self.open(name, kernel)
@@ -244,7 +244,7 @@ def test_a_notebook_that_raises_is_found(lab):
 
 def test_an_interrupted_training_continues(lab):
     study = lab.folder / "params" / "longer.yaml"
-    longer = {"training": {"steps": 1200, "checkpoint": 0.05}, "keep": [0.1], "levels": [0.5], "seeds": [1]}
+    longer = {"training": {"steps": 600, "checkpoint": 0.1}, "keep": [0.1], "levels": [0.5], "seeds": [1]}
     study.write_text(yaml.safe_dump(changed(TINY, longer)), encoding="utf-8")
     before = set((lab.folder / "runs").glob("*/ticket.json"))
     copy(ROOT / "notebooks" / "01_dense.ipynb", lab.folder / lab.path("longer"), study_name="longer")
@@ -252,7 +252,7 @@ def test_an_interrupted_training_continues(lab):
 
     def kept() -> list[Path]:
         new = set((lab.folder / "runs").glob("*/ticket.json")) - before
-        return [path for one in new for path in one.parent.glob("theta_0000120.safetensors")]
+        return [path for one in new for path in one.parent.glob("theta_0000060.safetensors")]
 
     [early] = lab.wait(kept, "the training does not begin")
     wrote = early.stat().st_mtime_ns
