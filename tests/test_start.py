@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import HTML
 from IPython.utils.capture import capture_output
 
@@ -23,6 +24,14 @@ def recorded(make_study):
     folder = results.figures(study.name)
     report.merge(folder)
     return study, chains, folder
+
+
+@pytest.fixture
+def shell(tmp_path, monkeypatch):
+    """What a notebook's outputs go through."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    yield InteractiveShell.instance()
+    InteractiveShell.clear_instance()
 
 
 def test_a_grid_of_shares_comes_back():
@@ -54,7 +63,7 @@ def test_the_table_names_what_is_missing_and_marks_what_differs(recorded):
         assert start.plot_level(figures, "en-de", level if level in figures.sparsities("en-de") else 0.8).axes
 
 
-def test_a_widget_shows_its_first_choice_without_a_browser_and_redraws(recorded):
+def test_a_widget_shows_its_first_choice_without_a_browser(recorded, shell):
     _, _, folder = recorded
     with capture_output() as seen:
         widgets.explore(report.load(folder), "en-de")
@@ -68,7 +77,7 @@ def test_a_widget_shows_its_first_choice_without_a_browser_and_redraws(recorded)
     assert asked == [["one"]]
 
 
-def test_a_change_of_a_control_redraws(recorded):
+def test_a_change_of_a_control_redraws(shell):
     shown, box = [], widgets.ipywidgets.IntSlider(value=1)
     with capture_output():
         widgets.controlled(lambda n: [HTML(str(shown.append(n)))], n=box)
