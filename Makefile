@@ -40,7 +40,7 @@ full-size: $(ROOT)/.venv/ready
 
 lab: $(ROOT)/.venv/ready
 	@cd $(ROOT) && jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir=$(ROOT) \
-		notebooks/00_corpus.ipynb
+		notebooks/00_start.ipynb
 
 # Execute the committed notebooks again on the quick study and remove what differs from run to run.
 notebooks: $(ROOT)/.venv/ready

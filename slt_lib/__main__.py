@@ -42,6 +42,7 @@ def run(options) -> None:
     from slt_lib.study import Study
     from slt_lib.study.results import figures, must_be_writable, record_run
     from slt_lib.study.stability import record_stability
+    from slt_lib.study.start import record_start
     from slt_lib.study.workers import default_jobs
     from slt_lib.techniques import RECIPES, compared
 
@@ -60,6 +61,7 @@ def run(options) -> None:
                     record_run(study, chain, run, checkpoint)  # noqa: B023 (called before the loop goes on)
 
             study.follow(chains, jobs=options.jobs or default_jobs(settings.threads), done=write)
+            distributed.broadcast(lambda: record_start(study, chains))  # noqa: B023
             if "stability" in groups:
                 distributed.broadcast(lambda: record_stability(study, groups["stability"]))  # noqa: B023
         if options.report:

@@ -33,7 +33,7 @@ def notebook(request):
 
 
 def test_the_notebooks_are_there():
-    names = "00_corpus 01_dense 02_mp 03_lt 04_slt 05_clt 06_slt_mp 07_mp_slt 08_ablations".split()
+    names = "00_corpus 00_start 01_dense 02_mp 03_lt 04_slt 05_clt 06_slt_mp 07_mp_slt 08_ablations".split()
     names += "10_dissect 11_subnetworks 12_sparse 99_report".split()
     assert [path.stem for path in NOTEBOOKS] == names
 
@@ -45,8 +45,9 @@ def test_one_parameters_cell_with_types_defaults_and_comments(notebook):
         assert isinstance(eval(default), TYPES[kind]), f"{name} is no {kind}"
         assert comment
     names = re.findall(r"^(\w+):", cell.source, re.MULTILINE)
-    assert names[:3] == ["study_name", "pair", "seeds"]
-    assert 'study_name: str = "quick"' in cell.source
+    start = notebook.stem == "00_start"  # shows figures: no seeds are chosen
+    assert names[:3] == ["study_name", "pair", "model" if start else "seeds"]
+    assert f'study_name: str = "{"multi30k" if start else "quick"}"' in cell.source
 
 
 def test_kernel_is_python3(notebook):
@@ -71,6 +72,33 @@ def test_begins_with_a_title_and_has_text(notebook):
     cells = nbformat.read(notebook, as_version=4).cells
     assert cells[0].cell_type == "markdown" and cells[0].source.startswith(f"# {notebook.stem[:2]} · ")
     assert sum(cell.cell_type == "markdown" for cell in cells) >= 4
+
+
+ORDER = sorted(NOTEBOOKS, key=lambda path: (path.stem != "00_start", path.stem))
+
+
+def links(notebook):
+    """The line under the title: to the start, to the previous and to the next notebook."""
+    place = ORDER.index(notebook)
+    neighbours = {"previous": ORDER[place - 1] if place else None, "next": (ORDER[place + 1 :] or [None])[0]}
+    shown = ["[00 · Start](00_start.ipynb)"] if place else []
+    for name, path in neighbours.items():
+        if path:
+            title = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
+            shown.append(f"{name}: [{title.partition(':')[0]}]({path.name})")
+    return " · ".join(shown)
+
+
+def test_links_to_the_previous_and_the_next_notebook(notebook):
+    assert nbformat.read(notebook, as_version=4).cells[0].source.splitlines()[2] == links(notebook)
+
+
+def test_links_lead_to_files_and_the_start_names_every_notebook(notebook):
+    cells = nbformat.read(notebook, as_version=4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    linked = {link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link}
+    assert all((notebook.parent / link).exists() for link in linked)
+    assert notebook.stem != "00_start" or linked == {path.name for path in NOTEBOOKS} - {notebook.name}
 
 
 def test_papermill_explains_the_parameters(notebook):

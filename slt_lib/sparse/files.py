@@ -137,6 +137,17 @@ def load(path: Path) -> Exported:
     return Exported(path, shape, weights, mask, vocabulary, config)
 
 
+def published(folder: Path) -> Exported | None:
+    """The exported model in the first of the folders in `folder` that holds one, not a ticket; None without one.
+
+    Raises InputError as `load` does.
+    """
+    for file in sorted(Path(folder).glob(f"*/{CONFIG}")):
+        if _config(file.parent).get("kind") == "model":
+            return load(file.parent)
+    return None
+
+
 def _config(path: Path) -> dict:
     file = path / CONFIG
     try:

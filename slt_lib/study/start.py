@@ -1,0 +1,67 @@
+"""Kept weights and translations of the runs of a study, for the notebook 00_start: start.csv."""
+
+from collections.abc import Iterable
+
+import torch
+from torch.nn.functional import avg_pool2d
+
+from slt_lib.base.files import write_bytes
+from slt_lib.base.store import digest, recall, remember
+from slt_lib.report.data import csv_bytes, read_text
+from slt_lib.report.start import COLUMNS, FILE, KEPT, MATRIX, SOURCE, encode
+from slt_lib.study.chains import Chain
+from slt_lib.study.dissect import OWN
+from slt_lib.study.opening import Opened
+from slt_lib.study.results import figures, row_labels
+from slt_lib.study.runs import Run
+from slt_lib.study.scores import translate
+
+BLOCKS = 32  # at most, along each side of the picture
+VERSION = 1  # raise when a change of code changes a picture or a translation
+
+
+def record_start(study: Opened, chains: Iterable[Chain]) -> None:
+    """Write kept weights and translations of the runs of `chains` to start.csv; rows of the same cell are replaced.
+
+    Only scored runs of the study's first seed without a variant have rows. A run is translated once; the result is kept
+    in the store. Sentences are those of `dissect.OWN`, for pairs from English.
+    """
+    lines = OWN.get(study.params.corpus.name, OWN["multi30k"]) if study.pair.startswith("en-") else []
+    rows = {}
+    for chain in chains:
+        for run in chain.runs:
+            technique, variant = row_labels(study, chain, run, "best")
+            listed = run.ticket.listed and run.record["status"] == "ok"
+            if listed and not variant and run.ticket.seed == study.params.seeds[0]:
+                about = study.pair, technique, f"{run.sparsity:g}", str(run.ticket.seed)
+                rows |= {(*about, what): value for what, value in _values(run, lines).items()}
+    if not rows:
+        return
+    seed = str(study.params.seeds[0])
+    rows |= {(study.pair, SOURCE, "0", seed, f"sentence {n}"): line for n, line in enumerate(lines, start=1)}
+    path = figures(study.name) / FILE
+    with study.store.lock(f"start-{digest(str(path))[:16]}"):
+        known = read_text(path, COLUMNS)[COLUMNS].values.tolist() if path.is_file() else []
+        every = {tuple(row[:-1]): row[-1] for row in known} | rows
+        ordered = sorted(
+            ([*key, value] for key, value in every.items()), key=lambda row: [*row[:2], float(row[2]), row]
+        )
+        write_bytes(path, csv_bytes(COLUMNS, ordered))
+
+
+def _values(run: Run, lines: list[str]) -> dict[str, str]:
+    """`what` -> value of a run."""
+    of = [VERSION, run.id, run.weights_hash, lines, run.study.params.decoding.model_dump()]
+    path = run.study.store.path / "start" / f"{digest(of)[:32]}.json"
+    if (stored := recall(path, "values")) is None:
+        texts = enumerate(translate(run, lines) if lines else [], start=1)
+        stored = {"values": {KEPT: encode(_shares(run).numpy())} | {f"sentence {n}": text for n, text in texts}}
+        remember(path, stored)
+    return stored["values"]
+
+
+def _shares(run: Run) -> torch.Tensor:
+    """The share of kept weights per block of `MATRIX`: 8x8 weights, more where that gives over `BLOCKS` blocks."""
+    kept = torch.ones(run.study.shapes[MATRIX]) if run.mask is None else run.mask[MATRIX].float()
+    side = 8 * -(-max(kept.shape) // (8 * BLOCKS))
+    return avg_pool2d(kept[None], side, ceil_mode=True)[0]
