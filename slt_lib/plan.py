@@ -280,8 +280,7 @@ def _pair_text(study: Planned, listed: list[Row], rate: tuple[float, str] | None
         "",
         table.rename_axis(index=None, columns="technique").to_string(),
         "",
-        f"trainings: new in this row, in total {len(tickets)}; "
-        "shared: counted in a row above",
+        f"trainings: new in this row, in total {len(tickets)}; shared: counted in a row above",
         "waves: trainings in the longest chain; each waits for the one before it",
         f"tokens: target slots (rows x length x steps), an upper bound: {loss}",
         f"FLOPs: forward and backward pass, {flops(model, batch.rows, batch.length):.3g} per step",
