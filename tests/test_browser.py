@@ -278,23 +278,11 @@ def watched(browser, path: Path, width: int):
     return page, errors
 
 
-@pytest.fixture(scope="module")
-def synthetic(lab):
-    """The report of the tiny study, made as the engine makes it from the notebook that ran above."""
-    done = lab.folder / lab.path("99_report")
-    if lab.faults("99_report"):
-        assert not lab.run_many(["02_mp", "99_report"])
-    command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "html", "--output", "report", str(done)]
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"JUPYTER_PREFER_ENV_PATH": "1"})
-    return done.with_name("report.html")
-
-
 @pytest.mark.parametrize("width", [1400, 390])
-@pytest.mark.parametrize("which", ["multi30k", "synthetic"])
-def test_the_report_fits_the_screen_and_has_no_script_error(browser, request, which, width):
-    committed = ROOT / "figures" / which / "report.html"
-    page, errors = watched(browser, committed if committed.exists() else request.getfixturevalue(which), width)
-    page.screenshot(path=SCREENS / f"report_{which}_{width}.png")
+def test_the_published_report_fits_the_screen_and_has_no_script_error(browser, width):
+    """Reports of other studies: `test_report_page`."""
+    page, errors = watched(browser, ROOT / "figures" / "multi30k" / "report.html", width)
+    page.screenshot(path=SCREENS / f"report_multi30k_{width}.png")
     assert not errors
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.close()
