@@ -34,8 +34,8 @@ def test_commands_are_valid(page):
 
 
 def test_the_queue_of_the_converged_study():
-    commands = re.findall("-m slt_lib run multi30k", (ROOT / "docs" / "study.md").read_text(encoding="utf-8"))
-    assert len(commands) == 8
+    commands = re.findall("-m slt_lib run multi30k ", (ROOT / "docs" / "study.md").read_text(encoding="utf-8"))
+    assert len(commands) == 9
 
 
 def test_the_readme_is_short_and_leads_to_the_line_that_computes_a_mask():
