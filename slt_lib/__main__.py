@@ -151,8 +151,9 @@ def _stored_run(options):
     if sparsity and sparsity not in study.levels:
         raise InputError(f"sparsity {sparsity} is no level of {study.name}; it has {study.levels}")
     technique = options.technique if sparsity else "dense"
-    levels = [level for level in study.levels if level <= sparsity]
-    [chain] = study.follow([study.chain(RECIPES[technique], options.seed, levels)], stored=True)
+    recipe, upto = RECIPES[technique], [level for level in study.levels if level <= sparsity]
+    needed = study.chain(recipe, options.seed, upto).path(upto)  # the levels that the training depends on
+    [chain] = study.follow([study.chain(recipe, options.seed, sorted({*needed, sparsity}))], stored=True)
     runs = [run for run in chain.runs if run.sparsity == sparsity]
     if not runs:
         raise InputError(chain.reason or f"{technique} has no run at sparsity {sparsity}")
