@@ -37,7 +37,8 @@ STATE = """path => {
   const cells = [...panel.content.model.cells].filter(one => one.type === 'code' && one.sharedModel.source.trim());
   const failed = cells.filter(one => one.outputs.toJSON().some(output => output.output_type === 'error'));
   const kernel = panel.sessionContext.session && panel.sessionContext.session.kernel;
-  return {failed: failed.length, left: cells.filter(one => one.executionCount === null).length, cells: cells.length,
+  return {failed: failed.length, left: cells.filter(one => one.executionCount === null).length,
+          waiting: cells.filter(one => one.executionState === 'running').length,
           kernel: kernel ? kernel.status : ''};
 }"""
 OPEN = """async ([path, id]) => {
@@ -106,9 +107,12 @@ class Lab:
         return self.page.evaluate(STATE, self.path(name))
 
     def ended(self, name: str) -> bool:
-        """Whether all cells were run, or one failed and the kernel has dropped the others."""
+        """Whether all cells were run, or one failed and the kernel has dropped the others.
+
+        A kernel is "idle" after the failed cell, before it drops those that wait; until then it drops new ones too.
+        """
         state = self.state(name)
-        return state["kernel"] == "idle" and (state["failed"] > 0 or not state["left"])
+        return state["kernel"] == "idle" and not state["waiting"] and (state["failed"] > 0 or not state["left"])
 
     def wait(self, condition, what: str, seconds: float = PATIENCE):
         until = time.monotonic() + seconds
@@ -260,7 +264,7 @@ def test_an_interrupted_training_continues(lab):
     lab.wait(lambda: lab.state("longer")["failed"], "not interrupted")
     lab.page.screenshot(path=SCREENS / "interrupted.png")
     assert not (early.parent / "run.json").exists() and (early.parent / "resume.safetensors").exists()
-    lab.wait(lambda: lab.state("longer")["kernel"] == "idle", "the kernel is still busy")
+    lab.wait(lambda: lab.ended("longer"), "the kernel is still busy")
     lab.menu("Run", "Run All Cells")
     lab.wait(lambda: (state := lab.state("longer")) and not state["failed"] and lab.ended("longer"), "did not continue")
     lab.close("longer")
