@@ -1,21 +1,21 @@
 """Sentences per second of dense and sparse translation, and of CTranslate2 on the same weights.
 
-All systems translate the same random sentences with random weights, in turn. The end of a sentence is forced after as
-many word pieces as the source has, so that every system does the same number of steps.
+All systems translate the same random sentences with random weights, each in its own process: CTranslate2's threads slow
+down PyTorch's in the same process. The end of a sentence is forced after as many word pieces as the source has, so that
+every system does the same number of steps.
 """
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import ctranslate2
 import torch
 
-from benchmarks.setting import Setting
-from benchmarks.table import OURS, Row, rows
+from benchmarks.table import OURS
 from slt_lib import masks
-from slt_lib.base.devices import threads
 from slt_lib.base.processes import cores
 from slt_lib.evaluation import decoding
 from slt_lib.sparse import ctranslate
@@ -27,10 +27,12 @@ SHAPES = {
     "multi30k-large": Shape(vocabulary=5000, layers=3, hidden=256, filter=512, heads=4),
     "the paper's": Shape(vocabulary=33708, layers=6, hidden=512, filter=2048, heads=8),
 }
-LEVELS = (0.9, 0.95, 0.98)
+SPARSE = {f"{100 * level:g}% sparse": level for level in (0.9, 0.95, 0.98)}
+SERVED = {f"CTranslate2 {kind}": kind for kind in ("float32", "int8")}
 BATCH = 64  # sentences that a thread translates at once
 PIECES = 14  # of each source and translation, the end included
 BEFORE = "training model"  # `Transformer.step`, with which dev is translated during a training
+SYSTEMS = (BEFORE, OURS, *SPARSE, *SERVED)
 
 
 class Endless:
@@ -48,39 +50,30 @@ class Endless:
         return logits
 
 
-def inference(setting: Setting) -> list[Row]:
-    """Sentences per second of dense and sparse models and CTranslate2, with random weights and forced length."""
-    result = []
-    with threads(cores()):
-        for name, shape in SHAPES.items():
-            systems = translators(shape)
-            many = BATCH * cores() * (4 if shape.hidden < 512 else 1)  # a minute is enough
-            for count, beam in ((many, 4), (many, 1), (1, 4), (1, 1)):
-                generator = torch.Generator().manual_seed(1)
-                drawn = torch.randint(3, shape.vocabulary, (count, PIECES - 1), generator=generator).tolist()
-                sources = [[*ids, EOS] for ids in drawn]
-                rates: dict[str, list[float]] = {system: [] for system in systems}
-                for turn in range(setting.rounds + 1):
-                    for system, translate in systems.items():
-                        rate = measured(lambda t=translate, b=beam: t(sources, b), count, setting.seconds / 12)  # noqa: B023
-                        rates[system] += [rate] if turn else []  # the first round is a warm-up
-                search = "greedy" if beam == 1 else f"beam {beam}"
-                batch = min(count, BATCH)
-                label = f"size of {name}; {search}, {count} sentences, {batch} at once, {cores()} threads"
-                result += rows("inference", label, "sentences/s", rates)
-    return result
+def speeds(shape: Shape, system: str, seconds: float) -> None:
+    """Answer each line of standard input, "sentences beam", with the sentences per second of a system."""
+    translate = translator(shape, system)
+    for line in sys.stdin:
+        count, beam = map(int, line.split())
+        generator = torch.Generator().manual_seed(1)
+        drawn = torch.randint(3, shape.vocabulary, (count, PIECES - 1), generator=generator).tolist()
+        sources = [[*ids, EOS] for ids in drawn]
+        print(measured(partial(translate, sources, beam), count, seconds), flush=True)
 
 
-def translators(shape: Shape) -> dict[str, Callable]:
-    """System -> function of sentences of ids and beam."""
+def translator(shape: Shape, system: str) -> Callable:
+    """The function of sentences of ids and beam that is `system`, one of `SYSTEMS`; all have the same weights."""
     weights = {name: weight.detach() for name, weight in Transformer(shape, 1).named_parameters()}
+    if system in SERVED:
+        return served(shape, weights, SERVED[system])
+    if system in SPARSE:
+        pruned = masks.apply(weights, masks.magnitude_mask(prunable(weights), SPARSE[system]))
+        return own(Engine(shape, pruned))
+    if system == OURS:
+        return own(Engine(shape, weights, sparse=False))
     before = Transformer(shape)
     before.load_state_dict(weights)
-    systems = {BEFORE: own(before), OURS: own(Engine(shape, weights, sparse=False))}
-    for level in LEVELS:
-        pruned = masks.apply(weights, masks.magnitude_mask(prunable(weights), level))
-        systems[f"{100 * level:g}% sparse"] = own(Engine(shape, pruned))
-    return systems | {f"CTranslate2 {kind}": served(shape, weights, kind) for kind in ("float32", "int8")}
+    return own(before)
 
 
 def own(model) -> Callable:
@@ -89,6 +82,8 @@ def own(model) -> Callable:
 
 def served(shape: Shape, weights, kind: str) -> Callable:
     """CTranslate2 with all threads on one batch of 64, or such a batch per thread, whichever is faster."""
+    import ctranslate2  # in this process alone
+
     words = [f"w{i}" for i in range(shape.vocabulary - 3)]
     names = {PAD: "<pad>", EOS: "</s>", UNKNOWN: "<unk>"}
     tokens = [names.get(i) or words[i - 3] for i in range(shape.vocabulary)]

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 from benchmarks import joey
-from benchmarks.inference import inference
+from benchmarks.inference import BATCH, SHAPES, SYSTEMS
 from benchmarks.setting import ROOT, WARM, Setting
 from benchmarks.table import OURS, Row, rows
 from slt_lib.base.processes import cores
@@ -37,6 +38,16 @@ def ended(process: subprocess.Popen) -> dict:
     if process.returncode:
         raise RuntimeError(f"{' '.join(process.args[2:])} ended with {process.returncode}:\n{errors[-2000:]}")
     return json.loads(output.splitlines()[-1])
+
+
+def asked(process: subprocess.Popen, line: str = "") -> float:
+    """The number with which a worker answers a line of input. Raises RuntimeError if the worker fails."""
+    try:
+        print(line, file=process.stdin, flush=True)
+        return float(process.stdout.readline())
+    except (OSError, ValueError):
+        ended(process)  # raises the worker's error
+        raise
 
 
 def worker(what: str, precision: str, threads: int, seconds: float, *more, at_once: int = 1) -> list[dict]:
@@ -113,12 +124,7 @@ def step_by_step(percents: dict[str, int], precision: str, seconds: float) -> di
     rounds, until = 0, 0.0
     while rounds < 2 * WARM or time.perf_counter() < until:
         for name, process in processes.items():
-            try:
-                print(file=process.stdin, flush=True)
-                taken[name].append(float(process.stdout.readline()))
-            except (OSError, ValueError):
-                ended(process)  # raises the worker's error
-                raise
+            taken[name].append(asked(process))
         rounds, until = rounds + 1, until or time.perf_counter() + seconds
     for process in processes.values():
         ended(process)
@@ -160,6 +166,26 @@ def decoding(setting: Setting, run_id: str = "") -> list[Row]:
         pieces = {system: [first[system]["pieces"]] for system in systems}
         result += rows("decoding", label, "pieces a translation", pieces)
         result += rows("decoding", label, "sentences at once", {system: [float(size[system])] for system in systems})
+    return result
+
+
+def inference(setting: Setting) -> list[Row]:
+    """Sentences per second of dense and sparse models and CTranslate2, with random weights and forced length."""
+    result = []
+    for number, (name, shape) in enumerate(SHAPES.items()):
+        many = BATCH * cores() * (4 if shape.hidden < 512 else 1)  # a minute is enough
+        systems = {
+            system: started("inference", "fp32", cores(), setting.seconds / 12, number, which)
+            for which, system in enumerate(SYSTEMS)
+        }
+        for count, beam in ((many, 4), (many, 1), (1, 4), (1, 1)):
+            ask = {system: partial(asked, process, f"{count} {beam}") for system, process in systems.items()}
+            rates = {system: values[1:] for system, values in in_turn(setting.rounds + 1, ask).items()}  # 1: warm-up
+            search, batch = "greedy" if beam == 1 else f"beam {beam}", min(count, BATCH)
+            label = f"size of {name}; {search}, {count} sentences, {batch} at once, {cores()} threads"
+            result += rows("inference", label, "sentences/s", rates)
+        for process in systems.values():
+            ended(process)
     return result
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks import plain
+from benchmarks import inference, plain
 from benchmarks.setting import WARM, Setting
 from slt_lib import masks
 from slt_lib.base.errors import InputError
@@ -248,6 +248,12 @@ def chosen(run_id: str, study: Study) -> dict[str, torch.Tensor]:
     return folder.load(RunFolder.theta(folder.record()["steps"]))[0]
 
 
+def translated(setting: Setting, precision: str, seconds: float, shape: int, system: int) -> dict:
+    """Measure translation with one of `inference.SYSTEMS` at one of `inference.SHAPES` for each line of input."""
+    inference.speeds(list(inference.SHAPES.values())[shape], inference.SYSTEMS[system], seconds)
+    return {}
+
+
 WORK: dict[str, Callable] = {
     "ours": ours,
     "plain": plainly,
@@ -257,6 +263,7 @@ WORK: dict[str, Callable] = {
     "scoring": scored,
     "train": trained,
     "decode": decoded,
+    "inference": translated,
 }
 
 

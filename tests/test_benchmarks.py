@@ -1,5 +1,6 @@
 """The benchmark: CSV and table agree, and it measures the real trainer. JoeyNMT is not installed here."""
 
+import io
 import json
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import joey, measures, plain, table, worker
+from benchmarks import inference, joey, measures, plain, table, worker
 from benchmarks.setting import Setting
 from slt_lib.base.store import RunFolder
 from slt_lib.train import loop as training
+from slt_lib.transformer import Shape
 
 
 @pytest.fixture
@@ -33,6 +35,14 @@ def csv(home, monkeypatch) -> Path:
 
     monkeypatch.setattr(measures, "worker", here)
     return home / "results.csv"
+
+
+@pytest.mark.parametrize("system", inference.SYSTEMS)
+def test_a_system_answers_each_line_with_its_speed(system, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("3 2\n1 1\n"))
+    inference.speeds(Shape(vocabulary=20, layers=1, hidden=16, filter=16, heads=2), system, 0)
+    fast, slow = map(float, capsys.readouterr().out.split())
+    assert fast > 0 and slow > 0
 
 
 def test_medians_and_ratios_by_hand():
