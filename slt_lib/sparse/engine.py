@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slt_lib.evaluation.decoding import sorted_top
-from slt_lib.sparse.kernel import LANES, SparseMatrix, attention, kernels, maxima_and_logsumexp
+from slt_lib.sparse.kernel import SparseMatrix, attention, kernels, maxima_and_logsumexp, rounded_up
 from slt_lib.transformer import MINUS_INFINITY, PAD, Shape, positions
 
 EPSILON = 1e-6  # of the layer norms
@@ -56,15 +56,14 @@ class Attention:
         self.memory = product(*after_norm(torch.cat([key, value]), memory_norm)) if memory_norm else None
         self.output = product(output.t())
 
-    def by_sentence(self, both: Tensor, sentences: int) -> Tensor:
-        """Keys and values [2 * features, sentences * columns] -> [sentences, 2 * heads, features per head, columns].
+    def stored(self, both: Tensor, sentences: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [2 * features, sentences * columns] as `kernel.attention` reads them."""
+        keys, values = both.view(2, self.heads, self.size, sentences, -1).permute(0, 3, 1, 2, 4)
+        return _rounded_up(keys), _rounded_up(_rounded_up(values).mT)
 
-        The last axis is rounded up to a multiple of LANES.
-        """
-        split = both.view(2 * self.heads, self.size, sentences, -1).permute(2, 0, 1, 3)
-        return _rounded_up(split).contiguous()
-
-    def attend(self, x: Tensor, rows: Tensor, store: Tensor, bias: Tensor, used: int, add: bool = False) -> Tensor:
+    def attend(
+        self, x: Tensor, rows: Tensor, store: tuple[Tensor, Tensor], bias: Tensor, used: int, add: bool = False
+    ) -> Tensor:
         """The sublayer's output [features, columns]; see `kernel.attention`.
 
         x: the queries, by row; if `add`, followed by keys and values that are added to the store.
@@ -131,7 +130,7 @@ class Engine:
         for layer in self.encoder:
             if (own := layer.self_attention).heads:
                 inputs = own.inputs(normalize(x))
-                store = own.by_sentence(inputs[own.heads * own.size :], sentences)
+                store = own.stored(inputs[own.heads * own.size :], sentences)
                 x += own.attend(inputs, rows, store, padding, length)
             x += layer.feed_forward(x)
         return normalize(x)
@@ -185,9 +184,10 @@ class Cache:
         self.width, self.used = 1, 0
         self.padding, self.rows = _padding_bias(source), torch.arange(self.sentences, dtype=torch.int32)
         crosses = [layer.cross_attention for layer in engine.decoder]
-        self.memory = [cross.heads and cross.by_sentence(cross.memory(memory), self.sentences) for cross in crosses]
+        self.memory = [cross.heads and cross.stored(cross.memory(memory), self.sentences) for cross in crosses]
         owns = [layer.self_attention for layer in engine.decoder]
-        self.slots = [torch.empty(self.sentences, 2 * own.heads, own.size, 0) for own in owns]
+        shapes = [(self.sentences, own.heads, own.size, rounded_up(own.size)) for own in owns]
+        self.slots = [(torch.empty(b, h, d, 0), torch.empty(b, h, 0, wide)) for b, h, d, wide in shapes]
         self.ancestors = torch.empty(self.sentences, 1, 0)
 
     def extend(self, rows: int) -> None:
@@ -195,11 +195,9 @@ class Cache:
         self.width = rows // self.sentences
         first, self.used = self.used, self.used + self.width
         if self.used > (slots := self.ancestors.shape[-1]):
-            more = -(-max(slots, self.length * self.width) // LANES) * LANES
+            more = rounded_up(max(slots, self.length * self.width))
             self.ancestors = F.pad(self.ancestors, (0, more), value=-torch.inf)
-            for i, known in enumerate(self.slots):
-                self.slots[i] = torch.empty(*known.shape[:3], slots + more)
-                self.slots[i][..., :slots] = known
+            self.slots = [(F.pad(keys, (0, more)), F.pad(values, (0, 0, 0, more))) for keys, values in self.slots]
         self.ancestors[:, :, first : self.used].diagonal(dim1=1, dim2=2).zero_()
 
     def select(self, own: Tensor) -> None:
@@ -232,7 +230,7 @@ def after_norm(matrix: Tensor, norm: Norm, bias: Tensor | float = 0.0) -> tuple[
 
 def _rounded_up(x: Tensor) -> Tensor:
     """`x` with zeros after the columns of its last axis, up to a multiple of LANES."""
-    return F.pad(x, (0, -x.shape[-1] % LANES)).contiguous()
+    return F.pad(x, (0, rounded_up(x.shape[-1]) - x.shape[-1])).contiguous()
 
 
 def _padding_bias(source: Tensor) -> Tensor:

@@ -100,9 +100,13 @@ class Writer(ir.IRBuilder):
         self.store(self.select(self.fcmp_ordered(">", value, known), value, known), place)
 
     def exp(self, x: ir.Value, width: int) -> ir.Value:
-        """exp of a vector of numbers up to 0; NaN stays NaN."""
+        """exp of a vector of numbers up to 0; NaN stays NaN.
+
+        Below `SMALLEST` it is 0: products with denormal numbers are slow on Intel's processors.
+        """
         number = lambda value: self.spread(FLOAT(value), width)  # noqa: E731
-        x = self.select(self.fcmp_ordered("<", x, number(SMALLEST)), number(SMALLEST), x)
+        none = self.fcmp_ordered("<", x, number(SMALLEST))
+        x = self.select(none, number(SMALLEST), x)
         shifted = self.fma(x, number(LOG2_E), number(ROUND))
         n = self.fsub(shifted, number(ROUND))
         r = self.fma(n, number(-LN2_LOW), self.fma(n, number(-LN2_HIGH), x))
@@ -111,7 +115,8 @@ class Writer(ir.IRBuilder):
             p = self.fma(p, r, number(coefficient))
         bits = ir.VectorType(INT, width)
         exponent = self.shl(self.bitcast(shifted, bits), self.spread(INT(23), width))
-        return self.bitcast(self.add(self.bitcast(p, bits), exponent), x.type)
+        power = self.bitcast(self.add(self.bitcast(p, bits), exponent), x.type)
+        return self.select(none, number(0.0), power)
 
 
 def _multiply(code: Writer, rows, starts, columns, values, bias, x, y, n) -> None:
@@ -156,6 +161,7 @@ class _Head:
     code: Writer
     heads: ir.Value
     size: ir.Value
+    wide: ir.Value  # size, rounded up to a multiple of LANES
     sentences: ir.Value
     queries: ir.Value
     slots: ir.Value
@@ -163,70 +169,93 @@ class _Head:
     head: ir.Value
     row: ir.Value  # of the sentence in the store
 
-    def in_queries(self, d: ir.Value) -> ir.Value:
-        """Where feature d begins in an array [heads, size, sentences, queries]."""
+    def in_queries(self, d: ir.Value, features: ir.Value) -> ir.Value:
+        """Where feature d begins in an array [heads, features, sentences, queries]."""
         code = self.code
-        row = code.add(code.mul(self.head, self.size), d)
+        row = code.add(code.mul(self.head, features), d)
         return code.mul(code.add(code.mul(row, self.sentences), self.sentence), self.queries)
 
-    def in_store(self, d: ir.Value, values: bool) -> ir.Value:
-        """Where the keys or values of feature d begin in the store [..., 2 * heads, size, slots]."""
+    def in_keys(self, d: ir.Value) -> ir.Value:
+        """Where feature d begins in the keys [..., heads, size, slots]."""
         code = self.code
-        row = code.add(code.mul(self.row, code.mul(self.heads, LONG(2))), self.head)
-        row = code.add(row, self.heads) if values else row
+        row = code.add(code.mul(self.row, self.heads), self.head)
         return code.mul(code.add(code.mul(row, self.size), d), self.slots)
+
+    def in_values(self, slot: ir.Value) -> ir.Value:
+        """Where a slot begins in the values [..., heads, slots, wide]."""
+        code = self.code
+        row = code.add(code.mul(self.row, self.heads), self.head)
+        return code.mul(code.add(code.mul(row, self.slots), slot), self.wide)
 
 
 def _attend(
-    code: Writer, heads, size, sentences, queries, first, used, slots, wide, q, new, rows, store, bias, y, scratch
+    code: Writer,
+    heads,
+    size,
+    wide,
+    sentences,
+    queries,
+    first,
+    used,
+    slots,
+    own,
+    q,
+    new,
+    rows,
+    keys,
+    values,
+    bias,
+    y,
+    scratch,
 ) -> None:
     """y = softmax(q k + bias) v for each head and sentence, after new keys and values are stored.
 
-    q and y: [heads, size, sentences, queries]. new: the same for the keys, then for the values, of slots `first` to
-    `used`; nothing if these are equal. store: [..., 2 * heads, size, slots], of which `rows` names one for each
-    sentence; keys, then values. bias: [sentences, queries if `wide` else 1, slots]. scratch: [TOGETHER, slots].
+    q: [heads, size, sentences, queries]; y the same with `wide` features, which is size rounded up. new: [2, heads,
+    size, sentences, queries], the keys, then the values, of the slots `first` to `used`; nothing if these are equal.
+    keys: [..., heads, size, slots] and values: [..., heads, slots, wide], of which `rows` names one for each sentence.
+    bias: [sentences, queries if `own` else 1, slots]. scratch: [TOGETHER, slots].
     """
     filled = code.mul(code.udiv(code.add(used, LONG(LANES - 1)), LONG(LANES)), LONG(LANES))
     with code.loop(LONG(0), sentences) as sentence, code.loop(LONG(0), heads) as head:
         row = code.at(rows, sentence, INT)
-        part = _Head(code, heads, size, sentences, queries, slots, sentence, head, row)
+        part = _Head(code, heads, size, wide, sentences, queries, slots, sentence, head, row)
         with code.if_then(code.icmp_unsigned("<", first, used)):
-            _append(part, first, used, filled, new, store)
+            _append(part, first, used, filled, new, keys, values)
         query = code.variable(LONG(0))
         for count in (TOGETHER, 1):
             with code.going_on(query, queries, count) as number:
                 lines = [code.add(number, LONG(i)) for i in range(count)]
-                biases = [code.select(wide, code.add(code.mul(sentence, queries), line), sentence) for line in lines]
-                norms = _weigh(part, lines, [code.mul(line, slots) for line in biases], filled, q, store, bias, scratch)
-                _mix(part, lines, norms, filled, store, y, scratch)
+                biases = [code.select(own, code.add(code.mul(sentence, queries), line), sentence) for line in lines]
+                norms = _weigh(part, lines, [code.mul(line, slots) for line in biases], filled, q, keys, bias, scratch)
+                _mix(part, number, norms, used, values, y, scratch)
 
 
-def _append(part: _Head, first, used, filled, new, store) -> None:
-    """Store new keys and values in the slots `first` to `used`, and zeros in the free ones up to `filled`."""
+def _append(part: _Head, first, used, filled, new, keys, values) -> None:
+    """Store new keys and values in the slots `first` to `used`, and zeros in the keys of free ones up to `filled`."""
     code = part.code
     all_keys = code.mul(code.mul(part.heads, part.size), code.mul(part.sentences, part.queries))
-    for values in (False, True):
-        with code.loop(LONG(0), part.size) as d:
-            come, place = part.in_queries(d), part.in_store(d, values)
-            come = code.add(come, all_keys) if values else come
-            with code.loop(LONG(0), code.sub(used, first)) as i:
-                at = code.gep(store, [code.add(code.add(place, first), i)], source_etype=FLOAT)
-                code.store(code.at(new, code.add(come, i)), at)
-            with code.loop(used, filled) as i:
-                code.store(FLOAT(0.0), code.gep(store, [code.add(place, i)], source_etype=FLOAT))
+    with code.loop(LONG(0), part.size) as d:
+        come, place = part.in_queries(d, part.size), part.in_keys(d)
+        with code.loop(LONG(0), code.sub(used, first)) as i:
+            slot, source = code.add(first, i), code.add(come, i)
+            code.store(code.at(new, source), code.gep(keys, [code.add(place, slot)], source_etype=FLOAT))
+            at = code.gep(values, [code.add(part.in_values(slot), d)], source_etype=FLOAT)
+            code.store(code.at(new, code.add(source, all_keys)), at)
+        with code.loop(used, filled) as i:
+            code.store(FLOAT(0.0), code.gep(keys, [code.add(place, i)], source_etype=FLOAT))
 
 
-def _weigh(part: _Head, lines, biases, filled, q, store, bias, scratch) -> list[ir.Value]:
+def _weigh(part: _Head, lines, biases, filled, q, keys, bias, scratch) -> list[ir.Value]:
     """Leave exp(q k + bias - maximum) of some queries in `scratch`; returns the sum of each."""
     code = part.code
     most = [code.variable(code.spread(FLOAT(float("-inf")), LANES)) for _ in lines]
     with code.loop(LONG(0), filled, LANES) as s:
         sums = [code.variable(code.part(bias, code.add(row, s), LANES)) for row in biases]
         with code.loop(LONG(0), part.size) as d:
-            keys = code.part(store, code.add(part.in_store(d, values=False), s), LANES)
+            of_slots = code.part(keys, code.add(part.in_keys(d), s), LANES)
             for line, total in zip(lines, sums, strict=True):
-                one = code.spread(code.at(q, code.add(part.in_queries(d), line)), LANES)
-                code.store(code.fma(one, keys, code.load(total)), total)
+                one = code.spread(code.at(q, code.add(part.in_queries(d, part.size), line)), LANES)
+                code.store(code.fma(one, of_slots, code.load(total)), total)
         for i, total in enumerate(sums):
             code.put(scratch, code.add(code.mul(LONG(i), part.slots), s), code.load(total))
             code.larger(most[i], code.load(total))
@@ -241,26 +270,31 @@ def _weigh(part: _Head, lines, biases, filled, q, store, bias, scratch) -> list[
     return [code.reduce("fadd", code.load(place), FLOAT(0.0)) for place in norms]
 
 
-def _mix(part: _Head, lines, norms, filled, store, y, scratch) -> None:
-    """The mean of the values, weighted by `scratch`, as the answer to each query."""
-    code = part.code
-    with code.loop(LONG(0), part.size) as d:
-        begin = part.in_store(d, values=True)
-        sums = [code.variable(code.spread(FLOAT(0.0), LANES)) for _ in lines]
-        with code.loop(LONG(0), filled, LANES) as s:
-            values = code.part(store, code.add(begin, s), LANES)
+def _mix(part: _Head, number, norms, used, values, y, scratch) -> None:
+    """The means of the values, weighted by `scratch`, as the answers to the queries from `number` on."""
+    code, count = part.code, len(norms)
+    with code.loop(LONG(0), part.wide, LANES) as d:
+        sums = [code.variable(code.spread(FLOAT(0.0), LANES)) for _ in norms]
+        with code.loop(LONG(0), used) as s:
+            of_slot = code.part(values, code.add(part.in_values(s), d), LANES)
             for i, total in enumerate(sums):
-                power = code.part(scratch, code.add(code.mul(LONG(i), part.slots), s), LANES)
-                code.store(code.fma(power, values, code.load(total)), total)
-        for line, total, norm in zip(lines, sums, norms, strict=True):
-            answer = code.fdiv(code.reduce("fadd", code.load(total), FLOAT(0.0)), norm)
-            code.store(answer, code.gep(y, [code.add(part.in_queries(d), line)], source_etype=FLOAT))
+                power = code.at(scratch, code.add(code.mul(LONG(i), part.slots), s))
+                code.store(code.fma(code.spread(power, LANES), of_slot, code.load(total)), total)
+        answers = [
+            code.fdiv(code.load(total), code.spread(norm, LANES)) for total, norm in zip(sums, norms, strict=True)
+        ]
+        for lane in range(LANES):  # the queries of a feature lie side by side in y
+            begin = code.add(part.in_queries(code.add(d, LONG(lane)), part.wide), number)
+            of_feature = ir.Constant(ir.VectorType(FLOAT, count), ir.Undefined)
+            for i, answer in enumerate(answers):
+                of_feature = code.insert_element(of_feature, code.extract_element(answer, INT(lane)), INT(i))
+            code.put(y, begin, of_feature)
 
 
 ARGUMENTS = {
     _multiply: [LONG, *[POINTER] * 6, LONG],
     _reduce: [LONG, LONG, *[POINTER] * 3, LONG],
-    _attend: [*[LONG] * 7, FLAG, *[POINTER] * 7],
+    _attend: [*[LONG] * 8, FLAG, *[POINTER] * 8],
 }
 
 
@@ -321,18 +355,25 @@ def maxima_and_logsumexp(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return maxima, sums[0] + sums[1].log()
 
 
-def attention(
-    queries: Tensor, rows: Tensor, store: Tensor, bias: Tensor, used: int, new: Tensor | None = None
-) -> Tensor:
-    """softmax(queries * keys + bias) * values: queries [H, d, B, Q] -> [H, d, B, Q], contiguous.
+def rounded_up(number: int) -> int:
+    """The next multiple of LANES."""
+    return -(-number // LANES) * LANES
 
-    store [R, 2H, d, K]: keys and values, of which sentence b has the row rows[b], an int32. Only the first `used` of K
-    count. `new` [2, H, d, B, Q]: keys and values that are stored first, as the last Q of these. bias [B, Q or 1, K].
+
+def attention(
+    queries: Tensor, rows: Tensor, store: tuple[Tensor, Tensor], bias: Tensor, used: int, new: Tensor | None = None
+) -> Tensor:
+    """softmax(queries * keys + bias) * values: queries [H, d, B, Q] -> [H, d, B, Q].
+
+    store: keys [R, H, d, K] and values [R, H, K, d rounded up], of which sentence b has the row rows[b], an int32. K is
+    a multiple of LANES, and only the first `used` of K count. `new` [2, H, d, B, Q]: keys and values that are stored
+    first, as the last Q of these. bias [B, Q or 1, K].
     """
+    keys, values = store
     heads, size, sentences, count = queries.shape
-    slots, first = store.shape[3], used if new is None else used - count
-    y, scratch = torch.empty_like(queries), torch.empty(TOGETHER, slots)
-    tensors = queries, queries if new is None else new, rows, store, bias, y, scratch
-    sizes = heads, size, sentences, count, first, used, slots, bias.shape[1] > 1
+    slots, wide, first = keys.shape[3], values.shape[3], used if new is None else used - count
+    y, scratch = queries.new_empty(heads, wide, sentences, count), torch.empty(TOGETHER, slots)
+    tensors = queries, queries if new is None else new, rows, keys, values, bias, y, scratch
+    sizes = heads, size, wide, sentences, count, first, used, slots, bias.shape[1] > 1
     kernels()[3](*sizes, *(tensor.data_ptr() for tensor in tensors))
-    return y
+    return y[:, :size]
