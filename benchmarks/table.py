@@ -112,27 +112,35 @@ def table(shown: Iterable[Row]) -> str:
 
 
 def markdown(shown: Iterable[Row]) -> str:
-    """The rows as Markdown: one column per system where several are compared, all other rows as a list."""
-    shown = list(shown)
-    settings = [row.setting for row in shown if row.measure != "overhead"]
-    common = _common(settings)
+    """The rows as Markdown: a part per measure, with one column per system where several are compared."""
+    measures: dict[str, list[Row]] = {}
+    for row in shown:
+        measures.setdefault(row.measure, []).append(row)
+    return "\n".join(_part(measure, rows) for measure, rows in measures.items())
+
+
+def _part(measure: str, shown: list[Row]) -> str:
+    """The rows of one measure: a table of the systems that are compared, and a list of all other rows."""
+    common = _common([row.setting for row in shown])
     beside, rest = {}, []
     for row in shown:
+        setting = row.setting.removeprefix(common)
         if row.unit in BESIDE:
-            beside.setdefault((row.measure, row.setting.removeprefix(common), row.unit), {})[row.system] = row.value
+            beside.setdefault((setting, row.unit), {})[row.system] = row.value
         elif row.system == "sparse":
-            rest.append(f"- {row.measure}, {row.setting.removeprefix(common)}: {_number(row.ratio)} of a dense one")
+            rest.append(f"- {setting}: {_number(row.ratio)} of a dense one")
         elif row.unit.startswith("%") or row.system.endswith("wall"):
-            what = [row.measure, row.setting.removeprefix(common), row.system.removeprefix(OURS)]
+            what = [setting, row.system.removeprefix(OURS)]
             rest.append(f"- {', '.join(filter(None, what))}: {_number(row.value)} {row.unit}")
     systems = list(dict.fromkeys(system for cells in beside.values() for system in cells))
     body = [
-        [f"{measure}, {setting}", unit, *(_number(cells.get(each)) or "–" for each in systems)]
-        for (measure, setting, unit), cells in beside.items()
+        [setting, unit, *(_number(cells.get(each)) or "–" for each in systems)]
+        for (setting, unit), cells in beside.items()
     ]
     machines = " and ".join(sorted({row.machine for row in shown if row.machine}))
-    head = f"Measured on {machines}: {common.rstrip('; ')}."
-    return "\n\n".join([head, markdown_rows(["What", "Unit", *systems], body).strip(), "\n".join(rest)]) + "\n"
+    head = f"`{measure}`, measured on {machines}{': ' if common else ''}{common.rstrip('; ')}."
+    parts = [head, markdown_rows(["What", "Unit", *systems], body).strip() if body else "", "\n".join(rest)]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def into(path: Path) -> None:
