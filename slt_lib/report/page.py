@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import matplotlib as mpl
-import nbformat
 from matplotlib.figure import Figure
 
 from slt_lib.base.errors import InputError
@@ -58,7 +57,9 @@ def write_page(folder: str | os.PathLike) -> Path:
     for cell in cells:
         for output in cell.get("outputs", []):
             _embed(output, plots)
-    body, code = _body(cells), "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    code = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    notebook.cells = cells
+    body = _body(notebook)
     titles = [title for cell in cells for title in re.findall(r"^## (.+)", cell.source, re.MULTILINE)
               if cell.cell_type == "markdown"]  # fmt: skip
     links = " ".join(f'<a href="#{title.replace(" ", "-")}">{html.escape(title)}</a>' for title in titles)
@@ -70,7 +71,10 @@ def write_page(folder: str | os.PathLike) -> Path:
     return path.with_name(PAGE)
 
 
-def _executed(path: Path) -> nbformat.NotebookNode:
+def _executed(path: Path):
+    """The notebook. `nbformat` takes a second to import, so only who writes a page imports it."""
+    import nbformat
+
     try:
         notebook = nbformat.read(path, as_version=4)
     except FileNotFoundError:
@@ -82,7 +86,7 @@ def _executed(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def _asked(notebook: nbformat.NotebookNode) -> list[str]:
+def _asked(notebook) -> list[str]:
     """The pairs whose plot of scores is to be interactive."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     pairs = [output.get("metadata", {}).get("image/png", {}).get("pair") for output in outputs]
@@ -131,13 +135,13 @@ def _embed(output, plots: dict[str, str]) -> None:
     image = f'<img src="{source}" width="{width}" alt="{html.escape(about.get("alt", ""))}">'
     if about.get("pair") in plots:
         image = f'<div class="interactive">{plots[about["pair"]]}</div><div class="still">{image}</div>'
-    output.data = nbformat.from_dict({"text/html": image})
+    output.data = type(output)({"text/html": image})
 
 
-def _body(cells: list) -> str:
-    """The cells as HTML without their code."""
+def _body(notebook) -> str:
+    """The notebook's cells as HTML without their code."""
     from nbconvert import HTMLExporter
 
     shown = {"exclude_input": True, "exclude_input_prompt": True, "exclude_output_prompt": True}
     exporter = HTMLExporter(template_name="basic", **shown)
-    return exporter.from_notebook_node(nbformat.v4.new_notebook(cells=cells))[0]
+    return exporter.from_notebook_node(notebook)[0]
