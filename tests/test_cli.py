@@ -188,6 +188,16 @@ def test_export_and_translate_elsewhere(trained, done, told, home, monkeypatch):
     assert told("translate") == "name a study, or a folder with --model"
 
 
+def test_export_needs_only_the_runs_that_the_run_depends_on(study_file, done, told, home):
+    study = study_file({"pairs": {"en-de": ["mp", "slt"]}, "seeds": [1]})
+    done("run", study, "--techniques", "mp", "--levels", 0.8, "--no-report")
+    done("export", study, "--technique", "mp", "--sparsity", 0.8, "-o", home / "mp")
+    done("run", study, "--techniques", "slt", "--levels", 0.8, "--no-report")  # from the dense run to 80% at once
+    missing = "slt at sparsity 0.5 is not trained yet"
+    assert missing in told("export", study, "--technique", "slt", "--sparsity", 0.8, "-o", home / "slt")
+    assert not (home / "slt").exists()
+
+
 def test_report_of_a_study_that_was_not_run(told):
     assert told("report", "nosuch").endswith("nosuch: no such figures folder; run the study first, or check its name")
 

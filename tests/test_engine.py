@@ -119,18 +119,13 @@ def test_a_second_call_changes_nothing(engine):
     assert (trained(engine), (engine / "figures/tiny/results.csv").read_bytes()) == (before, table)
 
 
-def test_an_edited_comment_in_a_notebook_trains_nothing(engine):
+def test_an_edited_comment_and_deleted_figures_train_nothing(engine):
+    """The notebook runs again, and finds all in the store."""
     before, table = trained(engine), (engine / "figures/tiny/results.csv").read_bytes()
     path = engine / "notebooks" / "04_slt.ipynb"
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[2].source += "\n# a comment"
     nbformat.write(notebook, path)
-    call(engine, "snakemake", "--profile", "profiles/default", "--config", "study=tiny")
-    assert (trained(engine), (engine / "figures/tiny/results.csv").read_bytes()) == (before, table)
-
-
-def test_deleted_figures_are_made_again_from_the_store(engine):
-    before, table = trained(engine), (engine / "figures/tiny/results.csv").read_bytes()
     shutil.rmtree(engine / "figures")
     call(engine, "snakemake", "--profile", "profiles/default", "--config", "study=tiny")
     assert (trained(engine), (engine / "figures/tiny/results.csv").read_bytes()) == (before, table)

@@ -62,9 +62,9 @@ def in_order(function: Callable[..., Result], calls: Iterable[tuple], jobs: int,
 def forked(function: Callable[..., Result], jobs: int) -> Iterator[Callable[[Iterable], Iterator[Result]]]:
     """`map` of `function`, which need not be importable, on `jobs` copies of this process that share its memory.
 
-    With one job, this process does the work. See FORKS for where more are possible.
+    With fewer than two jobs, this process does the work. See FORKS for where more are possible.
     """
-    if jobs == 1:
+    if jobs < 2:
         yield functools.partial(map, function)
         return
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"), _adopt, (function,)) as copies:

@@ -49,7 +49,7 @@ def translate(
     order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
     batches = [order[first : first + batch_sentences] for first in range(0, len(order), batch_sentences)]
     count = torch.get_num_threads()
-    jobs = min(count, max(1, len(batches))) if FORKS and getattr(model, "single_threaded", False) else 1
+    jobs = min(count, len(batches)) if FORKS and getattr(model, "single_threaded", False) else 1
 
     @torch.inference_mode()
     def search(chosen: list[int]) -> list[list[int]]:
