@@ -49,14 +49,14 @@ def read(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Per technique and level: sizes in MiB, and the speed relative to the dense model of the same size."""
+    """Per technique and level: sizes in MiB, and the speed relative to the largest dense model; means over seeds."""
     means = frame.groupby(["study", "technique", "sparsity"], sort=False).mean(numeric_only=True).reset_index()
-    dense = means[means.technique == "dense"].set_index("study")
+    dense = means[means.technique == "dense"].nlargest(1, "weights").squeeze()
     shown = pd.DataFrame({"model": [_name(row) for row in means.itertuples()], "BLEU": means.bleu.round(1)})
     for column, name in SIZES.items():
         shown[f"{name} [MiB]"] = (means[column] / MIB).round(2)
     for way in WAYS:
-        shown[way.replace("_", " ")] = (means[way] / means.study.map(dense[way])).round(2)
+        shown[way.replace("_", " ")] = (means[way] / dense[way]).round(2)
     return shown.set_index("model")
 
 
