@@ -57,4 +57,7 @@ $(ROOT)/.venv/ready: $(ROOT)/requirements.txt $(ROOT)/pyproject.toml
 	$(PYTHON) -m venv $(ROOT)/.venv
 	$(BIN)/python -m pip install --quiet --requirement $(ROOT)/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --editable $(ROOT)
+	@mkdir -p $(ROOT)/.venv/share/jupyter/lab/settings
+	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' \
+		> $(ROOT)/.venv/share/jupyter/lab/settings/overrides.json  # JupyterLab asks nobody whether it may fetch news
 	@touch $@

@@ -158,7 +158,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The copied notebooks, a tiny study, and settings of JupyterLab that ask no questions."""
+    """The copied notebooks and a tiny study."""
     folder = tmp_path_factory.mktemp("lab")
     for name in ("notebooks", "params"):
         (folder / name).mkdir()
@@ -169,9 +169,6 @@ def folder(tmp_path_factory):
         copy(
             ROOT / "notebooks" / f"{name}.ipynb", folder / "notebooks" / f"{name}.ipynb", **values, **FAST.get(name, {})
         )
-    settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
     return folder
 
 
@@ -214,6 +211,8 @@ def lab(server, folder, browser):
 def test_make_lab_opens_on_the_first_ten_minutes(lab):
     assert "notebooks/00_start.ipynb" in re.search(r"(?ms)^lab:.*?^$", (ROOT / "Makefile").read_text())[0]
     assert "first ten minutes" in lab.page.locator(".jp-Notebook h1").first.inner_text()
+    lab.page.wait_for_timeout(2000)
+    assert not lab.page.get_by_text("Jupyter news").count()  # the Makefile's settings
 
 
 def test_a_slider_moves_and_the_picture_changes(lab):
