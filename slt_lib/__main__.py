@@ -1,4 +1,4 @@
-"""The command line: python -m slt_lib data | plan | run | runs | translate | export | report."""
+"""Train the techniques of a study, and use and report its runs. The README names the studies."""
 
 import argparse
 import json
@@ -26,16 +26,16 @@ def data(options) -> None:
 
 
 def plan(options) -> None:
-    """Print the cost of a study before it is run: trainings, waves, tokens, FLOPs, disk, hours, what is left."""
+    """Print the cost of a study before it is run: trainings, tokens, FLOPs, disk, hours, and what is left to train."""
     from slt_lib import plan as room
 
     print(room.text(options.study, options.rate, options.gpus, options.measure))
 
 
 def run(options) -> None:
-    """Advance all chains of a study, one training per core, score each run as it ends, and write the report.
+    """Train all techniques of a study, one training per core, score each run when it ends, and write the report.
 
-    Under torchrun all processes train each ticket together.
+    Finished runs are read from the store. Under torchrun all processes train each ticket together.
     """
     from slt_lib import report
     from slt_lib.base import distributed
@@ -82,7 +82,7 @@ def runs(options) -> None:
             print(_summary(store.folder(train_id)))
         return
     if options.id is None:
-        raise InputError(f"runs {options.what}: give a run's id or how it begins; `runs list` shows them")
+        raise InputError(f"runs {options.what}: give the id of a run, or its first digits; `runs list` shows them")
     matches = [train_id for train_id in store.ids() if options.id and train_id.startswith(options.id)]
     if len(matches) != 1:
         raise InputError(f"{options.id!r} names {len(matches)} runs under {store.path}; `runs list` shows them")
@@ -130,7 +130,7 @@ def translate(options) -> None:
 
 
 def export(options) -> None:
-    """Write a trained model, or the ticket that it was trained from (--ticket), as a folder that stands alone."""
+    """Write a trained model, or the ticket that it was trained from (--ticket), as a folder that needs no study."""
     from slt_lib.study import export as room
 
     run, technique = _stored_run(options), options.technique if options.sparsity else "dense"
@@ -149,7 +149,7 @@ def _stored_run(options):
         raise InputError("name a study, or a folder with --model")
     study, sparsity = Study(options.study, options.pair), options.sparsity
     if sparsity and sparsity not in study.levels:
-        raise InputError(f"sparsity {sparsity} is no level of {study.name}; it has {study.levels}")
+        raise InputError(f"sparsity {sparsity} is not a level of {study.name}, which has {study.levels}")
     technique = options.technique if sparsity else "dense"
     recipe, upto = RECIPES[technique], [level for level in study.levels if level <= sparsity]
     needed = study.chain(recipe, options.seed, upto).path(upto)  # the levels that the training depends on
@@ -172,7 +172,7 @@ def _lines() -> list[str]:
 
 
 def report(options) -> None:
-    """Write tables, plots and claims of a study, from its figures folder alone."""
+    """Write tables, plots and verdicts on the claims of a study, from its figures folder alone."""
     from slt_lib import report as room
     from slt_lib.study.results import figures
 
@@ -215,38 +215,40 @@ def parser() -> argparse.ArgumentParser:
     speed = added.add_mutually_exclusive_group()
     speed.add_argument("--rate", type=rate, metavar="TOKENS_PER_SECOND", help="target tokens per second of a training")
     speed.add_argument("--measure", action="store_true", help="measure that rate here, in about a minute")
-    added.add_argument("--gpus", type=positive, default=1, metavar="N", help="devices, one training each; default: 1")
+    text = "GPUs or cores, with one training on each; default: 1"
+    added.add_argument("--gpus", type=positive, default=1, metavar="N", help=text)
     added = command(run)
     added.add_argument("--pair", default="", help="one language pair; default: all of the study")
     added.add_argument("--seeds", type=int, nargs="+", default=(), help="default: the study's")
     added.add_argument("--levels", type=float, nargs="+", default=(), help="default: the study's")
     names = ("dense", *params.TECHNIQUES)
-    added.add_argument("--techniques", nargs="+", choices=names, default=(), help="default: the pair's")
-    text = "comparisons of notebook 08, such as again or controls; without --techniques only these"
+    text = "default: dense and those of the pair"
+    added.add_argument("--techniques", nargs="+", choices=names, default=(), help=text)
+    text = "comparisons of notebook 08, such as again or controls; without --techniques only these are trained"
     added.add_argument("--comparisons", nargs="+", metavar="NAME", default=(), help=text)
     added.add_argument("--jobs", type=positive, default=0, help="trainings at once; default: one per core")
     added.add_argument("--no-report", dest="report", action="store_false", help="do not write the report")
     added = command(runs, study=False)
-    added.add_argument("what", choices=("list", "show", "remove"))
-    added.add_argument("id", nargs="?", help="a run's id or how it begins")
+    added.add_argument("what", choices=("list", "show", "remove"), help="list all runs; show or remove the run ID")
+    added.add_argument("id", nargs="?", help="the id of a run, or its first digits")
     for function, optional in ((translate, "?"), (export, None)):
         added = command(function, study=False)
         added.add_argument("study", nargs=optional, help="name of a file in params/, or a path that ends in .yaml")
         added.add_argument("--pair", default="", help="default: the study's first")
-        added.add_argument("--technique", default="slt", choices=names)
-        added.add_argument("--sparsity", type=float, default=0.0, help="a level of the study; 0: the dense model")
-        added.add_argument("--seed", type=int, default=1)
+        added.add_argument("--technique", default="slt", choices=names, help="default: slt")
+        added.add_argument("--sparsity", type=float, default=0.0, help="a level; default: 0, the dense model")
+        added.add_argument("--seed", type=int, default=1, help="default: 1")
         if function is translate:
             added.add_argument("--model", metavar="FOLDER", help="an exported model, instead of a study")
     added.add_argument("-o", "--output", required=True, metavar="FOLDER", help="a new folder")
-    added.add_argument("--ticket", action="store_true", help="mask and initial weights, not the trained ones")
-    added.add_argument(
-        "--format", choices=("slt", "ctranslate2"), default="slt", help="ctranslate2: dense, for serving"
-    )
-    added.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="bf16 halves the values, rounded")
+    added.add_argument("--ticket", action="store_true", help="mask and initial weights instead of trained ones")
+    text = "default: slt, sparse; ctranslate2: dense, for serving"
+    added.add_argument("--format", choices=("slt", "ctranslate2"), default="slt", help=text)
+    text = "type of the kept weights; default: fp32; bf16 takes half the size"
+    added.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help=text)
     added = command(report)
-    added.add_argument("--into", metavar="FILE", help="also write the summary between its two marker lines in FILE")
-    added.add_argument("--html", action="store_true", help="only turn its executed notebook, report.ipynb, into a page")
+    added.add_argument("--into", metavar="FILE", help="also write the summary into FILE, between its two marker lines")
+    added.add_argument("--html", action="store_true", help="only make report.html from the notebook report.ipynb")
     text = "allow --into also with rows from uncommitted code; the summary says so"
     added.add_argument("--allow-dirty", action="store_true", help=text)
     return top

@@ -54,7 +54,7 @@ def mask(matrices: Mapping[str, Tensor], number: int, heads: Iterable[str] = (),
     for head in heads:
         attention, _, place = head.rpartition(".")
         if f"{attention}.query" not in found or not place.isdecimal() or int(place) >= number:
-            raise InputError(f"heads: {head!r} is no head of this model; name one as decoder.0.cross_attention.1")
+            raise InputError(f"heads: {head!r} is not a head of this model; write it as in decoder.0.cross_attention.1")
         for name in ("query", "key", "value"):
             _part(found[f"{attention}.{name}"], number, int(place)).fill_(False)
         _part(found[f"{attention}.output"].t(), number, int(place)).fill_(False)

@@ -159,13 +159,13 @@ OWN = {
     ),
     "a test set that is not there": (
         {"tests": ["test", "news"]},
-        "text/news.en: there is no such file, nor news.en.gz; put it there, one sentence a line",
+        "text/news.en: there is no such file, nor news.en.gz; put it there, one sentence per line",
     ),
     "a side missing": (
         {"train.de": None},
-        "text/train.de: there is no such file, nor train.de.gz; put it there, one sentence a line",
+        "text/train.de: there is no such file, nor train.de.gz; put it there, one sentence per line",
     ),
-    "an empty side": ({"train.de": b""}, "text/train.de: the file is empty; give it one sentence a line"),
+    "an empty side": ({"train.de": b""}, "text/train.de: the file is empty; give it one sentence per line"),
     "a line too few": (
         {"dev.de": TEXT["de"].partition(b"\n")[2]},
         "text/dev.en: 40 lines, but text/dev.de has 39; line by line one must translate the other",
@@ -230,7 +230,7 @@ COMMANDS = {
     ),
     "no level of the study": (
         "translate TINY --sparsity 0.7",
-        "sparsity 0.7 is no level of tiny; it has [0.5, 0.6, 0.8]",
+        "sparsity 0.7 is not a level of tiny, which has [0.5, 0.6, 0.8]",
     ),
     "a translation by nobody": (
         "translate TINY --seed 7",
@@ -245,7 +245,7 @@ COMMANDS = {
         "runs remove ../figures",
         "'../figures' names 0 runs under HOME/runs; `runs list` shows them",
     ),
-    "no run named": ("runs remove", "runs remove: give a run's id or how it begins; `runs list` shows them"),
+    "no run named": ("runs remove", "runs remove: give the id of a run, or its first digits; `runs list` shows them"),
     "a run where all are listed": ("runs list abc", "runs list takes no id; `runs show abc` shows that run"),
     "a seed twice": ("run TINY --seeds 1 1", "seeds [1, 1] must differ from each other"),
     "no process at all": (
@@ -275,16 +275,16 @@ COMMANDS = {
 
 # A notebook's cells: parameters as papermill -p and -y give them, and knobs of a technique.
 NOTEBOOKS = {
-    "-p seeds 1": (dict(seeds=1), "seeds: 1 is no list; write [1]"),
+    "-p seeds 1": (dict(seeds=1), "seeds: 1 is not a list; write [1]"),
     "seeds: '1'": (dict(seeds=["1"]), "seeds: '1' is not a whole number from 0"),
     "seeds: 1.5": (dict(seeds=[1.5]), "seeds: 1.5 is not a whole number from 0"),
-    "seeds: null": (dict(seeds=None), "seeds: None is no list; write []"),
-    "-p levels 0.5": (dict(levels=0.5), "levels: 0.5 is no list; write [0.5]"),
+    "seeds: null": (dict(seeds=None), "seeds: None is not a list; write []"),
+    "-p levels 0.5": (dict(levels=0.5), "levels: 0.5 is not a list; write [0.5]"),
     "levels: '0.5'": (dict(levels=["0.5"]), "levels: '0.5' is not a number"),
     "levels: 50": (dict(levels=[50]), "levels: 50.0 is not a sparsity between 0 and 1 (0.9 means 90%)"),
     "-p pair de-en": (dict(pair="de-en"), "pair 'de-en': tiny.yaml has en-de"),
-    "-p pair 1": (dict(pair=1), "pair: 1 is no name; give it as text"),
-    "-p study 1": (dict(study=1), "study: 1 is no name; give it as text"),
+    "-p pair 1": (dict(pair=1), "pair: 1 is not a name; give it as text"),
+    "-p study 1": (dict(study=1), "study: 1 is not a name; give it as text"),
     "a knob misspelt": (
         dict(rewnd=0.05),
         "slt has no knob 'rewnd'; it has study, seed, levels, rewind, source, checkpoint, optimizer, iterative, scope, "

@@ -572,8 +572,8 @@ def test_files(own, monkeypatch):
 
 
 BAD = [
-    ("train.de", None, "{0}/train.de: there is no such file, nor train.de.gz; put it there, one sentence a line"),
-    ("train.de", b"", "{0}/train.de: the file is empty; give it one sentence a line"),
+    ("train.de", None, "{0}/train.de: there is no such file, nor train.de.gz; put it there, one sentence per line"),
+    ("train.de", b"", "{0}/train.de: the file is empty; give it one sentence per line"),
     (
         "train.de",
         b"\n \n",
@@ -614,7 +614,7 @@ def test_damaged_gzip(own, damage):
 def test_missing_folder_and_odd_pair(own):
     with pytest.raises(InputError, match="there is no such folder; name the one that holds train.en"):
         corpora.files(own / "nowhere", "en-de")
-    with pytest.raises(InputError, match="'en/de' is no language pair; write source-target, as in en-de"):
+    with pytest.raises(InputError, match="'en/de' is not a language pair; write source-target, as in en-de"):
         corpora.files(own, "en/de")
     with pytest.raises(InputError, match="dev.en: can't be read"):
         (own / "dev.en").unlink()

@@ -569,7 +569,7 @@ def test_bad_input_gives_one_line(looked):
     _, study, runs, controls, sparse, _ = looked
     for call, message in (
         (lambda: dissect.levels_of(study, [0.7]), r"levels: 0.7 is not a level of tiny, which has \[0.5, 0.8\]"),
-        (lambda: dissect.text(study, 0), "sentences: 0 is no number of sentences"),
+        (lambda: dissect.text(study, 0), "sentences: 0 is not a number of sentences"),
         (lambda: dissect.chosen(study, sparse, ["slt"], [0.9]), "probe_levels: no model of 0.9 is looked into"),
         (lambda: dissect.chosen(study, sparse, ["stl"], []), "probe_techniques 'stl' is none of mp, lt, slt"),
         (lambda: dissect.probe_tasks(study, 20), "probe_sentences: 20 sentences give no task enough examples"),

@@ -334,7 +334,7 @@ def follow(folder: Path) -> None:
 
 def test_rows_that_can_not_be_shared_out(session_study, monkeypatch):
     monkeypatch.setattr(distributed, "size", lambda: 3)
-    line = "training.batch.rows: 8 rows are no multiple of 3 processes x accumulate 1; "
+    line = "training.batch.rows: 8 rows are not a multiple of 3 processes x accumulate 1; "
     with pytest.raises(InputError, match=line):
         replay(*begin(session_study, "dense"), [1])
 

@@ -242,7 +242,7 @@ def test_a_users_own_technique_is_in_the_plot(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [(None, "missing; `make study`"), ("{", "is no notebook")],
+    [(None, "missing; `make study`"), ("{", "is not a notebook")],
 )
 def test_a_page_needs_an_executed_notebook(tmp_path, text, words, monkeypatch, capsys):
     folder = make_folder(tmp_path / "made")

@@ -100,9 +100,9 @@ def test_a_record_that_points_elsewhere_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["..", "../" + "0" * 32, "0" * 32 + "/..", "", "abc", "G" * 32, "0" * 32 + "\n"])
 def test_ids_stay_inside_the_store(tmp_path, name):
-    with pytest.raises(InputError, match="is no id of a run"):
+    with pytest.raises(InputError, match="is not the id of a run"):
         Store(tmp_path).folder(name)
-    with pytest.raises(InputError, match="is no id of a run"):
+    with pytest.raises(InputError, match="is not the id of a run"):
         Store(tmp_path).remove(name)
 
 

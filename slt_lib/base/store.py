@@ -205,7 +205,7 @@ class Store:
     def folder(self, train_id: str) -> RunFolder:
         """Folder of a run. Raises InputError if `train_id` is not an id."""
         if not re.fullmatch(r"[0-9a-f]{16,64}", train_id):
-            raise InputError(f"{train_id!r} is no id of a run; `python -m slt_lib runs list` shows them")
+            raise InputError(f"{train_id!r} is not the id of a run; `python -m slt_lib runs list` shows them")
         return RunFolder(self.path / train_id)
 
     def ids(self) -> list[str]:

@@ -156,7 +156,7 @@ def languages_of(pair: str, corpus: str) -> tuple[str, str]:
         raise InputError(f"corpus {corpus}: no language pair {pair!r}; take one of {', '.join(known)}")
     source, _, target = pair.partition("-")
     if source == target or not (source.isalnum() and target.isalnum()):
-        raise InputError(f"corpus files: {pair!r} is no language pair; write source-target, as in en-de")
+        raise InputError(f"corpus files: {pair!r} is not a language pair; write source-target, as in en-de")
     return source, target
 
 
@@ -233,7 +233,7 @@ def _split(name: str, *paths: Path) -> Split:
 def _lines(path: Path) -> list[str]:
     zipped = path.with_name(path.name + ".gz")
     if not path.exists() and not zipped.exists():
-        raise InputError(f"{path}: there is no such file, nor {zipped.name}; put it there, one sentence a line")
+        raise InputError(f"{path}: there is no such file, nor {zipped.name}; put it there, one sentence per line")
     path = path if path.exists() else zipped
     try:
         data = path.read_bytes()
@@ -245,6 +245,6 @@ def _lines(path: Path) -> list[str]:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: can't be read ({reason}); check the file, or copy it again") from error
     if not text:
-        raise InputError(f"{path}: the file is empty; give it one sentence a line")
+        raise InputError(f"{path}: the file is empty; give it one sentence per line")
     # Not str.splitlines: it also splits inside sentences, at U+2028 and the like.
     return [line.removesuffix("\r") for line in text.split("\n")]

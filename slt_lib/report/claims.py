@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 
 from slt_lib.report.data import Figures, label, percent
-from slt_lib.report.judging import NO_ROWS, RULE, UNDECIDED, Claim, Verdict, judge
+from slt_lib.report.judging import CONTROL, NO_ROWS, RULE, UNDECIDED, Claim, Verdict, judge
 from slt_lib.report.paper import paper_figures
 from slt_lib.report.statistics import BANDS, POWER, RESAMPLES, seed_spread
 from slt_lib.report.tables import MISSING, markdown_rows
@@ -24,10 +24,10 @@ CLAIM_COLUMNS = (
 CONTRAST_COLUMNS = "claim pair metric contrast sparsity effect low high detectable unit paper_effect".split()
 SHORT = 6  # columns of the table of verdicts in the README
 NOTE = (
-    "*Effect* is that of the contrast on which the verdict turns, the k-th most favourable. Positive favours the "
-    "claim; for *level*, the sign is that of the difference as named. *Detectable* is the true difference that this "
-    f"design finds with {100 * POWER:.0f}% power. *Agree* counts the contrasts whose point estimate agrees. The same "
-    "rule is applied to the figures that the paper prints."
+    "*Effect* is that of the contrast on which the verdict turns, the k-th most favourable; *At* names it. A positive "
+    "effect favours the claim, except in *within 0.5 BLEU*, where it is the difference as named. *Detectable* is the "
+    f"true difference that this design finds with {100 * POWER:.0f}% power. *Agree* counts the contrasts whose point "
+    "estimate agrees. The same rule is applied to the figures that the paper prints; *text only*: it prints none."
 )
 _ROWS = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"))
 CLAIMS = tuple(Claim(name, **row.pop("test"), **row) for name, row in _ROWS.items())
@@ -92,9 +92,7 @@ def _table(rows: pd.DataFrame, pair: str, columns: int | None = None) -> str:
     shown = [
         {
             f"Claim, {pair}": named(row),
-            "On the paper's tables": f"{row.paper_verdict} ({with_unit(row.paper_effect, row.unit)})".replace(
-                " ()", ""
-            ),
+            "On the paper's tables": printed(row),
             "Here": f"**{row.verdict}**",
             "Effect [95% interval]": with_unit(row.effect, row.unit, row.low, row.high),
             "At": row.at,
@@ -113,6 +111,13 @@ def _table(rows: pd.DataFrame, pair: str, columns: int | None = None) -> str:
 def named(row) -> str:
     """The statement of a row of `Claims.frame`, with its metric if that is TER."""
     return row.statement + (" (TER)" if row.metric == "ter" else "")
+
+
+def printed(row) -> str:
+    """The verdict on the paper's own figures, of a row of `Claims.frame`, or why there is none."""
+    if theirs := with_unit(row.paper_effect, row.unit):
+        return f"{row.paper_verdict} ({theirs})"
+    return "no figures" if row.paper_reason == NO_ROWS else "not tested" if row.source == CONTROL else "text only"
 
 
 def with_unit(effect: float, unit: str, low: float = np.nan, high: float = np.nan) -> str:

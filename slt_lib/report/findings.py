@@ -44,7 +44,9 @@ def _finding(
 INSIDE = {
     "meaning_first": _finding("meaning_first", "meaning degrades before the other groups of probes", "points"),
     "higher_diverge": _finding("higher_diverge", "the highest layer diverges more than the first", "CKA"),
-    "higher_diverge_again": _finding("higher_diverge_again", "and more so than by retraining alone", "CKA"),
+    "higher_diverge_again": _finding(
+        "higher_diverge_again", "retraining alone leaves a smaller difference of these layers", "CKA"
+    ),
     "early_encode": _finding("early_encode", "the first layer encodes more than in the dense model", "points"),
     "attention_stays": _finding("attention_stays", "attention changes no more than by other SGD noise", "r"),
 }
@@ -72,17 +74,18 @@ SUBNETWORKS = {
 }
 RULE = (
     "Each finding is judged like a claim of the paper (claims.md), on one contrast per technique and level, the mean "
-    "over seeds. It holds if more than half of the contrasts are above 0. The spread between seeds is pooled over "
-    "techniques and levels. Contrasts: (1) loss of accuracy in points, meaning less the mean of the others, over "
-    "the layers of the encoder; (2) CKA with the dense model, first less last encoder layer; (3) the same, less that "
-    "of the dense run retrained as often; (4) accuracy of the first layer, sparse less dense, mean over tasks; (5) "
-    "Pearson correlation of a head with the same head of the dense model, less that of the copy with other SGD noise."
+    "over seeds. It holds if more than half of the contrasts are at or above 0. The spread between seeds is pooled "
+    "over techniques and levels. Contrasts: (1) loss of probing accuracy in points, of the group meaning minus the "
+    "mean of the other groups, over the layers of the encoder; (2) CKA with the dense model, first minus last encoder "
+    "layer; (3) the same, minus that of the dense run retrained as often; (4) probing accuracy of the first layer, "
+    "sparse minus dense, mean over tasks; (5) Pearson correlation of a head with the same head of the dense model, "
+    "minus that of the copy with other SGD noise. Findings 3 and 5 compare with controls that the paper does not have."
 )
 HEADS_RULE = (
     "Each finding is judged like a claim of the paper (claims.md), on one contrast, the mean over seeds. Scores vary "
     "over the lines of the test set and between seeds. For Voita et al.: the share of heads that are gone when a head "
-    "of cross-attention is removed, less that of other heads, where heads alone are removed. For Michel et al.: BLEU "
-    "lost without one head of the last cross-attention, less that of other heads. These two vary over heads and "
+    "of cross-attention is removed, minus that of other heads, where heads alone are removed. For Michel et al.: BLEU "
+    "lost without one head of the last cross-attention, minus that of other heads. These two vary over heads and "
     "between seeds."
 )
 

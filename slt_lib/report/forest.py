@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from slt_lib.report.claims import CLAIMS, Claims, named, with_unit
+from slt_lib.report.claims import CLAIMS, Claims, named, printed, with_unit
 from slt_lib.report.data import Figures
-from slt_lib.report.judging import CONTROL, FAILS, HOLDS, NO_ROWS, RELATIONS, UNDECIDED, WITHHELD
+from slt_lib.report.judging import FAILS, HOLDS, NO_ROWS, RELATIONS, UNDECIDED, WITHHELD
 from slt_lib.report.plots import GROUND, INK, STYLE
 from slt_lib.report.tables import MISSING, markdown_rows
 
@@ -39,12 +39,9 @@ def short_table(claims: Claims, pair: str) -> str:
     """One row per claim of a pair in Markdown: what the paper's tables say, what is found here, and why."""
     body = []
     for row in claims.frame[claims.frame["pair"] == pair].itertuples():
-        theirs = with_unit(row.paper_effect, row.unit)
-        paper = f"{row.paper_verdict} ({theirs})" if theirs else "not tested" if row.source == CONTROL else "text only"
-        paper = paper if row.paper_reason != NO_ROWS else "no figures"
         effect = with_unit(row.effect, row.unit, row.low, row.high).replace(" ", FIXED)
         here = " ".join(filter(None, [f"**{row.verdict}**", effect]))
-        body.append([named(row), paper.replace(" ", FIXED), here, brief(row.reason, row.supported) or MISSING])
+        body.append([named(row), printed(row).replace(" ", FIXED), here, brief(row.reason, row.supported) or MISSING])
     return markdown_rows([f"Claim, {pair}", "Paper", "Here", "Why"], body)
 
 

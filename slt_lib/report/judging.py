@@ -12,21 +12,22 @@ from slt_lib.base.settings import TECHNIQUES
 from slt_lib.report.data import Cell, Figures, percent
 from slt_lib.report.statistics import LEVEL, SCORES, Contrast, contrast, log_ratios
 
-# Points of BLEU within which two scores are called level. The paper itself calls a loss of 0.4 (SLT at 60%, en-de) no
+# Points of BLEU within which two scores count as similar. The paper itself calls a loss of 0.4 (SLT at 60%, en-de) no
 # significant drop, and half a point is about what a test set of 3,000 lines can resolve.
 MARGIN = 0.5
 PRINTED = 0.1  # the paper's figures are rounded to 0.1, so a difference of two is known to +-0.1
 
 RULE = (
-    "A claim is about n contrasts, each a difference between two cells of the table. A contrast agrees with the claim "
-    f"if it is above 0; for *no significant loss* above -{MARGIN} BLEU, for *level* within +-{MARGIN}, for *clearly* "
-    f"above {MARGIN}. The claim is that at least k contrasts agree: all n, or more than half of them for *most "
-    "levels*. Each contrast has a t interval. Its variance is that of the paired bootstrap over sentences plus that "
-    "between seeds, pooled over cells of similar sparsity. Magnitudes have no sentences: their contrasts are log "
-    "ratios, paired by seed. The claim holds if k intervals at error level 5%/(n - k + 1) lie inside the agreeing "
-    "range. It fails if n - k + 1 intervals at error level 5%/k lie outside it, because fewer than k contrasts can "
-    "then agree. Otherwise it is undecided. These levels are Bonferroni's correction for k of n hypotheses (Benjamini "
-    "and Heller 2008). A contrast supports neither side if no cell of similar sparsity has two seeds: the noise of "
+    "A claim is about n contrasts. A contrast is the difference between two cells of the table, positive if it favours "
+    "the claim. It agrees with the claim if it is above 0. Some words in a claim change this range: *at or above* "
+    f"includes 0, *no significant loss* is at least -{MARGIN} BLEU, *within {MARGIN} BLEU* is from -{MARGIN} to "
+    f"{MARGIN}, *clearly* is above {MARGIN}. The claim is that at least k contrasts agree: all n, or more than half of "
+    "them for *most levels*. Each contrast has a t interval. Its variance is that of the paired bootstrap over "
+    "sentences plus that between seeds, pooled over cells of similar sparsity. Magnitudes have no sentences: their "
+    "contrasts are log ratios, paired by seed. The claim holds if k intervals at error rate 5%/(n - k + 1) lie inside "
+    "the range. It fails if n - k + 1 intervals at error rate 5%/k lie outside it, because fewer than k contrasts can "
+    "then agree. Otherwise it is undecided. These rates are Bonferroni's correction for k of n hypotheses (Benjamini "
+    "and Heller 2008). A contrast supports neither verdict if no cell of similar sparsity has two seeds: the noise of "
     "training is then unknown. In a rehearsal every verdict is withheld. The paper's printed figures are judged by "
     "their point estimates, and the reason says if rounding by 0.1 could change the verdict."
 )
@@ -42,7 +43,7 @@ RELATIONS = {
     "clearly below": (MARGIN + EDGE, inf),
     "above on most": (-EDGE, inf),
     "no loss": (-MARGIN - EDGE, inf),
-    "level": (-MARGIN - EDGE, MARGIN + EDGE),
+    "within": (-MARGIN - EDGE, MARGIN + EDGE),
 }
 
 

@@ -80,7 +80,7 @@ def _executed(path: Path):
     except FileNotFoundError:
         raise InputError(f"{path}: missing; `make study` writes it, it is the executed notebook 99_report") from None
     except (OSError, ValueError, nbformat.ValidationError) as error:
-        raise InputError(f"{path}: is no notebook ({type(error).__name__}); execute 99_report again") from None
+        raise InputError(f"{path}: is not a notebook ({type(error).__name__}); execute 99_report again") from None
     if not any(cell.get("outputs") for cell in notebook.cells):
         raise InputError(f"{path}: has no outputs; execute the notebook 99_report and put it there")
     return notebook

@@ -11,9 +11,13 @@ from slt_lib.base.errors import InputError
 from slt_lib.base.files import write_bytes
 from slt_lib.report import findings
 from slt_lib.report.claims import Claims, claims_table
-from slt_lib.report.data import KINDS, Figures, label
+from slt_lib.report.data import KINDS, SLT_MP_FIRST, Figures, label, percent
 from slt_lib.report.tables import MISSING, NONE, ablations, failed, markdown_rows, table, uneven
 
+KEY = (
+    "One rule judges the claims on the paper's tables and on the runs here: `figures/{}/claims.md`. *Effect* is the "
+    "difference that *At* names; *Agree* counts the differences that agree with the claim."
+)
 BEGIN, END = "<!-- results of {}: made by `python -m slt_lib report {} --into {}` -->", "<!-- end of results -->"
 
 
@@ -22,7 +26,7 @@ def summary(figures: Figures, claims: Claims | None = None) -> str:
 
     Links to plots are relative to the folder that contains `figures/`.
     """
-    verdicts, parts = (claims or claims_table(figures)).short, []
+    verdicts, parts, key = (claims or claims_table(figures)).short, [], KEY.format(figures.name)
     for pair in figures.pairs:
         if not (figures.results.pair == pair).any():
             parts.append(f"{pair}: nothing was run yet.")
@@ -30,7 +34,8 @@ def summary(figures: Figures, claims: Claims | None = None) -> str:
         if figures.begun(pair):
             plot = f"figures/{figures.name}/bleu_{pair}.png"
             parts.append(f"![{pair}: BLEU against sparsity, one line per technique]({plot})")
-        parts += [_scores(figures, pair), verdicts[pair]]
+        parts += [_scores(figures, pair), verdicts[pair] and key, verdicts[pair]]
+        key = "" if verdicts[pair] else key  # above the first table
         if figures.variants(pair):
             other = ablations(figures, pair).markdown.partition("\n\n")[2]
             parts.append(f"Variants of the recipes, {pair}, BLEU:\n\n{other}")
@@ -132,7 +137,11 @@ def _scores(figures: Figures, pair: str) -> str:
     body = [line for line in lines if {*line[1:]} - {MISSING, NONE}]
     partial = len(names) < len(figures.techniques(pair)) or len(body) < len(lines)
     shown = f"{title}:\n\n{markdown_rows(['Sparsity', *map(label, names)], body)}"
-    return "\n".join(filter(None, [shown, faults, odd, "What is not listed was not run yet." if partial else ""]))
+    cells = {cell for line in body for cell in line[1:]}
+    notes = [f"{NONE}: SLT-MP starts at {percent(SLT_MP_FIRST)}%."] if NONE in cells else []
+    notes += [f"{MISSING}: not run yet."] if partial and MISSING in cells else []
+    notes += ["What is not listed was not run yet."] if partial else []
+    return "\n".join(filter(None, [shown, faults, odd, " ".join(notes)]))
 
 
 def trainings(results: pd.DataFrame) -> list[str]:

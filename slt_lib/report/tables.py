@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from slt_lib.report.data import SLT_MP_FIRST, Cell, Figures, csv_text, label, percent
+from slt_lib.report.data import HYBRID_SWITCH, SLT_MP_FIRST, Cell, Figures, csv_text, label, percent
 from slt_lib.report.paper import paper_figures
 from slt_lib.report.statistics import contrast, same_runs
 
@@ -156,8 +156,8 @@ def _notes(rows: list[list[_Entry]]) -> list[str]:
     copied = {entry.cell.sparsity for entry in entries if entry.cell and entry.cell.copied}
     notes = {f"{mark} trained with {label(kind)}.": mark in marks for kind, mark in MARKS.items()} | {
         f"{STAR} a seed failed: the mean is over the others.": STAR in marks,
-        "MP-SLT copies MP's cells up to the switch.": any(copied),
-        f"{NONE}: the cell does not exist.": NONE in shown,
+        f"Up to {percent(HYBRID_SWITCH)}%, the cells of MP-SLT are those of MP.": any(copied),
+        f"{NONE}: SLT-MP starts at {percent(SLT_MP_FIRST)}%.": NONE in shown,
         f"{MISSING} not run, or not scored.": MISSING in shown,
     }
     return [note for note, holds in notes.items() if holds]

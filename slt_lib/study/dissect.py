@@ -80,7 +80,7 @@ class Text:
 def text(study: Study, sentences: int) -> Text:
     """`sentences` of dev and the test sets, spread evenly; all if there are fewer. Raises InputError below 1."""
     if sentences < 1:
-        raise InputError(f"sentences: {sentences} is no number of sentences; give 1 or more")
+        raise InputError(f"sentences: {sentences} is not a number of sentences; give 1 or more")
     chosen = _spread(study, sentences)
     return Text(*(study.vocabulary.encode([row[side] for row in chosen]).lists() for side in (2, 3)))
 

@@ -46,7 +46,9 @@ def export_ticket(run: Run, path: Path, technique: str) -> str:
     study, ticket = run.study, run.ticket
     start = ticket.start()
     if start.mask is None:
-        raise InputError(f"run {run.id[:12]} starts without a mask: it is no ticket; choose a technique that rewinds")
+        raise InputError(
+            f"run {run.id[:12]} starts without a mask, which is no ticket; choose a technique that rewinds"
+        )
     own = ticket.operations[0] == Theta0() and not any(operation.sets_weights for operation in ticket.operations[1:])
     about = _about(run, technique) | {"kind": "ticket", "start": "theta_0" if own else "weights"}
     about |= {"gradual": start.gradual, "optimizer": start.optimizer, "pruning": sorted(run.ticket.pruning)}
@@ -78,8 +80,9 @@ def _card(about: dict, run: Run, use: str, kind: str) -> str:
         [
             f"# {label(about['technique'])} at {percent(about['sparsity'])}% sparsity, {about['pair']}: {kind}",
             "",
-            f"Study `{about['study']}`, seed {about['seed']}, run `{about['run']}`; {len(study.vocabulary):,} pieces;",
-            f"trained on the corpus {study.corpus.name}. Scores of the best checkpoint on dev:",
+            f"Study `{about['study']}`, seed {about['seed']}, run `{about['run']}`;",
+            f"{len(study.vocabulary):,} word pieces; trained on the corpus {study.corpus.name}.",
+            "Scores of the checkpoint with the best BLEU on dev:",
             "",
             "| test set | BLEU | TER |",
             "|---|---|---|",

@@ -128,7 +128,8 @@ def show_magnitudes(chains: Iterable[Chain], level: float = LEVEL) -> Figure | N
     first = ticket.operations[0]
     by = [operation.by for operation in ticket.operations if getattr(operation, "by", None)]
     if by:
-        panels[r"$\theta_T$ before, which gives the mask"] = divided(by[-1].weights("final"), run)
+        what = "the first mask" if ticket.schedule else "the mask"  # gradual pruning gives the later ones
+        panels[rf"$\theta_T$ before, which gives {what}"] = divided(by[-1].weights("final"), run)
     symbol = r"$\theta_t$" if isinstance(first, Rewind) else r"$\theta_0$"
     # the ticket's own weights; those of pruned ones are zero there, so they come from its origin
     origin, start = divided(first.apply({}, None, ticket)[0], run), divided(ticket.start().weights, run)

@@ -38,7 +38,7 @@ class Opened:
         """
         for key, text in (("study", study), ("pair", pair)):
             if not isinstance(text, str):
-                raise InputError(f"{key}: {text!r} is no name; give it as text")
+                raise InputError(f"{key}: {text!r} is not a name; give it as text")
         self.asked = study
         self.name = os.path.basename(study).removesuffix(".yaml")
         self.params = params.load(study)
@@ -170,7 +170,7 @@ class Opened:
 def _listed(key: str, values, check: Callable) -> list:
     """A list given by papermill or a person, each value checked; `-p seeds 1` gives a number."""
     if not isinstance(values, list | tuple | range):
-        raise InputError(f"{key}: {values!r} is no list; write [{'' if values is None else values}]")
+        raise InputError(f"{key}: {values!r} is not a list; write [{'' if values is None else values}]")
     return [check(key, value) for value in values]
 
 

@@ -122,7 +122,7 @@ class Ticket:
         if (self.pruning | (by.ticket.pruning if by else set())) - {"parts"}:
             raise InputError(f"{name}: single weights are pruned already; remove whole parts first")
         if by and by.sparsity and op.Mask(by) not in self.operations:
-            raise InputError(f"{name}: the ticket has not the mask of `by`; start from by.rewind(...)")
+            raise InputError(f"{name}: the ticket does not have the mask of `by`; start from by.rewind(...)")
 
     def _without(self, operation: Operation, weights: int) -> "Ticket":
         """The ticket after an operation that removes that many more weights."""

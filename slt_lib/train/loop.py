@@ -177,7 +177,7 @@ def _shares(rows: int, accumulate: int) -> list[slice]:
     count = accumulate * processes
     if rows % count:
         raise InputError(
-            f"training.batch.rows: {rows} rows are no multiple of {processes} processes x accumulate {accumulate}; "
+            f"training.batch.rows: {rows} rows are not a multiple of {processes} processes x accumulate {accumulate}; "
             "change rows, accumulate or torchrun's --nproc-per-node"
         )
     own = distributed.rank() * accumulate
