@@ -122,8 +122,8 @@ def test_neurons_keep_their_index_or_not():
     order = np.roll(np.arange(8), 1)
     assert between(x, -2 * x)["same_index"] == 1 and between(x, x)["neuron"] == pytest.approx(1)
     assert between(x, x[:, order])["same_index"] == 0 and between(x, x[:, order])["neuron"] == pytest.approx(1)
-    x[:, 0] = 3.0  # a dead neuron
-    assert between(x, x)["neuron"] == pytest.approx(7 / 8)
+    x[:, 0] = 3.0  # a dead neuron has no partner
+    assert between(x, x)["neuron"] == between(x, x)["same_index"] == pytest.approx(7 / 8)
 
 
 @settings(max_examples=10, deadline=None)
@@ -249,6 +249,14 @@ def test_heads_that_were_exchanged_are_matched_again(model):
         one, two = heads.rows()
         assert (one["matched_head"], two["matched_head"]) == (2, 1) == (one["best_head"], two["best_head"])
         assert one["matched_correlation"] == pytest.approx(1, abs=1e-3) and one["correlation"] < 0.99
+
+
+def test_a_uniform_head_has_no_best_head():
+    weights = torch.from_numpy(np.random.default_rng(1).dirichlet(np.ones(5), (7, 2))).float()
+    weights[:, 0] = 1 / 5
+    trace = activations.Trace({}, {}, {("encoder", 1): weights}, {"encoder": torch.full((7,), 5)})
+    rows = attention.compare([trace], [trace])["encoder", 1].rows()
+    assert [(row["best_head"], row["best_correlation"] > 0) for row in rows] == [(0, False), (2, True)]
 
 
 def test_models_of_another_shape_are_refused(model):
@@ -405,6 +413,7 @@ def test_labels_of_your_own(made, tmp_path):
     rows += [f"mood\tmeaning\tdev\t{n}\t\t{'xy'[n % 2]}" for n in range(1, 400)]
     path.write_text("\n".join([header, *rows]))
     case, mood = tasks.own_tasks(path, vocabulary, lines, places)
+    assert case.by_form and not mood.by_form  # labels of words are tested on new forms too
     assert (case.name, len(case.labels), mood.name, len(mood.labels)) == ("case", 199, "mood", 300)
     for (sentence, start, end), label, form in zip(*vars_of(case), strict=True):
         text = vocabulary.decode([vocabulary.encode([lines[sentence]])[0][start:end].tolist()])[0]
@@ -563,6 +572,19 @@ def test_a_finding_in_closed_form(tmp_path):
     assert row.verdict == "holds" and row.effect == pytest.approx(0.21) and row.supported == "2 of 2"
     assert (row.high - row.low) / 2 == pytest.approx(4.302653 * error, rel=1e-4)  # t of 2 degrees of freedom
     assert judged.loc["meaning_first"].verdict == "undecided"
+
+
+def test_retraining_is_taken_off_where_it_was_as_often(tmp_path):
+    """MP is trained once, so no dense run that was trained again is its control."""
+    rows = []
+    for technique, level, layers in (("slt", 0.5, (0.9, 0.7)), ("mp", 0.5, (0.9, 0.8)), ("again", 0.5, (0.9, 0.85))):
+        for layer, cka in zip((1, 2), layers, strict=True):
+            rows.append(["en-de", 1, technique, level, "encoder", layer, layer, cka, 1, 1, 1, 1])
+    (tmp_path / "dissect_similarity.csv").write_bytes(csv_bytes(show.INSIDE["dissect_similarity.csv"], rows))
+    found = findings.effects(tmp_path, "en-de")
+    assert set(found["higher_diverge"].index.get_level_values("technique")) == {"slt", "mp"}
+    again = found["higher_diverge_again"]
+    assert again.index.tolist() == [("slt", 0.5, 1)] and again.iloc[0] == pytest.approx(0.2 - 0.05)
 
 
 def test_bad_input_gives_one_line(looked):

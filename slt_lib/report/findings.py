@@ -48,6 +48,7 @@ INSIDE = {
     "early_encode": _finding("early_encode", "the first layer encodes more than in the dense model", "points"),
     "attention_stays": _finding("attention_stays", "attention changes no more than by other SGD noise", "r"),
 }
+EACH_LEVEL = ("lt", "slt", "clt")  # trained once per level up to their own, as the control "again" is
 # start of a name in subnet_contrasts.csv -> what is compared there
 STATEMENTS = {
     "good random": "a good subnetwork beats a random one",
@@ -72,18 +73,20 @@ SUBNETWORKS = {
 }
 RULE = (
     "Each finding is judged like a claim of the paper (claims.md), on one contrast per technique and level, the mean "
-    "over seeds. It holds if more than half of the contrasts are above 0. The spread between seeds is pooled over "
+    "over seeds. It says that more than half of the contrasts are above 0. The spread between seeds is pooled over "
     "techniques and levels. Contrasts: (1) loss of accuracy in points, meaning less the mean of the others, over "
     "the layers of the encoder; (2) CKA with the dense model, first less last encoder layer; (3) the same, less that "
-    "of the dense run retrained as often; (4) accuracy of the first layer, sparse less dense, mean over tasks; (5) "
-    "Pearson correlation of a head with the same head of the dense model, less that of the copy with other SGD noise."
+    "of the dense run retrained as often, for LT, SLT and CLT alone, which are trained once per level; (4) accuracy "
+    "of the first layer, sparse less dense, mean over tasks; (5) Pearson correlation of a head with the same head of "
+    "the dense model, less that of the copy with other SGD noise."
 )
 HEADS_RULE = (
     "Each finding is judged like a claim of the paper (claims.md), on one contrast, the mean over seeds. Scores vary "
-    "over the lines of the test set and between seeds. For Voita et al.: the share of heads that are gone when a head "
+    "over the lines of the test set and between seeds; the spread between seeds is pooled over the models as pruned, "
+    "and over the retrained ones. For Voita et al.: the share of heads that are gone when a head "
     "of cross-attention is removed, less that of other heads, where heads alone are removed. For Michel et al.: BLEU "
     "lost without one head of the last cross-attention, less that of other heads. These two vary over heads and "
-    "between seeds."
+    "between seeds, and nothing is pooled."
 )
 
 
@@ -109,9 +112,8 @@ def effects(folder: str | os.PathLike, pair: str) -> dict[str, pd.Series]:
         found["higher_diverge"] = table["1"] - table[max(table, key=int)]
         if (frame.technique == "again").any():
             again = found["higher_diverge"].xs("again", level="technique")
-            found["higher_diverge_again"] = (
-                found["higher_diverge"] - again.reindex(table.index.droplevel("technique")).to_numpy()
-            )
+            own = found["higher_diverge"][table.index.get_level_values("technique").isin(EACH_LEVEL)]
+            found["higher_diverge_again"] = own - again.reindex(own.index.droplevel("technique")).to_numpy()
     frame = dissect.heads(folder, pair)
     if (frame.technique == "noise").any():
         table = frame.groupby(keys).correlation.mean()
@@ -150,9 +152,14 @@ def of_subnetworks(folder: str | os.PathLike, pair: str) -> dict[str, list[Contr
     rows = subnetworks.frame(folder, "contrasts", pair)
     rows = rows.assign(finding=rows.pruning + " " + rows.trained + " " + rows.better + " " + rows.worse)
     rows.loc[rows.worse == "dense", "difference"] *= -1
+    # other contrasts follow from these and would count the same differences twice
+    rows = rows[rows.finding.isin(SUBNETWORKS)]
+    rows = rows.assign(alike=np.where(rows.trained == "pruned", "as pruned", "retrained"))
     by_head = [*_removed_last(folder, pair), *_lost_most(folder, pair)]
-    both = [rows, pd.DataFrame(by_head, columns=["finding", "seed", "difference", "error"])]
-    cells = subnetworks.estimates(pd.concat([part for part in both if len(part)] or both), "difference", ["finding"])
+    others = pd.DataFrame(by_head, columns=["finding", "seed", "difference", "error"])
+    both = [rows, others.assign(alike=others.finding)]  # these have other units and other noise
+    rows = pd.concat([part for part in both if len(part)] or both)
+    cells = subnetworks.estimates(rows, "difference", ["finding"], rows.alike)
     return {
         name: [Contrast("", 0.0, cell["mean"], cell.deviation, cell.degrees, cell["count"] > 1)]
         for name, cell in cells.iterrows()
