@@ -149,7 +149,8 @@ def pruned_ticket(ticket: Ticket, run: Run, pruning: str, which: str, draw: int,
     """`ticket` under the mask of a subnetwork of the dense `run`.
 
     `pruning`: "structured", of the size of `good`, or "unstructured", `sparsity` of each matrix, where good keeps the
-    largest magnitudes and bad the smallest. Raises InputError for another name.
+    largest magnitudes and bad the smallest. Random single weights are drawn anew for each start of `ticket`. Raises
+    InputError for another name.
     """
     check_choice("pruning", pruning, ("structured", "unstructured"))
     check_choice("which", which, SUBNETWORKS)
