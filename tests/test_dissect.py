@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy, pearsonr
 from sklearn.cross_decomposition import CCA
+from sklearn.linear_model import LogisticRegression
 
 from slt_lib import report, techniques
 from slt_lib.analysis import activations, attention, probes, tasks, words
@@ -293,6 +294,18 @@ def test_states_without_the_label_give_chance():
     task, _ = planted()
     found = np.mean([probes.probe(task, gaussian(len(task.labels), 12, 9), draw)["accuracy"] for draw in range(4)])
     assert abs(found - 1 / 3) < 0.06
+
+
+def test_a_probe_has_converged():
+    """States whose columns are almost equal, the label in what is left: as accurate as many steps make it."""
+    draw = np.random.default_rng(0)
+    noise = draw.standard_normal((2000, 20))
+    labels = (noise @ draw.standard_normal((20, 5))).argmax(1).astype(str)
+    x, fit, test = draw.standard_normal((2000, 1)) + 0.3 * noise, np.arange(1400), np.arange(1400, 2000)
+    scaled = (x - x[fit].mean(0)) / x[fit].std(0)
+    converged = LogisticRegression(max_iter=5000, tol=1e-7).fit(scaled[fit], labels[fit])
+    expected = converged.score(scaled[test], labels[test])
+    assert expected > 0.8 and probes.accuracy(x, labels, fit, test) == pytest.approx(expected, abs=0.01)
 
 
 def test_a_probe_that_memorises_words_is_caught_by_the_control_and_by_new_forms():
