@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -583,8 +584,24 @@ def test_a_finding_in_closed_form(tmp_path):
     row = judged.loc["higher_diverge"]
     error = 0.02 / 2**0.5 / 2**0.5  # standard deviation of two values .02 apart, of the mean of two
     assert row.verdict == "holds" and row.effect == pytest.approx(0.21) and row.supported == "2 of 2"
-    assert (row.high - row.low) / 2 == pytest.approx(4.302653 * error, rel=1e-4)  # t of 2 degrees of freedom
+    # the seeds differ by the same shift in both contrasts, which counts once: t of 1 degree of freedom
+    assert (row.high - row.low) / 2 == pytest.approx(12.706205 * error, rel=1e-4)
     assert judged.loc["meaning_first"].verdict == "undecided"
+
+
+def test_what_the_contrasts_of_a_seed_share_counts_once():
+    """Degrees of freedom of two seeds whose four contrasts differ by one shift, by none in common, or by both."""
+    index = pd.MultiIndex.from_product([["slt", "mp"], [0.5, 0.9], [1, 2]], names=["technique", "sparsity", "seed"])
+
+    def freedom(*shifts):
+        return findings._freedom(pd.Series([value for shift in shifts for value in (0.0, shift)], index))
+
+    assert freedom(1, 1, 1, 1) == pytest.approx(1)
+    assert freedom(1, -1, 1, -1) == pytest.approx(3)  # all of it is within the seeds: 4 - 1
+    # sums of squares: of the seeds 4 * .5^2 * 2 = 2 of 4 in all, so 16 / (4 / 1 + 4 / 3)
+    assert freedom(2, 0, 2, 0) == pytest.approx(3)
+    alone = pd.Series([1.0, 2.0, 3.0], index[[0, 2, 3]])  # one contrast has one seed
+    assert findings._freedom(alone) == 1 and findings._freedom(alone[:2]) == 0
 
 
 def test_retraining_is_taken_off_where_it_was_as_often(tmp_path):

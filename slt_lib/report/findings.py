@@ -74,11 +74,12 @@ SUBNETWORKS = {
 RULE = (
     "Each finding is judged like a claim of the paper (claims.md), on one contrast per technique and level, the mean "
     "over seeds. It says that more than half of the contrasts are above 0. The spread between seeds is pooled over "
-    "techniques and levels. Contrasts: (1) loss of accuracy in points, meaning less the mean of the others, over "
-    "the layers of the encoder; (2) CKA with the dense model, first less last encoder layer; (3) the same, less that "
-    "of the dense run retrained as often, for LT, SLT and CLT alone, which are trained once per level; (4) accuracy "
-    "of the first layer, sparse less dense, mean over tasks; (5) Pearson correlation of a head with the same head of "
-    "the dense model, less that of the copy with other SGD noise."
+    "techniques and levels; what all contrasts of a seed share, such as its dense model, counts once. Contrasts: (1) "
+    "loss of accuracy in points, meaning less the mean of the others, over the layers of the encoder; (2) CKA with the "
+    "dense model, first less last encoder layer; (3) the same, less that of the dense run retrained as often, for LT, "
+    "SLT and CLT alone, which are trained once per level; (4) accuracy of the first layer, sparse less dense, mean "
+    "over tasks; (5) Pearson correlation of a head with the same head of the dense model, less that of the copy with "
+    "other SGD noise."
 )
 HEADS_RULE = (
     "Each finding is judged like a claim of the paper (claims.md), on one contrast, the mean over seeds. Scores vary "
@@ -132,7 +133,8 @@ def inside(folder: str | os.PathLike, pair: str) -> dict[str, list[Contrast]]:
     found = {}
     for name, effect in effects(folder, pair).items():
         groups = effect.groupby(["technique", "sparsity"])
-        spread, freedom = pooled([values.tolist() for _, values in groups])
+        spread, _ = pooled([values.tolist() for _, values in groups])
+        freedom = _freedom(effect)
         found[name] = [
             Contrast(
                 f"{label(technique)} {percent(level)}%",
@@ -145,6 +147,22 @@ def inside(folder: str | os.PathLike, pair: str) -> dict[str, list[Contrast]]:
             for (technique, level), values in groups
         ]
     return found
+
+
+def _freedom(effect: pd.Series) -> float:
+    """Degrees of freedom of the spread between seeds, pooled over techniques and levels; 0 with one seed.
+
+    Contrasts of a seed share its dense model and its controls. What shifts them all alike counts once per seed
+    (Satterthwaite's approximation with the sums of squares of seeds and of the rest).
+    """
+    groups = effect.groupby(["technique", "sparsity"])
+    rest = (effect - groups.transform("mean"))[groups.transform("size") > 1]
+    alike = rest.groupby("seed").agg(["mean", "size"])
+    total, of_seeds = float((rest**2).sum()), float((alike["size"] * alike["mean"] ** 2).sum())
+    freedom, seeds = len(rest) - len(rest.groupby(["technique", "sparsity"])), len(alike) - 1
+    if freedom <= max(seeds, 0) or not total:
+        return freedom
+    return total**2 / (of_seeds**2 / seeds + max(0.0, total - of_seeds) ** 2 / (freedom - seeds))
 
 
 def of_subnetworks(folder: str | os.PathLike, pair: str) -> dict[str, list[Contrast]]:
