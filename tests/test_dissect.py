@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy, pearsonr
 from sklearn.cross_decomposition import CCA
+from sklearn.linear_model import LogisticRegression
 
 from slt_lib import report, techniques
 from slt_lib.analysis import activations, attention, probes, tasks, words
@@ -122,8 +124,8 @@ def test_neurons_keep_their_index_or_not():
     order = np.roll(np.arange(8), 1)
     assert between(x, -2 * x)["same_index"] == 1 and between(x, x)["neuron"] == pytest.approx(1)
     assert between(x, x[:, order])["same_index"] == 0 and between(x, x[:, order])["neuron"] == pytest.approx(1)
-    x[:, 0] = 3.0  # a dead neuron
-    assert between(x, x)["neuron"] == pytest.approx(7 / 8)
+    x[:, 0] = 3.0  # a dead neuron has no partner
+    assert between(x, x)["neuron"] == between(x, x)["same_index"] == pytest.approx(7 / 8)
 
 
 @settings(max_examples=10, deadline=None)
@@ -251,6 +253,14 @@ def test_heads_that_were_exchanged_are_matched_again(model):
         assert one["matched_correlation"] == pytest.approx(1, abs=1e-3) and one["correlation"] < 0.99
 
 
+def test_a_uniform_head_has_no_best_head():
+    weights = torch.from_numpy(np.random.default_rng(1).dirichlet(np.ones(5), (7, 2))).float()
+    weights[:, 0] = 1 / 5
+    trace = activations.Trace({}, {}, {("encoder", 1): weights}, {"encoder": torch.full((7,), 5)})
+    rows = attention.compare([trace], [trace])["encoder", 1].rows()
+    assert [(row["best_head"], row["best_correlation"] > 0) for row in rows] == [(0, False), (2, True)]
+
+
 def test_models_of_another_shape_are_refused(model):
     other = Transformer(Shape(30, layers=1, hidden=8, filter=16, heads=2), seed=1)
     traces = [list(activations.traces(each, sentences(5, 1), sentences(5, 2))) for each in (model, other)]
@@ -285,6 +295,18 @@ def test_states_without_the_label_give_chance():
     task, _ = planted()
     found = np.mean([probes.probe(task, gaussian(len(task.labels), 12, 9), draw)["accuracy"] for draw in range(4)])
     assert abs(found - 1 / 3) < 0.06
+
+
+def test_a_probe_has_converged():
+    """States whose columns are almost equal, the label in what is left: as accurate as many steps make it."""
+    draw = np.random.default_rng(0)
+    noise = draw.standard_normal((2000, 20))
+    labels = (noise @ draw.standard_normal((20, 5))).argmax(1).astype(str)
+    x, fit, test = draw.standard_normal((2000, 1)) + 0.3 * noise, np.arange(1400), np.arange(1400, 2000)
+    scaled = (x - x[fit].mean(0)) / x[fit].std(0)
+    converged = LogisticRegression(max_iter=5000, tol=1e-7).fit(scaled[fit], labels[fit])
+    expected = converged.score(scaled[test], labels[test])
+    assert expected > 0.8 and probes.accuracy(x, labels, fit, test) == pytest.approx(expected, abs=0.01)
 
 
 def test_a_probe_that_memorises_words_is_caught_by_the_control_and_by_new_forms():
@@ -405,6 +427,7 @@ def test_labels_of_your_own(made, tmp_path):
     rows += [f"mood\tmeaning\tdev\t{n}\t\t{'xy'[n % 2]}" for n in range(1, 400)]
     path.write_text("\n".join([header, *rows]))
     case, mood = tasks.own_tasks(path, vocabulary, lines, places)
+    assert case.by_form and not mood.by_form  # labels of words are tested on new forms too
     assert (case.name, len(case.labels), mood.name, len(mood.labels)) == ("case", 199, "mood", 300)
     for (sentence, start, end), label, form in zip(*vars_of(case), strict=True):
         text = vocabulary.decode([vocabulary.encode([lines[sentence]])[0][start:end].tolist()])[0]
@@ -561,8 +584,37 @@ def test_a_finding_in_closed_form(tmp_path):
     row = judged.loc["higher_diverge"]
     error = 0.02 / 2**0.5 / 2**0.5  # standard deviation of two values .02 apart, of the mean of two
     assert row.verdict == "holds" and row.effect == pytest.approx(0.21) and row.supported == "2 of 2"
-    assert (row.high - row.low) / 2 == pytest.approx(4.302653 * error, rel=1e-4)  # t of 2 degrees of freedom
+    # the seeds differ by the same shift in both contrasts, which counts once: t of 1 degree of freedom
+    assert (row.high - row.low) / 2 == pytest.approx(12.706205 * error, rel=1e-4)
     assert judged.loc["meaning_first"].verdict == "undecided"
+
+
+def test_what_the_contrasts_of_a_seed_share_counts_once():
+    """Degrees of freedom of two seeds whose four contrasts differ by one shift, by none in common, or by both."""
+    index = pd.MultiIndex.from_product([["slt", "mp"], [0.5, 0.9], [1, 2]], names=["technique", "sparsity", "seed"])
+
+    def freedom(*shifts):
+        return findings._freedom(pd.Series([value for shift in shifts for value in (0.0, shift)], index))
+
+    assert freedom(1, 1, 1, 1) == pytest.approx(1)
+    assert freedom(1, -1, 1, -1) == pytest.approx(3)  # all of it is within the seeds: 4 - 1
+    # sums of squares: of the seeds 4 * .5^2 * 2 = 2 of 4 in all, so 16 / (4 / 1 + 4 / 3)
+    assert freedom(2, 0, 2, 0) == pytest.approx(3)
+    alone = pd.Series([1.0, 2.0, 3.0], index[[0, 2, 3]])  # one contrast has one seed
+    assert findings._freedom(alone) == 1 and findings._freedom(alone[:2]) == 0
+
+
+def test_retraining_is_taken_off_where_it_was_as_often(tmp_path):
+    """MP is trained once, so no dense run that was trained again is its control."""
+    rows = []
+    for technique, level, layers in (("slt", 0.5, (0.9, 0.7)), ("mp", 0.5, (0.9, 0.8)), ("again", 0.5, (0.9, 0.85))):
+        for layer, cka in zip((1, 2), layers, strict=True):
+            rows.append(["en-de", 1, technique, level, "encoder", layer, layer, cka, 1, 1, 1, 1])
+    (tmp_path / "dissect_similarity.csv").write_bytes(csv_bytes(show.INSIDE["dissect_similarity.csv"], rows))
+    found = findings.effects(tmp_path, "en-de")
+    assert set(found["higher_diverge"].index.get_level_values("technique")) == {"slt", "mp"}
+    again = found["higher_diverge_again"]
+    assert again.index.tolist() == [("slt", 0.5, 1)] and again.iloc[0] == pytest.approx(0.2 - 0.05)
 
 
 def test_bad_input_gives_one_line(looked):

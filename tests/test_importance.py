@@ -156,6 +156,26 @@ def test_heads_alone_and_feed_forward_alone_go_to_the_end(run, monkeypatch):
         subnetworks.prune_stepwise(run, "all")
 
 
+def test_last_heads_go_in_the_order_of_their_scores_before_the_norm(run, monkeypatch):
+    """Each attention has one head left, whose normalised score is 1: not the order of names decides."""
+    every = parts.heads(2, 2)
+    left = every[::2]
+    original = importance.raw
+
+    def raw(*arguments):
+        found = original(*arguments)
+        names = [name for name in found if name.endswith("attention")]
+        order = [torch.tensor([7.0 - i, 0.0], dtype=torch.float64) for i in range(len(names))]
+        return found | dict(zip(sorted(names), order, strict=True))  # the attention named first is needed most
+
+    monkeypatch.setattr(importance, "raw", raw)
+    gone = [head for head in every if head not in left]
+    heads, _ = subnetworks.next_step(run, "heads", (gone, {}))
+    assert {*heads} - {*gone} == {max(left)}
+    ticket = run.rewind(at=0).prune_heads(heads=gone).prune_heads(by=run, count=1)
+    assert {*parts.removed(ticket.start().mask, 2)[0]} - {*gone} == {max(left)}
+
+
 @pytest.mark.parametrize("share", [0.99, 0.9, 0.65])
 def test_subnetworks_have_one_size(run, falling, monkeypatch, share):
     monkeypatch.setattr(subnetworks, "SHARE", share)

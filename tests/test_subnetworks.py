@@ -14,10 +14,10 @@ from slt_lib.analysis import overlap, patterns
 from slt_lib.evaluation import scoring
 from slt_lib.report import findings
 from slt_lib.report import subnetworks as report
-from slt_lib.report.data import csv_bytes
+from slt_lib.report.data import csv_bytes, pack
 from slt_lib.study import results, subnet_tables, subnetworks
 from slt_lib.study.scores import translate_with
-from slt_lib.transformer import Attention, Transformer
+from slt_lib.transformer import Attention, Shape, Transformer
 
 # Agreement ------------------------------------------------------------
 
@@ -65,6 +65,32 @@ def test_the_null_is_that_of_permutations(random):
     assert low < 0 < high and kappa == overlap.fleiss_kappa([one.numpy().ravel(), other.numpy().ravel()])
 
 
+def test_the_null_of_kappa_is_that_of_permutations(random):
+    """Three masks of two matrices, each permuted within itself, against the closed form."""
+    counts = ((20, 30), (33, 5), (25, 12))
+    masks = [
+        {name: torch.from_numpy(random.permutation(np.arange(n) < c)) for name, n, c in (("a", 60, a), ("b", 40, b))}
+        for a, b in counts
+    ]
+    drawn = [
+        overlap.fleiss_kappa([np.concatenate([random.permutation(kept.numpy()) for kept in m.values()]) for m in masks])
+        for _ in range(3000)
+    ]
+    expected = np.mean(drawn), *np.quantile(drawn, [0.025, 0.975])
+    assert overlap.kappa_null(masks) == pytest.approx(expected, abs=0.015)
+    assert np.isnan(overlap.kappa_null([{"a": torch.ones(3, dtype=torch.bool)}] * 2)).all()
+
+
+def test_a_null_within_groups_keeps_their_numbers():
+    """Two groups of four entries that keep three and one: nothing else is permuted than which ones."""
+    mask = np.array([1, 1, 1, 0, 0, 0, 0, 1], dtype=bool)
+    kappa, low, high = overlap.kappa_with_null(mask, mask, 1, list("aaaabbbb"))
+    assert (kappa, low, high) == (1, 0, 1)  # neither, one or both groups agree: 0, .5 or 1
+    assert overlap.kappa_with_null(mask, mask, 1)[1] < 0
+    same = np.array([1, 1, 0, 0], dtype=bool)
+    assert overlap.kappa_with_null(same, same, 1, list("aabb")) == (1, 1, 1)
+
+
 # Patterns ------------------------------------------------------------
 
 
@@ -92,6 +118,44 @@ def test_heads_with_a_known_look_have_their_pattern(session_study, monkeypatch):
     assert np.allclose(
         np.diag(patterns.correlations(found["encoder.0.self_attention"], found["encoder.0.self_attention"])), 1
     )
+
+
+def looked_at(monkeypatch, shape, looks, sources, targets, counts):
+    """What the heads look at if `looks(rows, keys)` gives their weights [heads, rows, keys]."""
+    monkeypatch.setattr(
+        Attention, "weights", lambda self, x, key, bias: looks(x.shape[1], key.shape[2]).expand(len(x), -1, -1, -1)
+    )
+    return patterns.attended(Transformer(shape, seed=1), sources, targets, counts, counts)
+
+
+def test_a_decoder_s_rare_word_is_the_rarest_that_it_sees(monkeypatch):
+    """The rarest word comes last; a causal head that always looks at the rarest word so far is a rare-word head."""
+    counts = np.array([0, 99, 99, 9, 7, 5, 3, 1])  # the later, the rarer
+    found = looked_at(monkeypatch, Shape(8, 1, 8, 8, 2), lambda rows, keys: torch.eye(rows, keys).expand(2, -1, -1),
+                      [[3, 4, 1]], [[3, 4, 5, 6, 7, 1]], counts)  # fmt: skip
+    [rare] = found["decoder.0.self_attention"].rare
+    assert rare.all()  # a query is the last word that it sees
+    [offset] = found["decoder.0.self_attention"].offset
+    assert not offset.any()
+
+
+def test_heads_are_compared_over_the_keys_that_they_see(monkeypatch, random):
+    """Independent heads do not correlate, although both are 0 where a causal mask is, nor does a uniform one."""
+    drawn = [torch.from_numpy(random.exponential(size=(2, 40, 40))) for _ in range(2)]
+    sides = []
+    for weights in drawn:
+
+        def looks(rows, keys, weights=weights):
+            seen = weights[:, :rows, :keys].tril() if rows == keys else weights[:, :rows, :keys]
+            return (seen / seen.sum(-1, keepdim=True)).float()
+
+        sentence = [*[5] * 39, 1]
+        sides.append(looked_at(monkeypatch, Shape(8, 1, 8, 8, 2), looks, [sentence] * 4, [sentence] * 4, np.ones(8)))
+    one, other = (side["decoder.0.self_attention"] for side in sides)
+    own, between = patterns.correlations(one, one), patterns.correlations(one, other)
+    assert np.diag(own) == pytest.approx([1, 1]) and np.abs(between).max() < 0.15
+    one.weights = [part * [[0], [1]] for part in one.weights]
+    assert not patterns.correlations(one, other)[0].any()
 
 
 def test_rare_words_and_everything_else():
@@ -124,6 +188,13 @@ def test_an_interval_is_normal_with_one_seed():
     rows = pd.DataFrame({"cell": ["a", "b"], "bleu": [10.0, 12.0], "error": [0.5, 1.0]})
     cells = report.estimates(rows, "bleu", ["cell"])
     assert (cells.high - cells["mean"]).tolist() == pytest.approx([0.98, 1.96])
+
+
+def test_the_spread_between_seeds_is_that_of_cells_alike():
+    """Scores as pruned differ by ten points between seeds, retrained ones do not: each has its own interval."""
+    rows = pd.DataFrame({"cell": list("aabb"), "bleu": [10.0, 20.0, 30.0, 30.2], "error": 0.0})
+    cells = report.estimates(rows, "bleu", ["cell"], rows.cell)
+    assert cells.deviation.tolist() == pytest.approx([5, 0.1]) and cells.degrees.tolist() == pytest.approx([1, 1])
 
 
 # From runs to plots ------------------------------------------------------------
@@ -255,3 +326,56 @@ def test_findings_about_heads_in_closed_form(tmp_path):
     others, cross = np.repeat([2, 4, 6, 8], 2), np.repeat([10, 12], 2)
     error = 100 / 12 * np.sqrt(others.var(ddof=1) / 8 + cross.var(ddof=1) / 4)
     assert found["cross_last"].error == pytest.approx(error) and found["cross_last"].seeds_known
+
+
+def test_findings_are_not_pooled_with_others_of_another_kind(tmp_path):
+    """Two seeds: contrasts as pruned differ by 8 BLEU, retrained ones by .2, and heads by many percent."""
+    rows = {"contrasts": [], "heads": [], "pruning": []}
+    for seed, pruned, retrained in ((1, 10.0, 1.0), (2, 18.0, 1.2)):
+        for pruning in ("structured", "unstructured"):
+            rows["contrasts"].append(["en-de", seed, pruning, "pruned", "good", "random", pruned, 0])
+            rows["contrasts"].append(["en-de", seed, pruning, "lt", "good", "random", retrained, 0])
+            rows["contrasts"].append(["en-de", seed, pruning, "lt", "good", "bad", 9 * retrained, 0])  # not judged
+        for step, left in enumerate([(2, 2, 2), (1, 2, 2), (0, 1, 2), (0, 0, 0)][:: 3 - 2 * seed]):
+            left = left if seed == 1 else tuple(2 - number for number in left)
+            rows["pruning"].append(["en-de", seed, "heads", step, *left, 6, 8, 8, 30.0])
+    for name, lines in rows.items():
+        file, columns = report.FILES[name]
+        (tmp_path / file).write_bytes(csv_bytes(columns, lines))
+    found = {name: one for name, [one] in findings.of_subnetworks(tmp_path, "en-de").items()}
+    for trained, gap in (("pruned", 8), ("lt", 0.2)):
+        for pruning in ("structured", "unstructured"):
+            one = found[f"{pruning} {trained} good random"]
+            # two values that far apart, in two contrasts: variance gap^2 / 2, 2 degrees of freedom
+            assert (one.error, one.freedom) == pytest.approx((gap / 2, 2))
+    assert not {name for name in found if name.endswith("good bad")} and "cross_last" in found
+
+
+def test_a_head_is_dead_if_it_has_no_weight_in_any_of_its_matrices(tmp_path):
+    rows = []
+    for matrix in ("query", "key", "value", "output"):
+        name = f"encoder.0.self_attention.{matrix}"
+        rows.append(["en-de", 1, 0.9, "slt", name, "", 0.1, 0, 0])
+        rows.append(["en-de", 1, 0.9, "slt", name, 0, 0.0, 1.0, ""])  # dead
+        alive = matrix == "output"  # three of four are empty, and one has a weight that rounding hides
+        rows.append(["en-de", 1, 0.9, "slt", name, 1, 0.0, 0.9844 if alive else 1.0, ""])
+    file, columns = report.FILES["density"]
+    (tmp_path / file).write_bytes(pack(csv_bytes(columns, rows)))
+    assert report.dead_table(tmp_path, "en-de").heads.tolist() == [50.0]
+
+
+def test_a_tenth_random_draw_is_scored_as_itself(session_study, tmp_path, monkeypatch):
+    """The subnetwork's name, random10, gives the draw whose mask the dense weights are scored under."""
+    monkeypatch.setenv("SLT_FIGURES", str(tmp_path))
+    asked, original = [], subnetworks.pruned_ticket
+    line = next(line for line in techniques.subnetworks(0.8, draws=10)
+                if line.label == ("lt", "subnetwork=unstructured random10"))  # fmt: skip
+    chains = session_study.follow([session_study.chain(line.recipe, 1, line.levels, line.label, **line.knobs)])
+
+    def ticket(*arguments):
+        asked.append(arguments[4])
+        return original(*arguments)
+
+    monkeypatch.setattr(subnetworks, "pruned_ticket", ticket)
+    subnet_tables.record_scores(session_study, chains, 0.8)
+    assert asked == [9]

@@ -34,8 +34,9 @@ class Heads:
     def rows(self) -> list[dict[str, float]]:
         """One row per head: compared with the head of the same number, with the best, and with its match.
 
-        `best_head` is the head that it correlates with most. `matched_head` comes from the one-to-one assignment with
-        the highest sum of correlations: heads of models from different seeds have no common order.
+        `best_head` is the head that it correlates with most, 0 if it correlates with none. `matched_head` comes from
+        the one-to-one assignment with the highest sum of correlations: heads of models from different seeds have no
+        common order.
         """
         ones, others = linear_sum_assignment(self.correlation.numpy(), maximize=True)
         partner = dict(zip(ones.tolist(), others.tolist(), strict=True))
@@ -46,7 +47,7 @@ class Heads:
                 "correlation": float(self.correlation[head, head]),
                 "divergence": float(self.divergence[head, head]),
                 "entropy": float(self.entropy[head]),
-                "best_head": int(best.indices[head]) + 1,
+                "best_head": int(best.indices[head]) + 1 if self.correlation[head].any() else 0,
                 "best_correlation": float(best.values[head]),
                 "matched_head": partner[head] + 1,
                 "matched_correlation": float(self.correlation[head, partner[head]]),

@@ -4,6 +4,7 @@ Cochran's Q, which Prasanna et al. (2020) use, is not here: it tests whether mas
 complementary masks of one size give Q = 0.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -58,8 +59,40 @@ def fleiss_kappa(raters: Sequence[np.ndarray]) -> float:
     return float((agreement - chance) / (1 - chance)) if chance < 1 else float("nan")
 
 
-def kappa_with_null(one: np.ndarray, other: np.ndarray, seed: int) -> tuple[float, float, float]:
-    """Fleiss' kappa of two masks, and the 2.5% and 97.5% quantiles if the second is permuted."""
+def kappa_null(masks: Sequence[Mapping[str, Tensor]]) -> tuple[float, float, float]:
+    """Mean, 2.5% and 97.5% of Fleiss' kappa of random masks of these sizes; each matrix is permuted within itself.
+
+    The numbers of shared entries are hypergeometric and uncorrelated between pairs of masks; the bounds are those of a
+    normal.
+    """
+    total = sum(kept.numel() for kept in masks[0].values())
+    share = sum(int(kept.sum()) for mask in masks for kept in mask.values()) / (total * len(masks))
+    chance, pairs = share**2 + (1 - share) ** 2, list(itertools.combinations(masks, 2))
+    if chance == 1:
+        return (float("nan"),) * 3
+    agreement = variance = 0.0
+    for one, other in pairs:
+        for name, kept in one.items():
+            size, a, b = kept.numel(), int(kept.sum()), int(other[name].sum())
+            null = hypergeom(size, a, b)
+            agreement += (size - a - b + 2 * null.mean()) / (total * len(pairs))
+            variance += 4 * null.var() / (total * len(pairs)) ** 2
+    mean, width = (agreement - chance) / (1 - chance), 1.96 * variance**0.5 / (1 - chance)
+    return float(mean), float(mean - width), float(mean + width)
+
+
+def kappa_with_null(
+    one: np.ndarray, other: np.ndarray, seed: int, groups: Sequence[str] | None = None
+) -> tuple[float, float, float]:
+    """Fleiss' kappa of two masks, and the 2.5% and 97.5% quantiles if the second is permuted.
+
+    `groups`: name of the group of each entry; entries are then permuted within their group.
+    """
     generator = stream(seed, "permutation null", len(one))
-    drawn = [fleiss_kappa([one, generator.permutation(other)]) for _ in range(PERMUTATIONS)]
+    place = np.unique(["" for _ in one] if groups is None else groups, return_inverse=True)[1]
+    grouped, drawn = np.argsort(place, kind="stable"), []
+    for _ in range(PERMUTATIONS):
+        permuted = np.empty_like(other)
+        permuted[grouped] = other[np.lexsort((generator.random(len(other)), place))]
+        drawn.append(fleiss_kappa([one, permuted]))
     return (fleiss_kappa([one, other]), *np.quantile(drawn, [0.025, 0.975]))

@@ -2,8 +2,9 @@
 
 Source: Voita et al. (2019), "Analyzing multi-head self-attention", section 4: a head is positional if its largest
 weight is at one relative position for at least 90% of the tokens, and a rare-word head if it is at the least frequent
-token of the sentence (two thirds of the tokens here; theirs reach 66%). Added: vertical, if it is at one column of the
-sentence for at least 90%, as in Prasanna et al. (2020). All others are heterogeneous.
+token of the sentence for two thirds of them (theirs reach 66%); of a decoder's own sentence a token sees only the ones
+before. Added: vertical, if it is at one column of the sentence for at least 90%, as in Prasanna et al. (2020). All
+others are heterogeneous.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,12 +21,14 @@ from slt_lib.transformer import PAD, Batch, Transformer
 SHARES = ("confidence", "positional", "vertical", "rare")
 PATTERNS = ("previous", "next", "positional", "vertical", "rare word", "heterogeneous")
 MOST, RARE = 0.9, 2 / 3  # shares of the tokens
+UNIFORM = 1e-4  # norm of a head's centred weights below which it is uniform, but for rounding
 
 
 @dataclass
 class Attended:
     """For each looked-at token, a row, and head: largest weight, its relative position, whether it is in the sentence's
-    most attended column, and at its rarest token. `weights`: all attention weights, one row per head.
+    most attended column, and at the rarest token that the row sees. `weights`: the attention weights of the keys that a
+    row sees, less their mean, one row per head.
     """
 
     largest: list[np.ndarray] = field(default_factory=list)
@@ -75,24 +78,27 @@ def attended(
 def _add(found: Attended, name: str, weights: np.ndarray, batch: Batch, source_counts, target_counts) -> None:
     """Add the sentences of a batch; `weights` [B, heads, L, keys]."""
     encoder, cross = name.startswith("encoder"), name.endswith("cross_attention")
+    causal = not (encoder or cross)
     queries = (batch.source if encoder else batch.target).numpy()
     keys = (batch.source if encoder or cross else batch.shifted).numpy()
     counts = source_counts if encoder or cross else target_counts
     for i in range(len(queries)):
         length = int((queries[i] != PAD).sum())
-        first = 0 if encoder or cross else 1
+        first = int(causal)
         rows = weights[i, :, first : length - 1, : (length if not cross else int((keys[i] != PAD).sum()))]
         if not rows.shape[1]:
             continue
         largest = rows.argmax(-1)  # [heads, queries]
         ids = keys[i, : rows.shape[2]]
-        rarity = np.where(ids == PAD, np.iinfo(np.int64).max, counts[ids])  # the decoder's start is no token
+        visible = np.tril(np.ones(rows.shape[1:], dtype=bool), first) | (not causal)
+        real = visible & (ids != PAD)  # the decoder's start is no token
+        rarity = np.where(real, counts[ids], np.iinfo(np.int64).max)
         modal = [np.bincount(columns).argmax() for columns in largest]
         found.largest.append(rows.max(-1))
         found.offset.append(largest - np.arange(first, length - 1))
         found.modal.append(largest == np.array(modal)[:, None])
-        found.rare.append(largest == rarity.argmin())
-        found.weights.append(rows.reshape(len(rows), -1))
+        found.rare.append(largest == rarity.argmin(-1))
+        found.weights.append((rows - 1 / visible.sum(-1, keepdims=True))[:, visible])
 
 
 def pattern(found: Attended, head: int) -> tuple[str, Mapping[str, float]]:
@@ -112,6 +118,11 @@ def pattern(found: Attended, head: int) -> tuple[str, Mapping[str, float]]:
 
 
 def correlations(one: Attended, other: Attended) -> np.ndarray:
-    """Pearson's correlation [heads, heads] of the attention weights of two models on the same sentences."""
-    sides = [np.concatenate(side.weights, axis=1) for side in (one, other)]
-    return np.corrcoef(*sides)[: len(sides[0]), len(sides[0]) :]
+    """Correlation [heads, heads] of the attention weights of two models on the same sentences.
+
+    Pearson's over the keys that each row sees, after its mean is subtracted; 0 for a head that is uniform everywhere.
+    """
+    sides = [np.concatenate(side.weights, axis=1).astype(np.float64) for side in (one, other)]
+    norms = [np.linalg.norm(side, axis=1, keepdims=True) for side in sides]
+    x, y = (side / np.where(norm > UNIFORM, norm, np.inf) for side, norm in zip(sides, norms, strict=True))
+    return x @ y.T

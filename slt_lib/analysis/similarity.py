@@ -67,7 +67,8 @@ def similarity(one: Moments, other: Moments) -> dict[str, float]:
     cka: debiased, 1 for equal states up to rotation and scale, about 0 for independent ones (it can be below).
     svcca: mean canonical correlation of the components with 99% of the variance. pwcca: mean canonical correlation,
     weighted by the share of `one` that each explains (not symmetric). neuron: mean over columns of `one` of the largest
-    absolute correlation with a column of `other`. same_index: share of columns whose best partner has the same number.
+    absolute correlation with a column of `other`. same_index: share of columns whose best partner has the same number;
+    a constant column has no partner.
 
     Raises InputError if the numbers of rows differ.
     """
@@ -85,7 +86,7 @@ def similarity(one: Moments, other: Moments) -> dict[str, float]:
         "svcca": float(np.linalg.svd(canonical[: kept[0], : kept[1]], compute_uv=False).mean()),
         "pwcca": float(shares @ correlation / shares.sum()),
         "neuron": float(matched.max(1).mean()),
-        "same_index": float((matched.argmax(1) == np.arange(len(matched))).mean()),
+        "same_index": float(((matched.argmax(1) == np.arange(len(matched))) & (matched.max(1) > 0)).mean()),
     }
 
 

@@ -21,7 +21,7 @@ from slt_lib.data.vocabulary import Vocabulary
 Word = tuple[str, int, int]  # form, first piece, piece after the last
 LABELS = "labels.tsv"
 LABEL_COLUMNS = ["task", "group", "split", "line", "word", "label"]
-PIECES = 2  # examples of a task about words or word pieces, per sentence, at most
+PIECES = 2  # examples of a task per sentence, on average at most
 CONTENT = 12  # words of the task "word content"
 CLASSES = {"PK": "person", "A": "animal", "FMD": "food", "RTEOCV": "thing", "LHG": "place"}
 
@@ -97,7 +97,7 @@ def _content(split: Sequence[list[Word]], whole: Sequence[tuple]) -> list[tuple]
 
 
 def _sample(examples: list[tuple], name: str, sentences: int) -> list[tuple]:
-    """At most PIECES of the examples per sentence."""
+    """A random part of the examples, at most PIECES times as many as sentences."""
     chosen = stream(0, "probe examples", name).permutation(len(examples))[: PIECES * sentences]
     return [examples[i] for i in sorted(chosen)]
 
@@ -169,7 +169,8 @@ def own_tasks(path: Path, vocabulary: Vocabulary, sentences: Sequence[str], plac
     """Tasks of labels.tsv in the folder of a `files` corpus; none if there is no such file.
 
     Tab-separated with the header task, group, split, line, word, label. `word` is the number of a word between spaces,
-    from 1, or empty for a label of the sentence. `places`: split and line (from 1) of each sentence; labels of other
+    from 1, or empty for a label of the sentence. A task whose labels all belong to words is also tested on new word
+    forms. `places`: split and line (from 1) of each sentence; labels of other
     lines are not used. Raises InputError, which names the line, for another header, group or number.
     """
     if not path.is_file():
@@ -177,7 +178,7 @@ def own_tasks(path: Path, vocabulary: Vocabulary, sentences: Sequence[str], plac
     lines = list(csv.reader(path.read_text(encoding="utf-8").splitlines(), delimiter="\t"))
     if not lines or lines[0] != LABEL_COLUMNS:
         raise InputError(f"{path}: the first line must be {', '.join(LABEL_COLUMNS)}, separated by tabs")
-    at, rows = {place: number for number, place in enumerate(places)}, defaultdict(list)
+    at, rows, whole = {place: number for number, place in enumerate(places)}, defaultdict(list), set()
     for number, line in enumerate(lines[1:], start=2):
         if len(line) != len(LABEL_COLUMNS) or not line[3].isdigit() or not (line[4].isdigit() or not line[4]):
             raise InputError(f"{path}, line {number}: {len(LABEL_COLUMNS)} cells with whole numbers as line and word")
@@ -188,10 +189,12 @@ def own_tasks(path: Path, vocabulary: Vocabulary, sentences: Sequence[str], plac
             continue
         parts = words(vocabulary, sentences[sentence])
         span, form = (sentence, 0, parts[-1][2]), parts[0][0]
-        if word:
+        if not word:
+            whole.add((task, group))
+        else:
             span, form = _word(path, number, sentences[sentence], int(word), sentence, vocabulary)
         rows[task, group].append((span, label, form))
-    tasks = [Task.of(*names, found) for names, found in rows.items()]
+    tasks = [Task.of(*names, found, names not in whole) for names, found in rows.items()]
     return [task for task in tasks if task]
 
 

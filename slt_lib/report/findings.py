@@ -50,6 +50,7 @@ INSIDE = {
     "early_encode": _finding("early_encode", "the first layer encodes more than in the dense model", "points"),
     "attention_stays": _finding("attention_stays", "attention changes no more than by other SGD noise", "r"),
 }
+EACH_LEVEL = ("lt", "slt", "clt")  # trained once per level up to their own, as the control "again" is
 # start of a name in subnet_contrasts.csv -> what is compared there
 STATEMENTS = {
     "good random": "a good subnetwork beats a random one",
@@ -75,18 +76,21 @@ SUBNETWORKS = {
 RULE = (
     "Each finding is judged like a claim of the paper (claims.md), on one contrast per technique and level, the mean "
     "over seeds. It holds if more than half of the contrasts are at or above 0. The spread between seeds is pooled "
-    "over techniques and levels. Contrasts: (1) loss of probing accuracy in points, of the group meaning minus the "
-    "mean of the other groups, over the layers of the encoder; (2) CKA with the dense model, first minus last encoder "
-    "layer; (3) the same, minus that of the dense run retrained as often; (4) probing accuracy of the first layer, "
-    "sparse minus dense, mean over tasks; (5) Pearson correlation of a head with the same head of the dense model, "
-    "minus that of the copy with other SGD noise. Findings 3 and 5 compare with controls that the paper does not have."
+    "over techniques and levels; what all contrasts of a seed share, such as its dense model, counts once. Contrasts: "
+    "(1) loss of probing accuracy in points, of the group meaning minus the mean of the other groups, over the layers "
+    "of the encoder; (2) CKA with the dense model, first minus last encoder layer; (3) the same, minus that of the "
+    "dense run retrained as often, for LT, SLT and CLT alone, which are trained once per level; (4) probing accuracy "
+    "of the first layer, sparse minus dense, mean over tasks; (5) Pearson correlation of a head with the same head of "
+    "the dense model, minus that of the copy with other SGD noise. Findings 3 and 5 compare with controls that the "
+    "paper does not have."
 )
 HEADS_RULE = (
     "Each finding is judged like a claim of the paper (claims.md), on one contrast, the mean over seeds. Scores vary "
-    "over the lines of the test set and between seeds. For Voita et al.: the share of heads that are gone when a head "
-    "of cross-attention is removed, minus that of other heads, where heads alone are removed. For Michel et al.: BLEU "
-    "lost without one head of the last cross-attention, minus that of other heads. These two vary over heads and "
-    "between seeds."
+    "over the lines of the test set and between seeds; the spread between seeds is pooled over the models as pruned, "
+    "and over the retrained ones. For Voita et al.: the share of heads that are gone when a head of cross-attention is "
+    "removed, minus that of other heads, where heads alone are removed. For Michel et al.: BLEU lost without one head "
+    "of the last cross-attention, minus that of other heads. These two vary over heads and between seeds, and nothing "
+    "is pooled."
 )
 
 
@@ -112,9 +116,8 @@ def effects(folder: str | os.PathLike, pair: str) -> dict[str, pd.Series]:
         found["higher_diverge"] = table["1"] - table[max(table, key=int)]
         if (frame.technique == "again").any():
             again = found["higher_diverge"].xs("again", level="technique")
-            found["higher_diverge_again"] = (
-                found["higher_diverge"] - again.reindex(table.index.droplevel("technique")).to_numpy()
-            )
+            own = found["higher_diverge"][table.index.get_level_values("technique").isin(EACH_LEVEL)]
+            found["higher_diverge_again"] = own - again.reindex(own.index.droplevel("technique")).to_numpy()
     frame = dissect.heads(folder, pair)
     if (frame.technique == "noise").any():
         table = frame.groupby(keys).correlation.mean()
@@ -133,7 +136,8 @@ def inside(folder: str | os.PathLike, pair: str) -> dict[str, list[Contrast]]:
     found = {}
     for name, effect in effects(folder, pair).items():
         groups = effect.groupby(["technique", "sparsity"])
-        spread, freedom = pooled([values.tolist() for _, values in groups])
+        spread, _ = pooled([values.tolist() for _, values in groups])
+        freedom = _freedom(effect)
         found[name] = [
             Contrast(
                 f"{label(technique)} {percent(level)}%",
@@ -148,14 +152,35 @@ def inside(folder: str | os.PathLike, pair: str) -> dict[str, list[Contrast]]:
     return found
 
 
+def _freedom(effect: pd.Series) -> float:
+    """Degrees of freedom of the spread between seeds, pooled over techniques and levels; 0 with one seed.
+
+    Contrasts of a seed share its dense model and its controls. What shifts them all alike counts once per seed
+    (Satterthwaite's approximation with the sums of squares of seeds and of the rest).
+    """
+    groups = effect.groupby(["technique", "sparsity"])
+    rest = (effect - groups.transform("mean"))[groups.transform("size") > 1]
+    alike = rest.groupby("seed").agg(["mean", "size"])
+    total, of_seeds = float((rest**2).sum()), float((alike["size"] * alike["mean"] ** 2).sum())
+    freedom, seeds = len(rest) - len(rest.groupby(["technique", "sparsity"])), len(alike) - 1
+    if freedom <= max(seeds, 0) or not total:
+        return freedom
+    return total**2 / (of_seeds**2 / seeds + max(0.0, total - of_seeds) ** 2 / (freedom - seeds))
+
+
 def of_subnetworks(folder: str | os.PathLike, pair: str) -> dict[str, list[Contrast]]:
     """Finding of SUBNETWORKS -> its one contrast."""
     rows = subnetworks.frame(folder, "contrasts", pair)
     rows = rows.assign(finding=rows.pruning + " " + rows.trained + " " + rows.better + " " + rows.worse)
     rows.loc[rows.worse == "dense", "difference"] *= -1
+    # other contrasts follow from these and would count the same differences twice
+    rows = rows[rows.finding.isin(SUBNETWORKS)]
+    rows = rows.assign(alike=np.where(rows.trained == "pruned", "as pruned", "retrained"))
     by_head = [*_removed_last(folder, pair), *_lost_most(folder, pair)]
-    both = [rows, pd.DataFrame(by_head, columns=["finding", "seed", "difference", "error"])]
-    cells = subnetworks.estimates(pd.concat([part for part in both if len(part)] or both), "difference", ["finding"])
+    others = pd.DataFrame(by_head, columns=["finding", "seed", "difference", "error"])
+    both = [rows, others.assign(alike=others.finding)]  # these have other units and other noise
+    rows = pd.concat([part for part in both if len(part)] or both)
+    cells = subnetworks.estimates(rows, "difference", ["finding"], rows.alike)
     return {
         name: [Contrast("", 0.0, cell["mean"], cell.deviation, cell.degrees, cell["count"] > 1)]
         for name, cell in cells.iterrows()

@@ -1,8 +1,8 @@
 """Notebook 11 from its CSV files alone: which heads, units and weights a model needs, and which subnetworks learn.
 
 Intervals of scores are Student's t. Their variance is that of the paired bootstrap over the lines of the test set,
-which the seeds share, plus that between seeds, pooled over the cells of a table. With one seed it is that of the lines
-alone.
+which the seeds share, plus that between seeds, pooled over the cells of a table: apart for models as pruned, whose
+scores vary most, and for trained ones. With one seed it is that of the lines alone.
 """
 
 import csv
@@ -88,11 +88,14 @@ def frame(folder: str | os.PathLike, name: str, pair: str) -> pd.DataFrame:
 # Scores ------------------------------------------------------------
 
 
-def estimates(rows: pd.DataFrame, value: str, by: list[str]) -> pd.DataFrame:
+def estimates(rows: pd.DataFrame, value: str, by: list[str], alike: pd.Series | None = None) -> pd.DataFrame:
     """Mean over seeds of each cell with its 95% interval: columns mean, count, deviation, degrees, low, high.
 
     `rows`: one row per seed and cell with `value` and its standard error over the lines of the test set, `error`.
+    `alike`: a label of each row; the variance between seeds is pooled over the cells of one label, by default over all.
     """
+    if alike is not None and len(rows):
+        return pd.concat([estimates(part, value, by) for _, part in rows.groupby(alike)]).sort_index()
     groups = rows.groupby(by)
     cells = groups.agg(mean=(value, "mean"), count=(value, "size"), error=("error", lambda e: (e**2).mean() ** 0.5))
     freedom = int((cells["count"] - 1).sum())
@@ -111,7 +114,7 @@ def scores(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     """Mean BLEU with its interval per pruning, subnetwork and training; the draws of a seed are averaged first."""
     rows, by = frame(folder, "scores", pair), ["pruning", "subnetwork", "trained"]
     rows = rows.groupby([*by, "seed"])[["bleu", "error", "sparsity", "kept"]].mean().reset_index()
-    found = estimates(rows, "bleu", by)
+    found = estimates(rows, "bleu", by, rows.trained == "pruned")
     return found.join(rows.groupby(by)[["sparsity", "kept"]].mean())
 
 
@@ -245,7 +248,7 @@ def plot_heads(folder: str | os.PathLike, pair: str) -> Figure:
 
 
 def heads_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
-    """Per kind of attention and layer, means over seeds: BLEU lost without one head, the most, and survivors."""
+    """Per kind of attention and layer: BLEU lost without one head, mean and most, and survivors; over all seeds."""
     rows = frame(folder, "heads", pair)
     rows = rows.assign(lost=rows.bleu - rows["without"])
     groups = rows.assign(layer=rows.layer + 1).groupby(["kind", "layer"])
@@ -354,14 +357,17 @@ def plot_density(folder: str | os.PathLike, pair: str) -> Figure:
 def dead_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     """Rows, columns and heads (percent) that lose all their weights by themselves, per technique and sparsity.
 
-    A row of an attention's query, key or value is a feature of one head. Means over matrices and seeds.
+    A row of an attention's query, key or value is a feature of one head. A head has lost all its weights if none of its
+    four matrices has any left there. Means over matrices and seeds.
     """
     rows = frame(folder, "density", pair)
     rows = rows.assign(sparsity=(100 * rows.sparsity).map("{:g}%".format))
     whole, heads = rows[rows["head"].isna()], rows[rows["head"].notna()]
     groups = whole.groupby(["technique", "sparsity"], sort=False)
     found = groups.agg(rows=("dead_rows", "mean"), columns=("dead_columns", "mean")) * 100
-    gone = (heads.kept == 0).groupby([heads.technique, heads.sparsity], sort=False).mean() * 100
+    each = ["technique", "sparsity", "seed", heads.matrix.str.rpartition(".")[0].rename("attention"), "head"]
+    # by dead rows: the share kept is rounded, so a single weight could be lost
+    gone = (heads.groupby(each, sort=False).dead_rows.min() == 1).groupby(level=[0, 1], sort=False).mean() * 100
     return found.join(gone.rename("heads")).round(1)
 
 

@@ -27,7 +27,7 @@ from slt_lib.study.study import Chain, Study
 from slt_lib.study.tickets import check_choice
 from slt_lib.transformer import Transformer
 
-VERSION = 1  # raise when a change of code changes a measured number
+VERSION = 2  # raise when a change of code changes a measured number
 OWN = {  # sentences to read, by the name of the corpus; written for this purpose
     "grammar": [
         "The old teacher gives the child two apples.",
@@ -274,7 +274,10 @@ def record_probes(
     `lines` and `found`: see `probe_tasks`. Rows of the same pair are replaced.
     """
     ids = study.vocabulary.encode(lines).lists()
-    named = [[task.name, task.group, task.spans.tolist(), task.labels.tolist(), task.forms.tolist()] for task in found]
+    named = [
+        [task.name, task.group, task.spans.tolist(), task.labels.tolist(), task.forms.tolist(), task.by_form]
+        for task in found
+    ]
     key, rows = digest([ids, named, draws]), []
 
     for subject in subjects:

@@ -15,18 +15,23 @@ SENTENCES = 512  # the first pairs of the training text
 def measured(study: Opened, weights: Mapping[str, Tensor]) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Head -> score, and feed-forward layer -> score of each of its units (`analysis.importance`).
 
-    The scores are computed on training text, so that dev is left for choices and the test sets for judgements.
+    The scores are computed on training text, so that dev is left for choices and the test sets for judgements. Heads
+    come in the order of their scores before the norm: the last head of an attention always has 1, and of equal scores
+    `parts.least_heads` takes the first.
     """
     model, data = study.model(), study.data
     model.load_state_dict(weights)
     count = min(SENTENCES, len(data.source))
     sides = [[side[i].tolist() for i in range(count)] for side in (data.source, data.target)]
     with study.threads():
-        found = importance.normalized(importance.raw(model.to(device()).eval(), *sides))
-    heads = {
-        f"{name}.{i}": float(score)
+        raw = importance.raw(model.to(device()).eval(), *sides)
+    found = importance.normalized(raw)
+    heads = sorted(
+        (float(before), f"{name}.{i}", float(score))
         for name, scores in found.items()
         if name.endswith("attention")
-        for i, score in enumerate(scores)
+        for i, (before, score) in enumerate(zip(raw[name], scores, strict=True))
+    )
+    return {head: score for _, head, score in heads}, {
+        name: scores.tolist() for name, scores in found.items() if name.endswith("feed_forward")
     }
-    return heads, {name: scores.tolist() for name, scores in found.items() if name.endswith("feed_forward")}

@@ -197,7 +197,7 @@ class PruneHeads(PruneParts):
         heads = self.heads
         if self.by:
             scores = measured(self.by.study, masks.apply(self.by.weights(self.checkpoint), mask or {}))[0]
-            left = {head: scores[head] for head in parts.heads(sizes.layers, sizes.heads) if head not in gone}
+            left = {head: score for head, score in scores.items() if head not in gone}
             heads = parts.least_heads(left, self.count)
         if again := sorted({*heads} & {*gone}):
             raise InputError(f"prune_heads: {again[0]} is removed already")

@@ -83,7 +83,8 @@ def record_scores(study: Study, chains: Iterable[Chain], at: float) -> None:
     for chain in (chain for chain in chains if len(chain.runs) > 1):  # it stops at a dense run that failed
         dense, run = chain.runs[0], chain.runs[-1]
         pruning, name = chain.variant.removeprefix("subnetwork=").split()
-        which, draw = name.rstrip("0123456789"), max(0, int(name[-1:]) - 1 if name[-1:].isdecimal() else 0)
+        which = name.rstrip("0123456789")
+        draw = int(name.removeprefix(which) or 1) - 1
         found = {}
         if run.record["status"] == "ok":
             found[chain.technique] = next(iter(scores(run).values()))["statistics"]
@@ -178,7 +179,8 @@ def record_masks(study: Study, chains: Iterable[Chain]) -> None:
                 alike.append([*about, "jaccard", f"{one} {other}", name, *map(short, numbers)])
         if len(by_technique) > 1:
             kappa = overlap.fleiss_kappa([overlap.flat(mask) for mask in by_technique.values()])
-            alike.append([*about, "kappa", " ".join(by_technique), "all", short(kappa), "0", "", ""])
+            numbers = map(short, (kappa, *overlap.kappa_null(list(by_technique.values()))))
+            alike.append([*about, "kappa", " ".join(by_technique), "all", *numbers])
         for technique, mask in by_technique.items():
             density += [[*about, technique, *row] for row in densities(mask, study.shape.heads)]
     write(study, "overlap", alike)
@@ -216,10 +218,12 @@ def record_between_seeds(study: Study, runs: Sequence[Run]) -> None:
     """Do two seeds keep the same heads? Heads of a layer are exchangeable, so they are matched by their attention.
 
     For each two seeds: the correlation of matched heads, Fleiss' kappa of the heads in the good subnetworks with
-    matched and with unmatched heads, and 95% of it where survivors are drawn at random.
+    matched and with unmatched heads, and 95% of it where survivors are drawn at random within each attention, as many
+    as it has.
     """
     rows, shape = [], study.shape
     every = parts.heads(shape.layers, shape.heads)
+    attentions = [head.rpartition(".")[0] for head in every]
     for one, other in itertools.combinations(runs, 2):
         looks = [attention(study, run.weights(subnetworks.CHECKPOINT)) for run in (one, other)]
         partner, alike = {}, []
@@ -232,7 +236,7 @@ def record_between_seeds(study: Study, runs: Sequence[Run]) -> None:
         first = np.array([head not in gone[0] for head in every])
         for how, names in (("matched", [partner[head] for head in every]), ("unmatched", every)):
             second = np.array([head not in gone[1] for head in names])
-            kappa, low, high = overlap.kappa_with_null(first, second, one.ticket.seed)
+            kappa, low, high = overlap.kappa_with_null(first, second, one.ticket.seed, attentions)
             about = [study.pair, f"{one.ticket.seed}-{other.ticket.seed}", how, short(np.mean(alike))]
             rows.append([*about, short(kappa), short(low), short(high)])
     write(study, "seeds", rows)

@@ -26,6 +26,7 @@ HEADS_PER_STEP = 0.1  # of all heads
 BLOCKS = 8  # a step removes one of this many blocks of a feed-forward layer's units
 SHARE = 0.9  # of the dense model's dev BLEU, which a good subnetwork keeps
 STOP = {"both": 0.5, "heads": 0.0, "feed-forward": 0.5}  # of that BLEU, where a loop ends; 0: when nothing is left
+VERSION = 2  # raise when a change of code changes a step of a loop
 CHECKPOINT = "best"  # whose weights are pruned: the ones that are scored
 Removed = tuple[Sequence[str], Mapping[str, Sequence[int]]]  # heads, and feed-forward layer -> units
 
@@ -61,7 +62,7 @@ def prune_stepwise(run: Run, kind: str = "both") -> list[dict]:
 
 
 def _file(run: Run, kind: str) -> Path:
-    key = digest([run.id, run.weights_hash, kind, SENTENCES, HEADS_PER_STEP, BLOCKS, CHECKPOINT])[:32]
+    key = digest([run.id, run.weights_hash, kind, SENTENCES, HEADS_PER_STEP, BLOCKS, CHECKPOINT, VERSION])[:32]
     return run.study.store.path / "subnetworks" / f"{key}.json"
 
 
@@ -81,7 +82,7 @@ def next_step(run: Run, kind: str, removed: Removed) -> Removed | None:
     scores, unit_scores = measured(run.study, pruned(run, removed))
     every, units = parts.heads(shape.layers, shape.heads), dict(units)
     count = max(1, round(HEADS_PER_STEP * len(every))) if kind != "feed-forward" else 0
-    gone = parts.least_heads({head: scores[head] for head in every if head not in heads}, count)
+    gone = parts.least_heads({head: score for head, score in scores.items() if head not in heads}, count)
     if kind != "heads":
         left = parts.units(shape.layers, shape.filter)
         left = {name: sorted({*numbers} - {*units.get(name, ())}) for name, numbers in left.items()}
@@ -148,7 +149,8 @@ def pruned_ticket(ticket: Ticket, run: Run, pruning: str, which: str, draw: int,
     """`ticket` under the mask of a subnetwork of the dense `run`.
 
     `pruning`: "structured", of the size of `good`, or "unstructured", `sparsity` of each matrix, where good keeps the
-    largest magnitudes and bad the smallest. Raises InputError for another name.
+    largest magnitudes and bad the smallest. Random single weights are drawn anew for each start of `ticket`. Raises
+    InputError for another name.
     """
     check_choice("pruning", pruning, ("structured", "unstructured"))
     check_choice("which", which, SUBNETWORKS)
