@@ -22,8 +22,9 @@ from matplotlib.patches import ConnectionPatch
 
 from slt_lib.base.errors import InputError
 from slt_lib.base.settings import DENSE, home
-from slt_lib.report.data import HYBRID_SWITCH, SLT_MP_FIRST, Figures, label, percent, read_text
+from slt_lib.report.data import HYBRID_SWITCH, SLT_MP_FIRST, Figures, label, percent
 from slt_lib.report.plots import GRID, INK, LINE, LOOKS, METRICS, STYLE
+from slt_lib.report.rows import numbers
 
 FILE = "start.csv"
 COLUMNS = "pair technique sparsity seed what value".split()
@@ -61,9 +62,7 @@ def decode(text: str) -> np.ndarray:
 
 def read(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     """The rows of a pair, with `sparsity` as a number; empty where the study wrote none."""
-    path = Path(folder) / FILE
-    frame = read_text(path, COLUMNS) if path.is_file() else pd.DataFrame(columns=COLUMNS, dtype=object)
-    frame = frame[frame.pair == pair]
+    frame = numbers(Path(folder) / FILE, COLUMNS, pair, {*COLUMNS} - {"sparsity"})
     return frame.assign(sparsity=frame.sparsity.astype(float).round(6))
 
 
