@@ -153,12 +153,8 @@ def _finished(figure: Figure, shown: dict, x: str, y: str) -> Figure:
 
 def _by_site(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows in order of sides and sites, the sites with their names in titles."""
-    frame = frame.sort_values("layer", key=lambda layers: layers.map(_depth), kind="stable")
+    frame = frame.sort_values("layer", key=lambda layers: layers.str.zfill(4), kind="stable")  # "norm" is the last
     return frame.assign(layer=frame.layer.map(_site)).sort_values("side", ascending=False, kind="stable")
-
-
-def _depth(layer: str) -> int:
-    return int(layer) if layer.isdigit() else 99
 
 
 def _site(layer: str) -> str:
@@ -212,7 +208,7 @@ def plot_heatmap(folder: str | os.PathLike, pair: str, technique: str = "slt", m
     for line, side in zip(panels, sides, strict=True):
         for axes, part in zip(line, parts.values(), strict=True):
             table = part[part.side == side].pivot_table(index="layer", columns="other_layer", values=measure)
-            order = sorted(table.index, key=_depth)
+            order = sorted(table.index, key=lambda layer: layer.zfill(4))
             table = table.loc[order, order]
             image = axes.imshow(table, cmap="viridis", vmin=0, vmax=1, origin="lower")
             for (y, x), value in np.ndenumerate(table.to_numpy()):
@@ -251,7 +247,7 @@ def plot_probe_layers(folder: str | os.PathLike, pair: str, level: float) -> Fig
     """Accuracy of a linear probe at each site of the encoder: the techniques at a level, dense and untrained."""
     frame = probes(folder, pair)
     frame = frame[(frame.sparsity == level) | frame.technique.isin(["dense", "untrained"])]
-    tasks, layers = frame.groupby("task", sort=False), sorted(frame.layer.unique(), key=_depth)
+    tasks, layers = frame.groupby("task", sort=False), sorted(frame.layer.unique(), key=lambda layer: layer.zfill(4))
     columns = min(5, len(tasks))
     lines = -(-len(tasks) // columns)
     figure = Figure(figsize=(1.9 * columns + 2.2, 1.9 * lines + 0.7), layout="constrained")
@@ -280,9 +276,7 @@ def probe_table(folder: str | os.PathLike, pair: str, layer: str = "norm") -> pd
     groups = frame.groupby(["group", "task", "technique", "sparsity"], sort=False)
     columns = ["accuracy", "control", "selectivity", "majority", "form_accuracy", "form_majority"]
     table = 100 * groups[columns].mean()
-    count = groups.size()
-    width = stdtrit(np.maximum(count - 1, 1), 0.975) * 100 * groups.accuracy.std() / count**0.5
-    table.insert(1, "interval", width)
+    table.insert(1, "interval", stdtrit(np.maximum(groups.size() - 1, 1), 0.975) * 100 * groups.accuracy.sem())
     table = table.reset_index()
     return table.assign(sparsity=table.sparsity.map(percent)).round(1)
 
@@ -321,12 +315,11 @@ def translations(folder: str | os.PathLike, pair: str, techniques: Sequence[str]
     for (_, source), group in frame.groupby(["sentence", "source"], sort=False):
         dense = group[group.technique == "dense"].translation.iloc[0]
         lines = [f"**{_plain(source)}**", "", "| | translation |", "|---|---|", f"| dense | {_plain(dense)} |"]
-        for name, own in group[group.technique != "dense"].groupby("technique", sort=False):
-            if not techniques or name in techniques:
-                lines += [
-                    f"| {label(name)} {percent(row.sparsity)}% | {marked(dense, row.translation)} |"
-                    for row in own.itertuples()
-                ]
+        own = group[group.technique.isin(techniques) if techniques else group.technique != "dense"]
+        for _, part in own.groupby("technique", sort=False):
+            for row in part.itertuples():
+                text = marked(dense, row.translation)
+                lines.append(f"| {label(row.technique)} {percent(row.sparsity)}% | {text} |")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 

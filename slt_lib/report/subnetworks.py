@@ -117,13 +117,10 @@ def plot_scores(folder: str | os.PathLike, pair: str) -> Figure:
             mean = found["mean"]["", "dense", ""]
             side.axhline(mean, color=DENSE.colour, linestyle="--", linewidth=1, label="whole model")
         for shift, (which, (colour, marker)) in zip((-0.16, 0, 0.16), QUALITY.items(), strict=True):
-            for place, trained in enumerate(TRAINED):
-                if (pruning, which, trained) in found.index:
-                    cell = found.loc[pruning, which, trained]
-                    bars = [[cell["mean"] - cell.low], [cell.high - cell["mean"]]]
-                    label = which if place == 0 else None
-                    style = {"color": colour, "marker": marker, "capsize": 3, "linestyle": "none", "label": label}
-                    side.errorbar([place + shift], [cell["mean"]], yerr=bars, **style)
+            cells = found.reindex([(pruning, which, trained) for trained in TRAINED])
+            bars = [cells["mean"] - cells.low, cells.high - cells["mean"]]
+            style = {"color": colour, "marker": marker, "capsize": 3, "linestyle": "none", "label": which}
+            side.errorbar(shift + np.arange(3), cells["mean"], yerr=bars, **style)
         level = found.sparsity.get((pruning, "good", "pruned"), float("nan"))
         what = "whole heads and FFN units" if pruning == "structured" else "single weights"
         side.set_title(f"{pruning}: {what}, {100 * level:.3g}% removed", fontsize=10)

@@ -91,12 +91,10 @@ def text(study: Study, sentences: int) -> Text:
 
 def _spread(study: Study, sentences: int) -> list[tuple[str, int, str, str]]:
     """Split, line (from 1), source and target of sentences of dev and the test sets, spread evenly."""
-    splits = [study.corpus.dev, *study.corpus.tests.values()]
-    every = [
-        (split.name, number, *sides)
-        for split in splits
-        for number, sides in enumerate(zip(split.source, split.target, strict=True), start=1)
-    ]
+    every = []
+    for split in (study.corpus.dev, *study.corpus.tests.values()):
+        lines = enumerate(zip(split.source, split.target, strict=True), start=1)
+        every += [(split.name, number, *sides) for number, sides in lines]
     chosen = np.linspace(0, len(every) - 1, min(sentences, len(every))).round().astype(int)
     return [every[i] for i in chosen]
 
@@ -116,11 +114,11 @@ def dense(runs: Mapping[int, Run]) -> list[Subject]:
 
 def sparse(chains: Iterable[Chain], levels: Sequence[float]) -> list[Subject]:
     """The runs of `chains` at `levels` as subjects; failed runs are left out."""
-    runs = [(run, chain.technique) for chain in chains for run in scored(chain) if run.sparsity in levels]
+    runs = [(run, chain.technique) for chain in chains for run in trained(chain) if run.sparsity in levels]
     return [Subject.of(run, technique, run.sparsity) for run, technique in runs]
 
 
-def scored(chain: Chain) -> list[Run]:
+def trained(chain: Chain) -> list[Run]:
     """Its runs that did not fail."""
     return [run for run in chain.runs if run.record["status"] == "ok"]
 
@@ -151,13 +149,12 @@ def controls(
     found = []
     for ticket in map(study.ticket, study.seeds):
         found.append(Subject("untrained", 0.0, ticket.seed, digest([ticket.identity, "theta_0"]), ticket.theta_0))
-    copies = [run for chain in noise for run in scored(chain) if run.ticket.noise == 1]
+    copies = [run for chain in noise for run in trained(chain) if run.ticket.noise == 1]
     found += [Subject.of(run, "noise", 0.0) for run in copies]
     for chain in again:
-        deeper = [run for run in scored(chain) if run.ticket.depth]
-        found += [
-            Subject.of(run, "again", level) for level, run in zip(study.levels, deeper, strict=False) if level in levels
-        ]
+        deeper = [run for run in trained(chain) if run.ticket.depth]
+        at = {level: run for level, run in zip(study.levels, deeper, strict=False) if level in levels}
+        found += [Subject.of(run, "again", level) for level, run in at.items()]
     found += [Subject.of(run, "seed", 0.0) for seed, run in runs.items() if seed != study.seeds[0]]
     return found
 

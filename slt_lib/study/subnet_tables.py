@@ -28,6 +28,8 @@ from slt_lib.transformer import prunable
 
 BLEU = [f"{kind}{n}" for kind in "mt" for n in range(1, 5)] + ["sys_len", "ref_len"]
 Statistics = Mapping[str, Sequence[int]]
+# subnetwork -> what it is compared with
+WORSE = {"good": ["random", "bad", "dense"], "random": ["bad", "dense"], "bad": ["dense"], "dense": []}
 SENTENCES = 256  # of dev, whose attention is looked at
 
 
@@ -68,6 +70,11 @@ def replicates(statistics: Statistics) -> np.ndarray:
     return scoring.corpus_bleu({name: (np.array(statistics[name]) @ counts)[:, None] for name in BLEU})
 
 
+def with_error(drawn: np.ndarray) -> tuple[str, str]:
+    """The first of `replicates`, or of their difference, and its standard error over the lines."""
+    return short(drawn[0]), short(drawn[1:].std(ddof=1))
+
+
 def record_scores(study: Study, chains: Iterable[Chain], at: float) -> None:
     """Scores of good, random and bad subnetworks, as pruned and retrained, and the differences between them.
 
@@ -77,7 +84,8 @@ def record_scores(study: Study, chains: Iterable[Chain], at: float) -> None:
     for chain in (chain for chain in chains if len(chain.runs) > 1):  # it stops at a dense run that failed
         dense, run = chain.runs[0], chain.runs[-1]
         pruning, name = chain.variant.removeprefix("subnetwork=").split()
-        which, draw = name.rstrip("0123456789"), max(0, int(name[-1:]) - 1 if name[-1:].isdecimal() else 0)
+        which = name.rstrip("0123456789")
+        draw = int(name.removeprefix(which) or 1) - 1
         found = {}
         if run.record["status"] == "ok":
             found[chain.technique] = statistics_of_run(run)
@@ -85,23 +93,21 @@ def record_scores(study: Study, chains: Iterable[Chain], at: float) -> None:
             ticket = subnetworks.pruned_ticket(dense.rewind(at=0), dense, pruning, which, draw, at)
             weights = masks.apply(dense.weights(subnetworks.CHECKPOINT), ticket.start().mask)
             found["pruned"] = statistics_of(study, weights)
-            cells[chain.seed, "", "dense", "pruned"] = [replicates(statistics_of_run(dense))]
+            key = chain.seed, "", "dense", "pruned"
+            if key not in cells:
+                cells[key] = [replicates(statistics_of_run(dense))]
+                rows.append([study.pair, chain.seed, "", "dense", 0, "", 0, "", *with_error(cells[key][0]), ""])
         for trained, statistics in found.items():
             drawn = replicates(statistics)
             cells.setdefault((chain.seed, pruning, which, trained), []).append(drawn)
             about = [study.pair, chain.seed, pruning, which, draw, trained, f"{run.sparsity:.6g}"]
-            rows.append([*about, run.record["kept"], short(drawn[0]), short(drawn[1:].std(ddof=1)), run.id])
+            rows.append([*about, run.record["kept"], *with_error(drawn), run.id])
     for (seed, pruning, which, trained), draws in cells.items():
-        if which == "dense":
-            numbers = short(draws[0][0]), short(draws[0][1:].std(ddof=1))
-            rows.append([study.pair, seed, "", "dense", 0, "", 0, "", *numbers, ""])
-            continue
-        others = {"good": ("random", "bad"), "random": ("bad",)}.get(which, ())
-        pairs = [(seed, pruning, other, trained) for other in others] + [(seed, "", "dense", "pruned")]
-        for other in [key for key in pairs if key in cells]:
-            difference = np.mean(draws, axis=0) - np.mean(cells[other], axis=0)
-            numbers = short(difference[0]), short(difference[1:].std(ddof=1))
-            contrasts.append([study.pair, seed, pruning, trained, which, other[2], *numbers])
+        for other in WORSE[which]:
+            key = (seed, "", "dense", "pruned") if other == "dense" else (seed, pruning, other, trained)
+            if key in cells:
+                difference = np.mean(draws, axis=0) - np.mean(cells[key], axis=0)
+                contrasts.append([study.pair, seed, pruning, trained, which, other, *with_error(difference)])
     write(study, "scores", rows)
     write(study, "contrasts", contrasts)
 
