@@ -160,7 +160,7 @@ def block_shares(kept: np.ndarray) -> np.ndarray:
 
 def chance(masks: Mapping[str, np.ndarray], shares: Mapping[str, np.ndarray]) -> float:
     """Standard deviation between blocks [points] of random masks of the same sparsity, the mean over the matrices."""
-    # of one weight, `var` is the variance; a block is the mean of as many as there are
+    # the variance of a block's share: that of one weight, divided by the number of weights in the block
     return 100 * float(np.mean([(masks[name].var() * shares[name].size / masks[name].size) ** 0.5 for name in shares]))
 
 
