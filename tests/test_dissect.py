@@ -531,7 +531,7 @@ def test_the_files_of_a_study(looked):
     assert not heads[heads.technique == "seed"].matched_correlation.isna().any()
     probed = show.probes(folder, "en-de")
     assert set(probed.group) == set(probes.GROUPS) and set(probed.draw) == {0, 1}
-    assert set(show.rows(folder, "dissect_words.csv", "en-de", show.WORD_COLUMNS).measure) >= {"bleu by length"}
+    assert set(show.rows(folder, "dissect_words.csv", "en-de").measure) >= {"bleu by length"}
 
 
 def test_nothing_is_measured_twice(looked, monkeypatch):
@@ -574,7 +574,7 @@ def test_a_finding_in_closed_form(tmp_path):
             for layer, cka in zip((1, 2), layers, strict=True):
                 own = cka + (shift if layer == 1 else 0)
                 rows.append(["en-de", seed, technique, level, "encoder", layer, layer, own, 1, 1, 1, 1])
-    (tmp_path / "dissect_similarity.csv").write_bytes(csv_bytes(show.INSIDE["dissect_similarity.csv"], rows))
+    (tmp_path / "dissect_similarity.csv").write_bytes(csv_bytes(show.FILES["dissect_similarity.csv"], rows))
     effects = findings.effects(tmp_path, "en-de")
     assert list(effects) == ["higher_diverge"]
     assert effects["higher_diverge"].to_numpy() == pytest.approx([0.2, 0.22, 0.3, 0.32])

@@ -16,33 +16,33 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.special import stdtrit
 
-from slt_lib.base.settings import TECHNIQUES
-from slt_lib.report.data import label, percent, read_text
-from slt_lib.report.plots import LOOKS, STYLE
+from slt_lib.base.settings import TECHNIQUES, Technique
+from slt_lib.report.data import label, percent
+from slt_lib.report.plots import LINE, LOOKS, STYLE
+from slt_lib.report.rows import numbers
 
-ABOUT = ["pair", "seed", "technique", "sparsity"]
-INSIDE = {
-    "dissect_similarity.csv": [*ABOUT, *"side layer other_layer cka svcca pwcca neuron same_index".split()],
-    "dissect_complexity.csv": [*ABOUT, *"side layer participation first tenth k99".split()],
-    "dissect_attention.csv": [
-        *ABOUT,
-        *"kind layer head correlation divergence entropy best_head best_correlation".split(),
-        *"matched_head matched_correlation matched_divergence".split(),
-    ],
-}
+ABOUT = "pair seed technique sparsity"
+SIMILARITY, COMPLEXITY, ATTENTION = (f"dissect_{name}.csv" for name in ("similarity", "complexity", "attention"))
 PROBES, WORDS, TRANSLATIONS = (f"dissect_{name}.csv" for name in ("probes", "words", "translations"))
-PROBE_COLUMNS = [*ABOUT, *"layer task group draw n accuracy control majority form_accuracy form_majority".split()]
-WORD_COLUMNS = [*ABOUT, *"measure place band value count".split()]
-TRANSLATION_COLUMNS = [*ABOUT, *"sentence source translation".split()]
+INSIDE = SIMILARITY, COMPLEXITY, ATTENTION
+FILES = {  # file -> its columns
+    SIMILARITY: f"{ABOUT} side layer other_layer cka svcca pwcca neuron same_index".split(),
+    COMPLEXITY: f"{ABOUT} side layer participation first tenth k99".split(),
+    ATTENTION: f"{ABOUT} kind layer head correlation divergence entropy best_head best_correlation "
+    "matched_head matched_correlation matched_divergence".split(),
+    PROBES: f"{ABOUT} layer task group draw n accuracy control majority form_accuracy form_majority".split(),
+    WORDS: f"{ABOUT} measure place band value count".split(),
+    TRANSLATIONS: f"{ABOUT} sentence source translation".split(),
+}
 TEXT = {*"pair technique side layer other_layer kind task group measure band source translation".split()}
 GROUPS = ("surface", "morphology", "syntax", "meaning")
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.98)  # looked into unless others are asked for
-# Control -> label, colour and line style. "again" is a curve, the others are horizontal lines.
+# "again" is drawn as a curve, the others are horizontal lines
 CONTROLS = {
-    "untrained": ("floor: untrained", "#222222", ":"),
-    "seed": ("ceiling: another seed", "#8C510A", "--"),
-    "noise": ("ceiling: other SGD noise", "#762A83", "-."),
-    "again": ("ceiling: retrained, unpruned", "#7F7F7F", "-"),
+    "untrained": Technique("floor: untrained", "", "#222222", "", ":"),
+    "seed": Technique("ceiling: another seed", "", "#8C510A", "", "--"),
+    "noise": Technique("ceiling: other SGD noise", "", "#762A83", "", "-."),
+    "again": Technique("ceiling: retrained, unpruned", "", "#7F7F7F", "x"),
 }
 MEASURES = {
     "cka": "linear CKA, debiased",
@@ -67,30 +67,22 @@ MEASURES = {
 }
 
 
-def read(path: str | os.PathLike, columns: Sequence[str]) -> pd.DataFrame:
-    """A dissect_*.csv as text; empty where there is no such file. Raises InputError if it is malformed."""
-    return read_text(Path(path), columns)[[*columns]] if Path(path).is_file() else pd.DataFrame(columns=[*columns])
-
-
-def rows(folder: str | os.PathLike, file: str, pair: str, columns: Sequence[str] = ()) -> pd.DataFrame:
-    """The rows of a pair, numbers as such, an empty cell as nan."""
-    frame = read(Path(folder) / file, columns or INSIDE[file])
-    frame = frame[frame.pair == pair]
-    return frame.assign(**{name: pd.to_numeric(frame[name]) for name in frame if name not in TEXT})
+def rows(folder: str | os.PathLike, file: str, pair: str) -> pd.DataFrame:
+    """A pair's rows of one of FILES, numbers as such, an empty cell as nan."""
+    return numbers(Path(folder) / file, FILES[file], pair, TEXT)
 
 
 def similarity(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     """The rows of dissect_similarity.csv that compare a site with the same site of the dense model."""
-    frame = rows(folder, "dissect_similarity.csv", pair)
-    return frame[frame.layer == frame.other_layer]
+    return rows(folder, SIMILARITY, pair).query("layer == other_layer")
 
 
 def heads(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     """Means over the heads of a layer, with `same_head`: the share of heads whose best match has the same index."""
-    frame = rows(folder, "dissect_attention.csv", pair)
+    frame = rows(folder, ATTENTION, pair)
     same = (frame.best_head == frame["head"]).where(frame.best_head.notna())
     frame = frame.assign(same_head=same.astype(float)).drop(columns=["head", "best_head", "matched_head"])
-    return frame.groupby([*ABOUT, "kind", "layer"], as_index=False, sort=False).mean(numeric_only=True)
+    return frame.groupby([*ABOUT.split(), "kind", "layer"], as_index=False, sort=False).mean(numeric_only=True)
 
 
 # Curves ------------------------------------------------------------
@@ -104,92 +96,88 @@ def plot_curves(frame: pd.DataFrame, value: str, across: str, down: str = "", un
     CONTROLS says, the dense model as a horizontal line. `unit`: the label of the vertical axis.
     """
     frame = frame[frame[value].notna()]
-    keys = list(dict.fromkeys(zip(frame[down] if down else [""] * len(frame), frame[across], strict=True)))
-    columns = list(dict.fromkeys(column for _, column in keys))
-    width = len(columns) if down or not wrap else min(wrap, len(columns))
-    lines = list(dict.fromkeys(line for line, _ in keys))
-    height = len(lines) if down else -(-len(columns) // width)
+    side = frame[down] if down else pd.Series("", frame.index)
+    lines, columns = side.unique().tolist(), frame[across].unique().tolist()
+    width = min(wrap or len(columns), len(columns))
+    height = max(len(lines), -(-len(columns) // width))
     levels = sorted({*frame[~frame.technique.isin([*CONTROLS, "dense"])].sparsity})
     figure = Figure(figsize=(max(6.4, 1.9 * width + 2.6), 1.9 * height + 0.7), layout="constrained")
     panels, shown = figure.subplots(height, width, sharex=True, sharey=True, squeeze=False), {}
-    for axes in panels.flat[len(keys) :] if not down else ():
-        axes.set_visible(False)
-    for line, column in keys:
-        place = columns.index(column)
-        axes = panels[lines.index(line), place] if down else panels.flat[place]
-        part = frame[(frame[across] == column) & ((frame[down] == line) if down else True)]
+    for (line, column), part in frame.groupby([side, across], sort=False):
+        axes = panels.flat[lines.index(line) * width + columns.index(column)]
         shown |= _panel(axes, part, value, levels)
         axes.set_title(f"{line} {column}".strip(), fontsize=9)
         axes.set_xticks(range(len(levels)), [percent(level) for level in levels], fontsize=8)
         axes.tick_params(labelbottom=True)
         axes.set_xlim(-0.4, len(levels) - 0.6)
-    figure.supxlabel("sparsity [%]", fontsize=9)
-    figure.supylabel(unit or MEASURES.get(value, value), fontsize=9)
-    order = [name for name, _, _ in CONTROLS.values()]
-    shown = dict(sorted(shown.items(), key=lambda item: order.index(item[0]) if item[0] in order else -1))
+    last = [control.label for control in CONTROLS.values()]
+    shown = dict(sorted(shown.items(), key=lambda item: last.index(item[0]) if item[0] in last else -1))
+    return _finished(figure, shown, "sparsity [%]", unit or MEASURES[value])
+
+
+def _panel(axes: Axes, frame: pd.DataFrame, value: str, levels: Sequence[float]) -> dict:
+    """Draw one panel; label -> what the legend shows."""
+    shown, there = {}, dict(list(frame.groupby("technique", sort=False)))
+    for name, look in CONTROLS.items():
+        if name not in there:
+            continue
+        style = {"color": look.colour, "linestyle": look.line, "linewidth": 1.2}
+        if name == "again":
+            means = there[name].groupby("sparsity")[value].mean().filter(levels)
+            places = [levels.index(level) for level in means.index]
+            [shown[look.label]] = axes.plot(places, means, marker=look.marker, markersize=5, **style)
+        else:
+            shown[look.label] = axes.axhline(there[name][value].mean(), **style)
+    if "dense" in there and not np.allclose(there["dense"][value], 1):  # 1: the dense model compared with itself
+        shown["dense"] = axes.axhline(there["dense"][value].mean(), **LINE)
+    names = [name for name in LOOKS if name in there and name != "dense"]
+    for place, name in enumerate(names):
+        look, groups = LOOKS[name], there[name].groupby("sparsity")[value]
+        means, shift = groups.mean(), 0.05 * (place - (len(names) - 1) / 2)
+        at = [levels.index(level) + shift for level in means.index]
+        bars = [means - groups.min(), groups.max() - means]
+        style = {"color": look.colour, "marker": look.marker, "linestyle": look.line}
+        shown[look.label] = axes.errorbar(at, means, bars, **style, markersize=5, linewidth=1.3)
+    return shown
+
+
+def _finished(figure: Figure, shown: dict, x: str, y: str) -> Figure:
+    """The figure with a legend and labels of the axes that its panels share; panels without data are hidden."""
+    for axes in figure.axes:
+        axes.set_visible(axes.has_data())
+    figure.supxlabel(x, fontsize=9)
+    figure.supylabel(y, fontsize=9)
     figure.legend(shown.values(), shown.keys(), loc="outside right upper", fontsize=8)
     return figure
 
 
-def _by_depth(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows in order of the sites, with their names in titles."""
-    frame = frame.sort_values("layer", key=lambda layers: layers.map(_depth), kind="stable")
-    return frame.assign(layer=frame.layer.map(_site))
-
-
-def _depth(layer: str) -> int:
-    return int(layer) if str(layer).isdigit() else 99
+def _by_site(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows in order of sides and sites, the sites with their names in titles."""
+    frame = frame.sort_values("layer", key=lambda layers: layers.str.zfill(4), kind="stable")  # "norm" is the last
+    return frame.assign(layer=frame.layer.map(_site)).sort_values("side", ascending=False, kind="stable")
 
 
 def _site(layer: str) -> str:
     return {"0": "input", "norm": "output"}.get(layer, f"layer {layer}")
 
 
-def _panel(axes: Axes, frame: pd.DataFrame, value: str, levels: Sequence[float]) -> dict:
-    """Draw one panel; label -> what the legend shows."""
-    shown = {}
-    for control, (name, colour, style) in CONTROLS.items():
-        part = frame[frame.technique == control]
-        if part.empty:
-            continue
-        if control == "again":
-            means = part.groupby("sparsity")[value].mean()
-            places = [levels.index(level) for level in means.index if level in levels]
-            means = means[means.index.isin(levels)]
-            [shown[name]] = axes.plot(
-                places, means, color=colour, linestyle=style, marker="x", markersize=5, linewidth=1.2
-            )
-        else:
-            shown[name] = axes.axhline(part[value].mean(), color=colour, linestyle=style, linewidth=1.2)
-    dense = frame[frame.technique == "dense"]
-    if len(dense) and not (value in dense and np.allclose(dense[value], 1)):
-        look = LOOKS["dense"]
-        shown["dense"] = axes.axhline(dense[value].mean(), color=look.colour, linestyle=look.line, linewidth=1)
-    names = [name for name in dict.fromkeys(frame.technique) if name not in CONTROLS and name != "dense"]
-    for place, name in enumerate(sorted(names, key=list(LOOKS).index)):
-        look, groups = LOOKS[name], frame[frame.technique == name].groupby("sparsity")[value]
-        shift = 0.05 * (place - (len(names) - 1) / 2)
-        at = [levels.index(level) + shift for level in groups.mean().index]
-        bars = [groups.mean() - groups.min(), groups.max() - groups.mean()]
-        style = {"color": look.colour, "marker": look.marker, "linestyle": look.line}
-        shown[label(name)] = axes.errorbar(at, groups.mean(), bars, **style, markersize=5, linewidth=1.3)
-    return shown
+def _ticks(layers: Sequence[str]) -> list[str]:
+    """The names of sites along an axis."""
+    return [{"0": "in", "norm": "out"}.get(layer, layer) for layer in layers]
 
 
 def plot_similarity(folder: str | os.PathLike, pair: str, measure: str = "cka") -> Figure:
     """A layer of the sparse model against the same layer of the dense one, over sparsity; one panel per site."""
+    # the neurons of two seeds have no common order
+    other = ["dense", "seed"] if measure == "same_index" else ["dense"]
     frame = similarity(folder, pair)
-    frame = frame[frame.technique != "dense"]
-    if measure == "same_index":
-        frame = frame[frame.technique != "seed"]  # the neurons of two seeds have no common order
-    return plot_curves(_by_depth(frame).sort_values("side", ascending=False, kind="stable"), measure, "layer", "side")
+    return plot_curves(_by_site(frame[~frame.technique.isin(other)]), measure, "layer", "side")
 
 
 def plot_complexity(folder: str | os.PathLike, pair: str, measure: str = "participation") -> Figure:
     """How the variance of each site spreads over principal components, over sparsity."""
-    frame = rows(folder, "dissect_complexity.csv", pair)
-    frame = _by_depth(frame[~frame.technique.isin(["seed", "noise"])])
-    return plot_curves(frame.sort_values("side", ascending=False, kind="stable"), measure, "layer", "side")
+    frame = rows(folder, COMPLEXITY, pair)
+    return plot_curves(_by_site(frame[~frame.technique.isin(["seed", "noise"])]), measure, "layer", "side")
 
 
 def plot_heads(folder: str | os.PathLike, pair: str, measure: str = "correlation") -> Figure:
@@ -197,46 +185,39 @@ def plot_heads(folder: str | os.PathLike, pair: str, measure: str = "correlation
     frame = heads(folder, pair)
     frame = frame[frame.technique != "dense"] if measure != "entropy" else frame
     kinds = {"encoder": "encoder self,", "decoder": "decoder self,", "cross": "cross,"}
-    frame = frame.sort_values(
-        ["kind", "layer"], key=lambda column: column.map(lambda x: [*kinds].index(x) if x in kinds else x)
-    )
-    return plot_curves(
-        frame.assign(layer=frame.layer.map("layer {}".format), kind=frame.kind.map(kinds)), measure, "layer", "kind"
-    )
+    frame = pd.concat([frame[frame.kind == kind].sort_values("layer") for kind in kinds])
+    return plot_curves(frame.assign(layer=frame.layer.map(_site), kind=frame.kind.map(kinds)), measure, "layer", "kind")
 
 
 # Heat maps ------------------------------------------------------------
 
 
-@mpl.rc_context(STYLE)
+@mpl.rc_context(STYLE | {"axes.grid": False})
 def plot_heatmap(folder: str | os.PathLike, pair: str, technique: str = "slt", measure: str = "cka") -> Figure:
     """Each layer of a technique's model against each layer of the dense model, per level; mean over seeds.
 
     The first column of panels is the dense model against itself, the last the untrained model against it.
     """
-    frame = rows(folder, "dissect_similarity.csv", pair)
-    parts = [("dense", frame[frame.technique == "dense"])]
-    own = frame[frame.technique == technique]
-    parts += [(f"{label(technique)} {percent(level)}%", part) for level, part in own.groupby("sparsity")]
-    parts += [("untrained", frame[frame.technique == "untrained"])]
-    sides = [side for side in ("encoder", "decoder") if (frame.side == side).any()]
+    frame, sides = rows(folder, SIMILARITY, pair), ("encoder", "decoder")
+    own = frame[frame.technique == technique].groupby("sparsity")
+    parts = {"dense": frame[frame.technique == "dense"]}
+    parts |= {f"{label(technique)} {percent(level)}%": part for level, part in own}
+    parts |= {"untrained": frame[frame.technique == "untrained"]}
     figure = Figure(figsize=(1.75 * len(parts) + 1.6, 1.9 * len(sides) + 0.5), layout="constrained")
-    panels = figure.subplots(len(sides), len(parts), squeeze=False)
-    for i, side in enumerate(sides):
-        for j, (title, part) in enumerate(parts):
+    panels = figure.subplots(len(sides), len(parts))
+    for line, side in zip(panels, sides, strict=True):
+        for axes, part in zip(line, parts.values(), strict=True):
             table = part[part.side == side].pivot_table(index="layer", columns="other_layer", values=measure)
-            order = sorted(table.index, key=_depth)
-            table, axes = table.loc[order, order], panels[i, j]
+            order = sorted(table.index, key=lambda layer: layer.zfill(4))
+            table = table.loc[order, order]
             image = axes.imshow(table, cmap="viridis", vmin=0, vmax=1, origin="lower")
             for (y, x), value in np.ndenumerate(table.to_numpy()):
                 axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=6, color="wk"[int(value > 0.6)])
-            names = [{"0": "in", "norm": "out"}.get(layer, layer) for layer in order]
-            axes.set_xticks(range(len(order)), names, fontsize=7)
-            axes.set_yticks(range(len(order)), names if j == 0 else [""] * len(order), fontsize=7)
-            axes.grid(False)
-            if i == 0:
-                axes.set_title(title, fontsize=9)
-        panels[i, 0].set_ylabel(f"{side} layer", fontsize=9)
+            axes.set_xticks(range(len(order)), _ticks(order), fontsize=7)
+            axes.set_yticks(range(len(order)), _ticks(order) if axes is line[0] else [""] * len(order), fontsize=7)
+        line[0].set_ylabel(f"{side} layer", fontsize=9)
+    for axes, title in zip(panels[0], parts, strict=True):
+        axes.set_title(title, fontsize=9)
     figure.supxlabel("layer of the dense model", fontsize=9)
     figure.colorbar(image, ax=panels, label=MEASURES[measure], shrink=0.8)
     return figure
@@ -247,62 +228,42 @@ def plot_heatmap(folder: str | os.PathLike, pair: str, technique: str = "slt", m
 
 def probes(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     """The rows of dissect_probes.csv with `selectivity`, in the order of groups and tasks."""
-    frame = rows(folder, PROBES, pair, PROBE_COLUMNS)
-    frame = frame.assign(selectivity=frame.accuracy - frame.control)
-    order = {group: place for place, group in enumerate(GROUPS)}
-    return frame.sort_values(["group", "task"], key=lambda column: column.map(lambda x: order.get(x, x)), kind="stable")
+    frame = rows(folder, PROBES, pair)
+    frame = frame.assign(selectivity=frame.accuracy - frame.control).sort_values("task", kind="stable")
+    return frame.sort_values("group", key=lambda groups: groups.map(GROUPS.index), kind="stable")
 
 
 def plot_probes(folder: str | os.PathLike, pair: str, measure: str = "accuracy", layer: str = "norm") -> Figure:
     """What a linear probe reads from the encoder over sparsity: one panel per task, at the site `layer`."""
     frame = probes(folder, pair)
-    frame = (
-        frame[frame.layer == layer]
-        .groupby([*ABOUT, "group", "task"], sort=False, as_index=False)
-        .mean(numeric_only=True)
-    )
+    groups = frame[frame.layer == layer].groupby([*ABOUT.split(), "group", "task"], sort=False, as_index=False)
+    frame = groups.mean(numeric_only=True)
     frame = frame.assign(task=frame.task + "\n(" + frame.group + ")")
-    unit = f"{MEASURES[measure]}, encoder {_site(layer)}"
-    return plot_curves(frame, measure, "task", unit=unit, wrap=5)
+    return plot_curves(frame, measure, "task", unit=f"{MEASURES[measure]}, encoder {_site(layer)}", wrap=5)
 
 
 @mpl.rc_context(STYLE)
-def plot_probe_layers(folder: str | os.PathLike, pair: str, level: float, measure: str = "accuracy") -> Figure:
-    """What a linear probe reads from each site of the encoder: the techniques at a level, dense and untrained."""
+def plot_probe_layers(folder: str | os.PathLike, pair: str, level: float) -> Figure:
+    """Accuracy of a linear probe at each site of the encoder: the techniques at a level, dense and untrained."""
     frame = probes(folder, pair)
     frame = frame[(frame.sparsity == level) | frame.technique.isin(["dense", "untrained"])]
-    tasks, layers = list(dict.fromkeys(frame.task)), sorted(set(frame.layer), key=_depth)
+    tasks, layers = frame.groupby("task", sort=False), sorted(frame.layer.unique(), key=lambda layer: layer.zfill(4))
     columns = min(5, len(tasks))
     lines = -(-len(tasks) // columns)
     figure = Figure(figsize=(1.9 * columns + 2.2, 1.9 * lines + 0.7), layout="constrained")
     panels, shown = figure.subplots(lines, columns, sharey=True, squeeze=False), {}
-    for axes in panels.flat[len(tasks) :]:
-        axes.set_visible(False)
-    for axes, task in zip(panels.flat, tasks, strict=False):
-        part = frame[frame.task == task]
+    for axes, (task, part) in zip(panels.flat, tasks, strict=False):
         for name, line in part.groupby("technique", sort=False):
-            means = line.groupby("layer")[measure].mean().reindex(layers)
-            colour, marker, style = CONTROLS[name][1:2] + ("", ":") if name in CONTROLS else _look(name)
-            title = "untrained" if name in CONTROLS else f"{label(name)} {percent(level)}%" if name != "dense" else name
-            [shown[title]] = axes.plot(means.to_numpy(), color=colour, marker=marker, linestyle=style, markersize=4)
-        if measure == "accuracy":
-            shown["control task, dense"] = axes.axhline(
-                part[part.technique == "dense"].control.mean(), color="#BBBBBB", linestyle="-", linewidth=1
-            )
-            shown["majority label"] = axes.axhline(part.majority.mean(), color="#BBBBBB", linestyle="--", linewidth=1)
-        axes.set_xticks(
-            range(len(layers)), [{"0": "in", "norm": "out"}.get(layer, layer) for layer in layers], fontsize=8
-        )
+            means, look = line.groupby("layer").accuracy.mean().reindex(layers), (LOOKS | CONTROLS)[name]
+            title = f"{label(name)} {percent(level)}%" if name in TECHNIQUES else name
+            style = {"color": look.colour, "marker": look.marker, "linestyle": look.line}
+            [shown[title]] = axes.plot(means.to_numpy(), **style, markersize=4)
+        control = part[part.technique == "dense"].control.mean()
+        shown["control task, dense"] = axes.axhline(control, color="#BBBBBB", linewidth=1)
+        shown["majority label"] = axes.axhline(part.majority.mean(), color="#BBBBBB", linestyle="--", linewidth=1)
+        axes.set_xticks(range(len(layers)), _ticks(layers), fontsize=8)
         axes.set_title(f"{task}\n({part.group.iloc[0]})", fontsize=9)
-    figure.supxlabel("layer of the encoder", fontsize=9)
-    figure.supylabel(MEASURES[measure], fontsize=9)
-    figure.legend(shown.values(), shown.keys(), loc="outside right upper", fontsize=8)
-    return figure
-
-
-def _look(name: str) -> tuple[str, str, str]:
-    look = LOOKS[name]
-    return look.colour, look.marker, look.line
+    return _finished(figure, shown, "layer of the encoder", MEASURES["accuracy"])
 
 
 def probe_table(folder: str | os.PathLike, pair: str, layer: str = "norm") -> pd.DataFrame:
@@ -315,9 +276,7 @@ def probe_table(folder: str | os.PathLike, pair: str, layer: str = "norm") -> pd
     groups = frame.groupby(["group", "task", "technique", "sparsity"], sort=False)
     columns = ["accuracy", "control", "selectivity", "majority", "form_accuracy", "form_majority"]
     table = 100 * groups[columns].mean()
-    count = groups.size()
-    width = stdtrit(np.maximum(count - 1, 1), 0.975) * 100 * groups.accuracy.std() / count**0.5
-    table.insert(1, "interval", width)
+    table.insert(1, "interval", stdtrit(np.maximum(groups.size() - 1, 1), 0.975) * 100 * groups.accuracy.sem())
     table = table.reset_index()
     return table.assign(sparsity=table.sparsity.map(percent)).round(1)
 
@@ -327,7 +286,7 @@ def probe_table(folder: str | os.PathLike, pair: str, layer: str = "norm") -> pd
 
 def plot_words(folder: str | os.PathLike, pair: str, measure: str = "recall by frequency") -> Figure:
     """Over sparsity: "bleu by length", "recall by frequency" or "kept"; one panel per band."""
-    frame = rows(folder, WORDS, pair, WORD_COLUMNS)
+    frame = rows(folder, WORDS, pair)
     frame = frame[frame.measure == measure].sort_values("place", kind="stable")
     unit, titles = {
         "bleu by length": ("BLEU [%]", "{} words"),
@@ -339,7 +298,7 @@ def plot_words(folder: str | os.PathLike, pair: str, measure: str = "recall by f
 
 def words_table(folder: str | os.PathLike, pair: str, measure: str = "bleu by length") -> pd.DataFrame:
     """The same as a table: one row per technique and sparsity [%], one column per band, means over seeds."""
-    frame = rows(folder, WORDS, pair, WORD_COLUMNS)
+    frame = rows(folder, WORDS, pair)
     frame = frame[frame.measure == measure].sort_values("place", kind="stable")
     means = frame.groupby(["technique", "sparsity", "band"], sort=False)["value"].mean().unstack()
     means = means[list(dict.fromkeys(frame.band))].round(3).sort_index()
@@ -351,17 +310,16 @@ def translations(folder: str | os.PathLike, pair: str, techniques: Sequence[str]
 
     A gap, marked as [...], is where words of the dense translation are missing. `techniques`: empty for all.
     """
-    frame = rows(folder, TRANSLATIONS, pair, TRANSLATION_COLUMNS).sort_values(["sentence", "sparsity"], kind="stable")
+    frame = rows(folder, TRANSLATIONS, pair).sort_values(["sentence", "sparsity"], kind="stable")
     parts = []
     for (_, source), group in frame.groupby(["sentence", "source"], sort=False):
         dense = group[group.technique == "dense"].translation.iloc[0]
         lines = [f"**{_plain(source)}**", "", "| | translation |", "|---|---|", f"| dense | {_plain(dense)} |"]
-        for name, own in group[group.technique != "dense"].groupby("technique", sort=False):
-            if not techniques or name in techniques:
-                lines += [
-                    f"| {label(name)} {percent(row.sparsity)}% | {marked(dense, row.translation)} |"
-                    for row in own.itertuples()
-                ]
+        own = group[group.technique.isin(techniques) if techniques else group.technique != "dense"]
+        for _, part in own.groupby("technique", sort=False):
+            for row in part.itertuples():
+                text = marked(dense, row.translation)
+                lines.append(f"| {label(row.technique)} {percent(row.sparsity)}% | {text} |")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
@@ -392,7 +350,7 @@ def all_plots(folder: str | os.PathLike, pairs: Iterable[str], few: bool = False
         if len(frame):
             for measure in ("cka", "svcca", "pwcca", "same_index")[:most]:
                 yield f"dissect_{measure}_{pair}", plot_similarity(folder, pair, measure)
-            for technique in [name for name in TECHNIQUES if name in set(frame.technique)][:most]:
+            for technique in [name for name in TECHNIQUES if (frame.technique == name).any()][:most]:
                 yield f"dissect_heatmap_{technique}_{pair}", plot_heatmap(folder, pair, technique)
             for measure in ("participation", "tenth")[:most]:
                 yield f"dissect_{measure}_{pair}", plot_complexity(folder, pair, measure)
@@ -400,9 +358,9 @@ def all_plots(folder: str | os.PathLike, pairs: Iterable[str], few: bool = False
                 yield f"dissect_heads_{measure}_{pair}", plot_heads(folder, pair, measure)
         frame = probes(folder, pair)
         if len(frame):
-            for measure in ("accuracy", "selectivity")[: 0 if few else None]:
+            for measure in () if few else ("accuracy", "selectivity"):
                 yield f"dissect_probes_{measure}_{pair}", plot_probes(folder, pair, measure)
             for level in sorted(set(frame.sparsity) - {0.0})[:most]:
                 yield f"dissect_layers_{percent(level)}_{pair}", plot_probe_layers(folder, pair, level)
-        for measure in list(dict.fromkeys(rows(folder, WORDS, pair, WORD_COLUMNS).measure))[:most]:
+        for measure in list(dict.fromkeys(rows(folder, WORDS, pair).measure))[:most]:
             yield f"dissect_{measure.replace(' ', '_')}_{pair}", plot_words(folder, pair, measure)

@@ -7,7 +7,6 @@ Neubig (2019), "Are sixteen heads really better than one?".
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -18,37 +17,15 @@ from slt_lib.report.judging import NO_ROWS, UNDECIDED, WITHHELD, Claim, Verdict,
 from slt_lib.report.statistics import Contrast, pooled
 from slt_lib.report.tables import markdown_rows
 
-
-@dataclass(frozen=True)
-class Finding(Claim):
-    """A finding of a related paper, judged as the claims of the paper are."""
-
-    of: str = ""  # the unit of its effects
-
-    @property
-    def unit(self) -> str:
-        return self.of
-
-    def numbers(self, one: Contrast) -> dict[str, float]:
-        return dict(
-            zip(("effect", "low", "high", "detectable"), (one.effect, *one.bounds(), one.detectable), strict=True)
-        )
-
-
-def _finding(
-    name: str, statement: str, unit: str, paper: str = "Movva and Zhao (2020)", relation="above on most"
-) -> Finding:
-    return Finding(name, statement, paper, "any", relation, of=unit)
-
-
+MOVVA, PRASANNA = "Movva and Zhao (2020)", "Prasanna et al. (2020)"
+VOITA, MICHEL = "Voita et al. (2019)", "Michel et al. (2019)"
+# name -> statement, unit and source
 INSIDE = {
-    "meaning_first": _finding("meaning_first", "meaning degrades before the other groups of probes", "points"),
-    "higher_diverge": _finding("higher_diverge", "the highest layer diverges more than the first", "CKA"),
-    "higher_diverge_again": _finding(
-        "higher_diverge_again", "retraining alone leaves a smaller difference of these layers", "CKA"
-    ),
-    "early_encode": _finding("early_encode", "the first layer encodes more than in the dense model", "points"),
-    "attention_stays": _finding("attention_stays", "attention changes no more than by other SGD noise", "r"),
+    "meaning_first": ("meaning degrades before the other groups of probes", "points", MOVVA),
+    "higher_diverge": ("the highest layer diverges more than the first", "CKA", MOVVA),
+    "higher_diverge_again": ("retraining alone leaves a smaller difference of these layers", "CKA", MOVVA),
+    "early_encode": ("the first layer encodes more than in the dense model", "points", MOVVA),
+    "attention_stays": ("attention changes no more than by other SGD noise", "r", MOVVA),
 }
 EACH_LEVEL = ("lt", "slt", "clt")  # trained once per level up to their own, as the control "again" is
 # start of a name in subnet_contrasts.csv -> what is compared there
@@ -58,16 +35,10 @@ STATEMENTS = {
     "bad dense": "a bad subnetwork is worse than the whole model",
 }
 SUBNETWORKS = {
-    "cross_last": _finding(
-        "cross_last", "cross-attention is removed last", "% of heads", "Voita et al. (2019)", "above"
-    ),
-    "last_cross": _finding(
-        "last_cross", "heads of the last cross-attention cost most BLEU", "BLEU", "Michel et al. (2019)", "above"
-    ),
+    "cross_last": ("cross-attention is removed last", "% of heads", VOITA),
+    "last_cross": ("heads of the last cross-attention cost most BLEU", "BLEU", MICHEL),
 } | {
-    f"{pruning} {trained} {two}": _finding(
-        f"{pruning} {trained} {two}", f"{pruning}, {how}: {text}", "BLEU", "Prasanna et al. (2020)", "above"
-    )
+    f"{pruning} {trained} {two}": (f"{pruning}, {how}: {text}", "BLEU", PRASANNA)
     for two, text in STATEMENTS.items()
     for trained, how in (("pruned", "as pruned"), ("lt", "from theta_0"), ("slt", "from theta_t"))
     for pruning in ("structured", "unstructured")
@@ -123,11 +94,8 @@ def effects(folder: str | os.PathLike, pair: str) -> dict[str, pd.Series]:
         table = frame.groupby(keys).correlation.mean()
         noise = table.xs("noise", level="technique").droplevel("sparsity")
         found["attention_stays"] = table - noise.reindex(table.index, level="seed")
-    own = {name: effect.dropna() for name, effect in found.items()}
-    own = {
-        name: effect[~effect.index.get_level_values(0).isin([*dissect.CONTROLS, "dense"])]
-        for name, effect in own.items()
-    }
+    others = [*dissect.CONTROLS, "dense"]
+    own = {name: effect.dropna().drop(others, level=0, errors="ignore") for name, effect in found.items()}
     return {name: effect for name, effect in own.items() if len(effect)}
 
 
@@ -137,18 +105,10 @@ def inside(folder: str | os.PathLike, pair: str) -> dict[str, list[Contrast]]:
     for name, effect in effects(folder, pair).items():
         groups = effect.groupby(["technique", "sparsity"])
         spread, _ = pooled([values.tolist() for _, values in groups])
-        freedom = _freedom(effect)
-        found[name] = [
-            Contrast(
-                f"{label(technique)} {percent(level)}%",
-                level,
-                float(values.mean()),
-                spread / len(values) ** 0.5,
-                freedom or np.inf,
-                freedom > 0,
-            )
-            for (technique, level), values in groups
-        ]
+        freedom, found[name] = _freedom(effect), []
+        for (technique, level), values in groups:
+            about, error = (f"{label(technique)} {percent(level)}%", level), spread / len(values) ** 0.5
+            found[name].append(Contrast(*about, float(values.mean()), error, freedom or np.inf, freedom > 0))
     return found
 
 
@@ -176,10 +136,10 @@ def of_subnetworks(folder: str | os.PathLike, pair: str) -> dict[str, list[Contr
     # other contrasts follow from these and would count the same differences twice
     rows = rows[rows.finding.isin(SUBNETWORKS)]
     rows = rows.assign(alike=np.where(rows.trained == "pruned", "as pruned", "retrained"))
-    by_head = [*_removed_last(folder, pair), *_lost_most(folder, pair)]
-    others = pd.DataFrame(by_head, columns=["finding", "seed", "difference", "error"])
-    both = [rows, others.assign(alike=others.finding)]  # these have other units and other noise
-    rows = pd.concat([part for part in both if len(part)] or both)
+    columns = ["finding", "seed", "difference", "error", "alike"]
+    # those of heads have other units and other noise
+    by_head = [[*row, row[0]] for row in (*_removed_last(folder, pair), *_lost_most(folder, pair))]
+    rows = pd.DataFrame([*rows[columns].values.tolist(), *by_head], columns=columns)
     cells = subnetworks.estimates(rows, "difference", ["finding"], rows.alike)
     return {
         name: [Contrast("", 0.0, cell["mean"], cell.deviation, cell.degrees, cell["count"] > 1)]
@@ -210,8 +170,11 @@ def _difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, fl
     return np.mean(one) - np.mean(other), sum(np.var(part, ddof=1) / len(part) for part in (one, other)) ** 0.5
 
 
-# start of the file names -> the findings, their contrasts, and how they are judged
-KINDS = {"dissect": (INSIDE, inside, RULE), "subnet": (SUBNETWORKS, of_subnetworks, HEADS_RULE)}
+# start of the file names -> the findings, their relation, their contrasts, and how they are judged
+KINDS = {
+    "dissect": (INSIDE, "above on most", inside, RULE),
+    "subnet": (SUBNETWORKS, "above", of_subnetworks, HEADS_RULE),
+}
 
 
 def judged(folder: str | os.PathLike, pair: str, kind: str = "dissect") -> pd.DataFrame:
@@ -219,22 +182,23 @@ def judged(folder: str | os.PathLike, pair: str, kind: str = "dissect") -> pd.Da
 
     In a rehearsal every verdict is withheld. Raises InputError if study.json is missing or malformed.
     """
-    findings, contrasts, _ = KINDS[kind]
+    findings, relation, contrasts, _ = KINDS[kind]
     rehearsal, known, lines = read_study(folder)["rehearsal"], contrasts(folder, pair), []
-    for name, finding in findings.items():
-        about = {"finding": name, "statement": finding.statement, "source": finding.source, "pair": pair}
+    for name, (statement, unit, source) in findings.items():
+        about = {"finding": name, "statement": statement, "source": source, "pair": pair, "unit": unit}
         if rehearsal:
             verdict = Verdict(WITHHELD, "rehearsal: no evidence")
+        elif name in known:
+            verdict = decide(Claim(name, statement, source, "any", relation), known[name])
         else:
-            verdict = decide(finding, known[name]) if name in known else Verdict(UNDECIDED, NO_ROWS)
-        shown = {key: value for key, value in vars(verdict).items() if key != "contrasts"}
-        lines.append(about | {"unit": finding.unit} | shown)
-    return pd.DataFrame(lines)
+            verdict = Verdict(UNDECIDED, NO_ROWS)
+        lines.append(about | vars(verdict))
+    return pd.DataFrame(lines).drop(columns="contrasts")
 
 
 def markdown(folder: str | os.PathLike, pair: str, kind: str = "dissect") -> str:
     """The findings of a kind as a Markdown table; empty if nothing of the pair was looked into."""
-    contrasts = KINDS[kind][1]
+    _, _, contrasts, _ = KINDS[kind]
     if not contrasts(folder, pair):
         return ""
     head, body = "Finding|Source|Verdict|Effect|95% interval|At|Agree|Reason".split("|"), []
@@ -250,7 +214,7 @@ def render(folder: str | os.PathLike, pairs: Iterable[str]) -> dict[str, str]:
     """File name -> content of the verdicts and translations for which the folder has data."""
     texts = {}
     for pair in pairs:
-        for kind, (_, _, rule) in KINDS.items():
+        for kind, (*_, rule) in KINDS.items():
             if found := markdown(folder, pair, kind):
                 name = f"{kind}_findings_{pair}"
                 texts[f"{name}.md"] = f"{found}\n{rule}\n"

@@ -21,18 +21,18 @@ AGREES, PAPER = "#E3F1EC", {"marker": "D", "markersize": 6, "markerfacecolor": G
 ROW, EDGES = 0.4, 1.3  # inches per claim, and for axes and legend
 
 
-def brief(reason: str, supported: str = "", words: int = WORDS) -> str:
-    """A reason in at most `words` words: its first clauses that fit; without one, how many contrasts agree."""
+def brief(reason: str, supported: str) -> str:
+    """A reason in at most WORDS words: its first clauses that fit; without one, how many contrasts agree."""
     if reason == NO_ROWS:
         return "not run yet"
     shown = ""
     for clause in reason.split("; "):
         longer = f"{shown}; {clause}" if shown else clause
-        if len(longer.split()) > words:
+        if len(longer.split()) > WORDS:
             break
         shown = longer
     agree = f"{supported} contrasts agree" if supported else ""
-    return shown or " ".join(reason.split()[:words]) or agree
+    return shown or " ".join(reason.split()[:WORDS]) or agree
 
 
 def short_table(claims: Claims, pair: str) -> str:
@@ -54,8 +54,7 @@ def plot_forest(figures: Figures, claims: Claims, pair: str) -> Figure:
     rows = claims.frame[claims.frame["pair"] == pair]
     growth = rows["unit"].str.startswith("%")
     parts = [part for part in (rows[~growth], rows[growth]) if len(part)]
-    size = 5.8, ROW * len(rows) + EDGES
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=(5.8, ROW * len(rows) + EDGES), layout="constrained")
     panels = figure.subplots(len(parts), 1, height_ratios=[len(part) + 0.5 for part in parts], squeeze=False)[:, 0]
     for axes, part in zip(panels, parts, strict=True):
         _panel(axes, part)
@@ -94,7 +93,5 @@ def _panel(axes: Axes, rows: pd.DataFrame) -> None:
 
 def _limit(rows: pd.DataFrame) -> float:
     """Where the axis ends: beyond every effect; a very wide interval is cut there."""
-    effects = rows[["effect", "paper_effect"]].abs().max(axis=None)
-    bounds = rows[["low", "high"]].abs().max(axis=None)
-    centre = 1.0 if np.isnan(effects) else max(1.0, 1.1 * effects)
-    return centre if np.isnan(bounds) else min(max(centre, 1.05 * bounds), 2.5 * centre)
+    centre = np.nanmax([1.0, 1.1 * rows[["effect", "paper_effect"]].abs().max(axis=None)])
+    return min(np.nanmax([centre, 1.05 * rows[["low", "high"]].abs().max(axis=None)]), 2.5 * centre)

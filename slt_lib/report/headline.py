@@ -74,26 +74,24 @@ def _best_of(figures: Figures, pair: str) -> str:
             winners.append((max(means, key=means.get), level))
     parts = []
     for name, group in itertools.groupby(winners, key=lambda winner: winner[0]):
-        levels = [percent(level) for _, level in group]
-        parts.append(
-            f"{label(name)} {'at' if len(levels) == 1 else 'from'} {'% to '.join(levels[:: len(levels) - 1 or 1])}%"
-        )
+        levels = [f"{percent(level)}%" for _, level in group]
+        where = f"from {levels[0]} to {levels[-1]}" if len(levels) > 1 else f"at {levels[0]}"
+        parts.append(f"{label(name)} {where}")
     return f"{joined(parts)} on {pair}" if parts else ""
 
 
 def _claims(figures: Figures, judged, run: list[str]) -> str:
-    if figures.rehearsal or not run:
-        count = judged["claim"].nunique()
-        return "No claim of the paper was tested yet." if not run else (
-            f"A rehearsal decides none of the paper's {count} claims: every verdict is withheld.")  # fmt: skip
+    if not run:
+        return "No claim of the paper was tested yet."
+    if figures.rehearsal:
+        return f"A rehearsal decides none of the paper's {judged.claim.nunique()} claims: every verdict is withheld."
     told = []
     for pair, rows in judged.groupby("pair", sort=False):
         verdicts, lacking = Counter(rows["verdict"]), int((rows["reason"] == NO_ROWS).sum())
         rest = len(rows) - verdicts[HOLDS] - verdicts[FAILS]
         why = f" ({lacking} for lack of runs)" if lacking else ""
-        told.append(
-            f"{pair} agrees with {verdicts[HOLDS]}, contradicts {verdicts[FAILS]} and leaves {rest} undecided{why}"
-        )
+        agrees = f"agrees with {verdicts[HOLDS]}, contradicts {verdicts[FAILS]}"
+        told.append(f"{pair} {agrees} and leaves {rest} undecided{why}")
     return f"Of the paper's {len(rows)} claims, {'; '.join(told)}."
 
 

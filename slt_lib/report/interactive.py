@@ -27,9 +27,7 @@ def interactive_scores(figures: Figures, pair: str):
     plot = new_figure(height=HEIGHT, min_width=NARROWEST, sizing_mode="stretch_width", title=title,
                       tools="box_zoom,reset", toolbar_location="above",
                       x_axis_label="Sparsity [%] (levels evenly spaced)", y_axis_label=METRICS["bleu"])  # fmt: skip
-    dense = figures.cell(pair, "dense", 0)
-    dense = dense if dense and dense.rows else None
-    points = []
+    dense, points = figures.control(pair, 0), []
     for place, name in enumerate(names):
         aside = DODGE * max(len(levels) - 1, 1) * (place - (len(names) - 1) / 2)
         cells = [cell for level in levels[1:] if (cell := figures.cell(pair, name, level)) and cell.rows]
@@ -44,24 +42,32 @@ def interactive_scores(figures: Figures, pair: str):
         points.append(_draw(plot, DENSE.label, style, line, data))
     _draw_failed(plot, figures, pair, levels)
     plot.add_tools(HoverTool(renderers=points, tooltips=TOOLTIPS))
-    _finish(plot, levels)
+    plot.xaxis.ticker = list(range(len(levels)))
+    plot.xaxis.major_label_overrides = {place: percent(level) for place, level in enumerate(levels)}
+    plot.axis.minor_tick_line_color = None
+    plot.toolbar.update(logo=None, active_drag=None)  # a finger on the plot scrolls the page
+    legend = plot.legend[0]
+    legend.update(click_policy="hide", orientation="horizontal", ncols=4, border_line_color=None, margin=0)
+    legend.update(location="left", title="Click a technique to hide it", title_text_font_size="11px")
+    plot.add_layout(legend, "below")
     return plot
 
 
 def _data(figures: Figures, pair: str, cells: Iterable[Cell], dense: Cell | None, x: list[float], name: str) -> dict:
     """The columns of a technique's points, as they are drawn and as they are shown under the pointer."""
-    data = {key: [] for key in "y low high level shown bounds gap seeds".split()}
-    for cell in cells:
+    points = []
+    for at, cell in zip(x, cells, strict=True):
         mean, (low, high) = cell.mean("bleu"), interval(figures, pair, cell, "bleu")
-        lower, upper = interval(figures, pair, cell, "bleu", dense) if dense else (np.nan, np.nan)
-        known = not np.isnan(low)
-        gap = f"{mean - dense.mean('bleu'):+.2f}" if dense else "–"
-        gap += f" [{lower:+.2f}, {upper:+.2f}]" if dense and not np.isnan(lower) else ""
-        row = mean, low if known else mean, high if known else mean, f"{percent(cell.sparsity)}%", f"{mean:.2f}"
-        row += f"{low:.2f} to {high:.2f}" if known else "unknown", gap, ", ".join(f"{r['seed']:g}" for r in cell.rows)
-        for key, value in zip(data, row, strict=True):
-            data[key].append(value)
-    return data | {"x": x, "name": [label(name) if name != "dense" else name] * len(x)}
+        bounds = "unknown" if np.isnan(low) else f"{low:.2f} to {high:.2f}"
+        low, high = np.nan_to_num([low, high], nan=mean).tolist()
+        point = {"y": mean, "low": low, "high": high, "level": f"{percent(cell.sparsity)}%", "shown": f"{mean:.2f}"}
+        gap = "–"
+        if dense:
+            lower, upper = interval(figures, pair, cell, "bleu", dense)
+            gap = f"{mean - dense.mean('bleu'):+.2f}" + ("" if np.isnan(lower) else f" [{lower:+.2f}, {upper:+.2f}]")
+        seeds = ", ".join(f"{row['seed']:g}" for row in cell.rows)
+        points.append(point | {"bounds": bounds, "gap": gap, "seeds": seeds, "x": at, "name": label(name)})
+    return {key: [point[key] for point in points] for key in points[0]}
 
 
 def _draw(plot, name: str, style: dict, line: dict, data: dict):
@@ -77,26 +83,12 @@ def _draw(plot, name: str, style: dict, line: dict, data: dict):
 def _draw_failed(plot, figures: Figures, pair: str, levels: list[float]) -> None:
     """A cross at the foot for each cell without a score; under the pointer the reasons."""
     lost = {at: why for at, why in figures.failures(pair).items() if at[1] and not figures.cell(pair, *at).rows}
-    scores = [cell.mean("bleu") for cell in figures.cells(pair) if cell.rows]
     if not lost:
         return
     colours = [look(name, figures.techniques(pair))["color"] for name, _ in lost]
     names = [f"{label(name)}, {percent(level)}%: {'; '.join(why)}" for (name, level), why in lost.items()]
-    x, foot = [levels.index(level) for _, level in lost], min(scores, default=0.0) - 1
+    foot = min(cell.mean("bleu") for cell in figures.cells(pair) if cell.rows) - 1
+    x = [levels.index(level) for _, level in lost]
     source = ColumnDataSource({"x": x, "y": [foot] * len(x), "name": names, "colour": colours})
     about = {"marker": "x", "size": 10, "line_width": 2, "color": "colour", "legend_label": "failed"}
     plot.add_tools(HoverTool(renderers=[plot.scatter("x", "y", source=source, **about)], tooltips="failed: @name"))
-
-
-def _finish(plot, levels: list[float]) -> None:
-    plot.xaxis.ticker = list(range(len(levels)))
-    plot.xaxis.major_label_overrides = {place: percent(level) for place, level in enumerate(levels)}
-    plot.axis.minor_tick_line_color = None
-    plot.toolbar.logo = None
-    plot.toolbar.active_drag = None  # a finger on the plot scrolls the page
-    if plot.legend:
-        legend = plot.legend[0]
-        legend.update(click_policy="hide", orientation="horizontal", ncols=4, border_line_color=None, margin=0)
-        legend.location = "left"
-        legend.title, legend.title_text_font_size = "Click a technique to hide it", "11px"
-        plot.add_layout(legend, "below")

@@ -33,9 +33,8 @@ def show(figure: Figure, alt: str, interactive: str = "") -> None:
     with mpl.rc_context(STYLE):
         figure.savefig(drawn, format="png", dpi=DPI)
     Image.open(drawn).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(out, "png", optimize=True)
-    about = {"alt": alt, "width": round(SCREEN * figure.get_figwidth())} | (
-        {"pair": interactive} if interactive else {}
-    )
+    about = {"alt": alt, "width": round(SCREEN * figure.get_figwidth())}
+    about |= {"pair": interactive} if interactive else {}
     data = {"image/png": base64.b64encode(out.getvalue()).decode(), "text/plain": text}
     display(data, raw=True, metadata={"image/png": about})
 
@@ -50,16 +49,19 @@ def write_page(folder: str | os.PathLike) -> Path:
 
     Raises InputError if the notebook is missing, unreadable or not executed.
     """
+    from nbconvert import HTMLExporter
+
     path = Path(folder) / NOTEBOOK
     figures, notebook = load(folder), _executed(path)
-    script, plots = _interactive(figures, _asked(notebook))
+    script, plots = _interactive(figures, notebook)
     cells = _worth_showing(notebook.cells)
     for cell in cells:
         for output in cell.get("outputs", []):
             _embed(output, plots)
     code = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     notebook.cells = cells
-    body = _body(notebook)
+    shown = {"exclude_input": True, "exclude_input_prompt": True, "exclude_output_prompt": True}
+    body, _ = HTMLExporter(template_name="basic", **shown).from_notebook_node(notebook)
     titles = [title for cell in cells for title in re.findall(r"^## (.+)", cell.source, re.MULTILINE)
               if cell.cell_type == "markdown"]  # fmt: skip
     links = " ".join(f'<a href="#{title.replace(" ", "-")}">{html.escape(title)}</a>' for title in titles)
@@ -86,16 +88,11 @@ def _executed(path: Path):
     return notebook
 
 
-def _asked(notebook) -> list[str]:
-    """The pairs whose plot of scores is to be interactive."""
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    pairs = [output.get("metadata", {}).get("image/png", {}).get("pair") for output in outputs]
-    return list(dict.fromkeys(filter(None, pairs)))
-
-
-def _interactive(figures, pairs: list[str]) -> tuple[str, dict[str, str]]:
+def _interactive(figures, notebook) -> tuple[str, dict[str, str]]:
     """The scripts of the page, Bokeh's own among them, and pair -> where its plot goes; both empty without pairs."""
-    pairs = [pair for pair in pairs if pair in figures.pairs and figures.begun(pair)]
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    asked = [output.get("metadata", {}).get("image/png", {}).get("pair") for output in outputs]
+    pairs = [pair for pair in dict.fromkeys(asked) if pair in figures.pairs and figures.begun(pair)]
     if not pairs:
         return "", {}
     from bokeh.embed import components
@@ -109,15 +106,14 @@ def _interactive(figures, pairs: list[str]) -> tuple[str, dict[str, str]]:
 
 def _worth_showing(cells: list) -> list:
     """The cells without those tagged SKIP, and without a heading whose code has nothing to show."""
-    cells, kept = [cell for cell in cells if SKIP not in cell.metadata.get("tags", [])], []
-    for place, cell in enumerate(cells):
+    sections = [[]]  # the first is what comes before the first heading
+    for cell in (cell for cell in cells if SKIP not in cell.metadata.get("tags", [])):
         if cell.cell_type == "markdown" and cell.source.startswith("#"):
-            ends = [at for at in range(place + 1, len(cells)) if cells[at].source.startswith("#") and
-                    cells[at].cell_type == "markdown"]  # fmt: skip
-            part = cells[place + 1 : min(ends, default=len(cells))]
-            kept += [cell, *part] if any(one.get("outputs") for one in part) else []
-        elif not kept and cell.get("outputs"):
-            kept.append(cell)
+            sections.append([])
+        sections[-1].append(cell)
+    kept = [cell for cell in sections[0] if cell.get("outputs")][:1]
+    for section in sections[1:]:
+        kept += section if any(cell.get("outputs") for cell in section) else []
     return kept
 
 
@@ -136,12 +132,3 @@ def _embed(output, plots: dict[str, str]) -> None:
     if about.get("pair") in plots:
         image = f'<div class="interactive">{plots[about["pair"]]}</div><div class="still">{image}</div>'
     output.data = type(output)({"text/html": image})
-
-
-def _body(notebook) -> str:
-    """The notebook's cells as HTML without their code."""
-    from nbconvert import HTMLExporter
-
-    shown = {"exclude_input": True, "exclude_input_prompt": True, "exclude_output_prompt": True}
-    exporter = HTMLExporter(template_name="basic", **shown)
-    return exporter.from_notebook_node(notebook)[0]

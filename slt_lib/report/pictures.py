@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import matplotlib as mpl
 import numpy as np
 from matplotlib import ticker
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from slt_lib.base.settings import DENSE, TECHNIQUES
@@ -124,7 +123,13 @@ def plot_plan(plans: Sequence[Plan], title: str) -> Figure:
         x = plan.depth + np.arange(steps + 1) / steps
         above.plot(x, 100 * np.array(plan.sparsity), color=colours[plan.level], linewidth=2, solid_capstyle="butt")
         below.plot(x, plan.rate, color=colours[plan.level])
-        _start(above, plan, height, steps)
+        depth, step = plan.origin or (0, 0)  # where its initial weights come from
+        here = depth + step / steps, 100 * height[depth][step]
+        above.plot(*here, "o", color=INK, markersize=4, zorder=3)
+        if plan.depth > 0:
+            arrow = {"arrowstyle": "->", "linestyle": ":", "color": INK, "shrinkA": 3}
+            arrow["connectionstyle"] = "arc3,rad=-0.15"
+            above.annotate("", (plan.depth, 100 * plan.sparsity[0]), here, arrowprops=arrow)
     free = dict.fromkeys(height, 120.0)  # depth -> height below which the next label has room
     last = {plan.level: plan.depth for plan in sorted(plans, key=lambda plan: plan.depth) if plan.level}
     for level, depth in sorted(last.items(), reverse=True):
@@ -137,17 +142,6 @@ def plot_plan(plans: Sequence[Plan], title: str) -> Figure:
     below.set_xticks(range(deepest + 2))
     below.set_xlim(-0.02, deepest + 1.02)
     return figure
-
-
-def _start(axes: Axes, plan: Plan, height: Mapping[int, Sequence[float]], steps: int) -> None:
-    """The point that a training gets its initial weights from, and an arrow from there to its start."""
-    depth, step = plan.origin or (0, 0)
-    here = depth + step / steps, 100 * height[depth][step]
-    axes.plot(*here, "o", color=INK, markersize=4, zorder=3)
-    if plan.depth > 0:
-        bend = "arc3,rad=-0.15"
-        arrow = {"arrowstyle": "->", "linestyle": ":", "color": INK, "connectionstyle": bend, "shrinkA": 3}
-        axes.annotate("", (plan.depth, 100 * plan.sparsity[0]), here, arrowprops=arrow)
 
 
 # Weights ------------------------------------------------------------
@@ -166,9 +160,8 @@ def block_shares(kept: np.ndarray) -> np.ndarray:
 
 def chance(masks: Mapping[str, np.ndarray], shares: Mapping[str, np.ndarray]) -> float:
     """Standard deviation between blocks [points] of random masks of the same sparsity, the mean over the matrices."""
-    sizes = {name: masks[name].size / shares[name].size for name in shares}
-    kept = {name: masks[name].mean() for name in shares}
-    return 100 * float(np.mean([(kept[name] * (1 - kept[name]) / sizes[name]) ** 0.5 for name in shares]))
+    # the variance of a block's share: that of one weight, divided by the number of weights in the block
+    return 100 * float(np.mean([(masks[name].var() * shares[name].size / masks[name].size) ** 0.5 for name in shares]))
 
 
 @mpl.rc_context(STYLE | {"axes.grid": False})
@@ -219,18 +212,16 @@ def plot_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], title: str, 
     `kind`: the technique whose colour the kept weights have.
     """
     found = {text: {name: np.abs(w[w != 0]) for name, w in part.items()} for text, part in panels.items()}
-    largest = max((w.max() for part in found.values() for w in part.values() if w.size), default=1.0)
+    largest = max(w.max() for part in found.values() for w in part.values() if w.size)
     edges = np.geomspace(SMALLEST, 1.05 * largest, 70)
     figure = Figure(figsize=(9.6, 2.9), layout="constrained")
-    colours = {"pruned": "#9A9A9A", "kept": TECHNIQUES[kind].colour if kind in TECHNIQUES else DENSE.colour}
+    colours = {"pruned": "#9A9A9A", "kept": TECHNIQUES.get(kind, DENSE).colour}
     row = figure.subplots(1, len(found), sharex=True, squeeze=False)[0]
     for axes, (text, part) in zip(row, found.items(), strict=True):
         for name, colour in colours.items():
-            weights = part.get(name, np.empty(0))
-            if weights.size:
-                counts = np.histogram(np.maximum(weights, SMALLEST), edges)[0]
-                style = {"color": colour, "alpha": 0.65, "label": f"{name}: {weights.size:,}"}
-                axes.stairs(counts, edges, fill=True, **style)
+            if part[name].size:
+                counts, _ = np.histogram(np.maximum(part[name], SMALLEST), edges)
+                axes.stairs(counts, edges, fill=True, color=colour, alpha=0.65, label=f"{name}: {part[name].size:,}")
         axes.set(xscale="log", xlabel="|w| (log scale)", title=text)
         axes.xaxis.set_minor_locator(ticker.NullLocator())  # its labels take half of the time of drawing
         axes.margins(y=0.25)
@@ -296,8 +287,7 @@ def plot_answer(answer: Answer) -> Figure:
         bars = np.pad(np.abs(bounds.T - y), ((0, 0), (1, 0)))
         axes.errorbar([0, *x], [0, *y], yerr=bars, elinewidth=1.0, label=text, **look(kind, [answer.technique, OWN]))
     if paper:
-        colour = look(answer.technique, [answer.technique])["color"]
-        line = {"color": colour, "label": "paper (WMT14)"} | DOTS
+        line = {"color": look(answer.technique, [answer.technique])["color"], "label": "paper (WMT14)"} | DOTS
         axes.plot([levels.index(level) for level in paper], list(paper.values()), **line)
     axes.plot([0], [0], DENSE.marker, color=DENSE.colour, markersize=11, zorder=4, label=DENSE.label)
     axes.axhline(0, **LINE)
@@ -314,25 +304,20 @@ def answer_table(answer: Answer) -> Table:
     If no knob differs the difference is that to the dense model. The paper's difference to its dense model is next to
     it.
     """
-    paper, changed = answer.paper(), bool(answer.variant)
-    dense, lines = _bleu(answer.dense), []
-    if changed:
-        head = ["Sparsity", "Default", "Yours", "Yours minus default [95%]", "Yours minus dense [95%]"]
+    paper, dense = answer.paper(), _bleu(answer.dense)
+    if answer.variant:
+        lines = [["Sparsity", "Default", "Yours", "Yours minus default [95%]", "Yours minus dense [95%]"]]
         lines.append(["0% (dense)", dense, dense, "", ""])
     else:
-        head = ["Sparsity", "BLEU", "Minus dense [95%]"]
-        lines.append(["0% (dense)", dense, ""])
+        lines = [["Sparsity", "BLEU", "Minus dense [95%]"], ["0% (dense)", dense, ""]]
     for level in answer.levels:
         own, default = answer.yours.get(level), answer.default.get(level)
-        gaps = [_gap(answer, own, default)] if changed else []
-        scores = [_bleu(default)] if changed else []
-        lines.append([f"{percent(level)}%", *scores, _bleu(own), *gaps, _gap(answer, own, answer.dense)])
+        cells = [_bleu(default), _bleu(own), _gap(answer, own, default)] if answer.variant else [_bleu(own)]
+        lines.append([f"{percent(level)}%", *cells, _gap(answer, own, answer.dense)])
     if paper:
-        head.append("Paper: minus dense")
-        lines[0].append("")
-        for level, line in zip(answer.levels, lines[1:], strict=True):
-            line.append(f"{paper[level]:+.1f}" if level in paper else MISSING)
-    return Table(markdown_rows(head, lines), "", "")
+        theirs = [f"{paper[level]:+.1f}" if level in paper else MISSING for level in answer.levels]
+        lines = [[*line, cell] for line, cell in zip(lines, ["Paper: minus dense", "", *theirs], strict=True)]
+    return Table(markdown_rows(lines[0], lines[1:]), "", "")
 
 
 def _bleu(cell: Cell | None) -> str:

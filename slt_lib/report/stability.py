@@ -1,12 +1,13 @@
 """The comparison `stability`: loss and BLEU on the line between copies of one ticket that differ in noise alone."""
 
-import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+
+from slt_lib.report.rows import numbers
 
 FILE = "stability.csv"
 COLUMNS = "pair seed start sparsity copies share loss dev_bleu runs".split()
@@ -18,16 +19,9 @@ STARTS = {
 }
 
 
-def read(path: str | os.PathLike) -> list[list[str]]:
-    """The rows of a stability.csv as text; none where there is no such file."""
-    path = Path(path)
-    return list(csv.reader(path.read_text(encoding="utf-8").splitlines()))[1:] if path.is_file() else []
-
-
 def lines(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     """A pair's points, numbers as such, one row per seed, start, pair of copies and share."""
-    frame = pd.DataFrame(read(Path(folder) / FILE), columns=COLUMNS)
-    return frame[frame.pair == pair].astype(dict.fromkeys(["sparsity", "share", "loss", "dev_bleu"], float))
+    return numbers(Path(folder) / FILE, COLUMNS, pair, {"pair", "seed", "start", "copies", "runs"})
 
 
 def barrier(losses: Sequence[float]) -> float:

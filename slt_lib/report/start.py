@@ -22,8 +22,9 @@ from matplotlib.patches import ConnectionPatch
 
 from slt_lib.base.errors import InputError
 from slt_lib.base.settings import DENSE, home
-from slt_lib.report.data import HYBRID_SWITCH, SLT_MP_FIRST, Figures, label, percent, read_text
+from slt_lib.report.data import HYBRID_SWITCH, SLT_MP_FIRST, Figures, label, percent
 from slt_lib.report.plots import GRID, INK, LINE, LOOKS, METRICS, STYLE
+from slt_lib.report.rows import numbers
 
 FILE = "start.csv"
 COLUMNS = "pair technique sparsity seed what value".split()
@@ -61,9 +62,7 @@ def decode(text: str) -> np.ndarray:
 
 def read(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     """The rows of a pair, with `sparsity` as a number; empty where the study wrote none."""
-    path = Path(folder) / FILE
-    frame = read_text(path, COLUMNS) if path.is_file() else pd.DataFrame(columns=COLUMNS, dtype=object)
-    frame = frame[frame.pair == pair]
+    frame = numbers(Path(folder) / FILE, COLUMNS, pair, {*COLUMNS} - {"sparsity"})
     return frame.assign(sparsity=frame.sparsity.astype(float).round(6))
 
 
@@ -73,9 +72,9 @@ def translations(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     frame = frame[frame.what != KEPT].drop_duplicates(["technique", "sparsity", "what"])
     sources = frame[frame.technique == SOURCE].set_index("what").value
     frame = frame[frame.technique != SOURCE]
-    order = [*LOOKS].index
+    order = ["dense", *LOOKS]
     frame = frame.assign(
-        place=[-1 if name == "dense" else order(name) if name in LOOKS else len(LOOKS) for name in frame.technique],
+        place=[order.index(name) if name in order else len(order) for name in frame.technique],
         sentence=frame.what.str.removeprefix("sentence ").astype(int),
         source=frame.what.map(sources),
     ).rename(columns={"value": "translation"})
@@ -121,9 +120,13 @@ def level_table(figures: Figures, pair: str, level: float, sentence: int) -> str
     rows = [("dense", 0.0)] + [(name, level) for name in figures.techniques(pair) if level]
     lines = [_level_row(figures, pair, name, at, texts.get((owner(name, at), at)), dense) for name, at in rows]
     asked = html.escape(frame.source.iloc[0]) if len(frame) else f"no sentence: {MISSING}"
-    head = f"<tr><th>model</th><th>BLEU</th><th>{asked}</th></tr>"
+    return html_table([f"<tr><th>model</th><th>BLEU</th><th>{asked}</th></tr>", *lines])
+
+
+def html_table(lines: Iterable[str]) -> str:
+    """HTML of a table with these lines, whose cells are aligned to the left."""
     left = ' style="text-align:left"'
-    return f"<table>{head}{''.join(lines)}</table>".replace("<th>", f"<th{left}>").replace("<td>", f"<td{left}>")
+    return f"<table>{''.join(lines)}</table>".replace("<th>", f"<th{left}>").replace("<td>", f"<td{left}>")
 
 
 def _level_row(figures: Figures, pair: str, name: str, level: float, text: str | None, dense: str) -> str:
@@ -131,9 +134,9 @@ def _level_row(figures: Figures, pair: str, name: str, level: float, text: str |
     title = label(name) + (f" {percent(level)}%" if level else "")
     if _later(name, level) and not cell:
         return f"<tr><td>{title}</td><td></td><td><i>starts at {percent(SLT_MP_FIRST)}%</i></td></tr>"
-    bleu = f"{cell.mean('bleu'):.1f}" if cell and cell.rows else f"<i>{MISSING}</i>"
-    if cell and not cell.rows:
-        bleu = "<i>failed</i>"
+    bleu = f"<i>{'failed' if cell else MISSING}</i>"
+    if cell and cell.rows:
+        bleu = f"{cell.mean('bleu'):.1f}"
     shown = f"<i>{MISSING}</i>" if text is None else marked(dense, text) if level else html.escape(text)
     return f"<tr><td>{title}</td><td>{bleu}</td><td>{shown}</td></tr>"
 
@@ -179,13 +182,12 @@ def _later(technique: str, level: float) -> bool:
 
 def _curves(axes: Axes, figures: Figures, pair: str, level: float) -> None:
     every = sorted({*figures.sparsities(pair), *levels(figures, pair)})
-    dense = figures.cell(pair, "dense", 0)
     for name in figures.begun(pair):
         scored = {at: cell.mean("bleu") for at in every if (cell := figures.cell(pair, name, at)) and cell.rows}
         look = LOOKS.get(name, DENSE)
         style = {"color": look.colour, "marker": look.marker, "linestyle": look.line}
         axes.plot([every.index(at) for at in scored], scored.values(), label=label(name), **style)
-    if dense and dense.rows:
+    if dense := figures.control(pair, 0):
         axes.axhline(dense.mean("bleu"), label=DENSE.label, **LINE)
     axes.axvspan(every.index(level) - 0.3, every.index(level) + 0.3, color="#F0E442", alpha=0.5, zorder=0)
     axes.set_xlim(-0.5, len(every) - 0.5)
@@ -248,12 +250,10 @@ def _network(axes: Axes, weights: Iterable[np.ndarray], kept: Iterable[np.ndarra
     axes.spines[:].set_visible(False)
     for layer, (weight, mask) in enumerate(zip(weights, kept, strict=True)):
         for (i, j), value in np.ndenumerate(weight):
-            ends = _height(i, len(weight)), _height(j, weight.shape[1])
+            style = {"color": GRID, "linewidth": 0.6, "linestyle": ":", "zorder": 0}
             if mask[i, j]:
-                colour = POSITIVE if value > 0 else NEGATIVE
-                axes.plot([layer, layer + 1], ends, color=colour, linewidth=0.3 + 0.8 * abs(value), zorder=1)
-            else:
-                axes.plot([layer, layer + 1], ends, color=GRID, linewidth=0.6, linestyle=":", zorder=0)
+                style = {"color": POSITIVE if value > 0 else NEGATIVE, "linewidth": 0.3 + 0.8 * abs(value), "zorder": 1}
+            axes.plot([layer, layer + 1], [_height(i, len(weight)), _height(j, weight.shape[1])], **style)
         for place, count in ((layer, len(weight)), (layer + 1, weight.shape[1])):
             heights = [_height(i, count) for i in range(count)]
             axes.scatter([place] * count, heights, s=60, color="white", edgecolor=INK, zorder=2)

@@ -5,51 +5,36 @@ which the seeds share, plus that between seeds, pooled over the cells of a table
 scores vary most, and for trained ones. With one seed it is that of the lines alone.
 """
 
-import csv
-import gzip
 import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from scipy.special import stdtrit
 
 from slt_lib.base.settings import DENSE, TECHNIQUES
+from slt_lib.report.rows import numbers
 from slt_lib.report.tables import markdown_rows
 
-LINES = "pair seed".split()
-# name -> file and columns; docs/figures.md explains them
-FILES = {
-    "scores": (
-        "subnet_scores.csv",
-        [*LINES, *"pruning subnetwork draw trained sparsity kept bleu error run".split()],
-    ),
-    "contrasts": ("subnet_contrasts.csv", [*LINES, *"pruning trained better worse difference error".split()]),
-    "pruning": (
-        "subnet_pruning.csv",
-        [*LINES, *"kind step encoder decoder cross heads units_left units dev_bleu".split()],
-    ),
-    "heads": (
-        "subnet_heads.csv",
-        [
-            *LINES,
-            *"kind layer head importance bleu without low high survives pattern".split(),
-            *"confidence positional vertical rare".split(),
-        ],
-    ),
-    "overlap": ("subnet_overlap.csv", [*LINES, *"sparsity measure techniques matrix value null low high".split()]),
-    "density": (
-        "subnet_density.csv.gz",
-        [*LINES, *"sparsity technique matrix head kept dead_rows dead_columns".split()],
-    ),
-    "global": ("subnet_global.csv", [*LINES, *"sparsity technique matrix head kept dead_rows dead_columns".split()]),
-    "seeds": ("subnet_seeds.csv", [*LINES, *"heads correlation kappa low high".split()]),
+# name -> columns after pair and seed; docs/figures.md explains them
+COLUMNS = {
+    "scores": "pruning subnetwork draw trained sparsity kept bleu error run",
+    "contrasts": "pruning trained better worse difference error",
+    "pruning": "kind step encoder decoder cross heads units_left units dev_bleu",
+    "heads": "kind layer head importance bleu without low high survives pattern confidence positional vertical rare",
+    "overlap": "sparsity measure techniques matrix value null low high",
+    "density": "sparsity technique matrix head kept dead_rows dead_columns",
+    "global": "sparsity technique matrix head kept dead_rows dead_columns",
+    "seeds": "heads correlation kappa low high",
+}
+FILES = {  # name -> file and all its columns
+    name: (f"subnet_{name}.csv" + ".gz" * (name == "density"), ["pair", "seed", *columns.split()])
+    for name, columns in COLUMNS.items()
 }
 TEXT = {"pair", "pruning", "subnetwork", "trained", "run", "better", "worse", "kind", "pattern", "measure", "technique"}
-TEXT |= {"techniques", "matrix", "heads"}
+TEXT |= {"techniques", "matrix"}
 # kinds of attention, in the order of plots
 COLOURS = {"encoder": "#0072B2", "decoder": "#E69F00", "cross": "#009E73"}
 LOOPS = {"both": ("heads and FFN units", "#222222", "o"), "heads": ("heads alone", "#0072B2", "s")}
@@ -67,22 +52,10 @@ GLUE = {
 }
 
 
-def read(path: str | os.PathLike) -> list[list[str]]:
-    """The rows of one of the files as text; none where there is no such file."""
-    path = Path(path)
-    if not path.is_file():
-        return []
-    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text(encoding="utf-8")
-    return list(csv.reader(text.splitlines()))[1:]
-
-
 def frame(folder: str | os.PathLike, name: str, pair: str) -> pd.DataFrame:
     """A pair's rows of one of FILES, numbers as such."""
     file, columns = FILES[name]
-    rows = pd.DataFrame(read(Path(folder) / file), columns=columns)
-    text = TEXT | {"seed"} if name == "seeds" else TEXT - {"heads"}
-    rows = rows[rows.pair == pair]
-    return rows.assign(**{column: pd.to_numeric(rows[column]) for column in columns if column not in text})
+    return numbers(Path(folder) / file, columns, pair, TEXT | {"seed", "heads"} if name == "seeds" else TEXT)
 
 
 # Scores ------------------------------------------------------------
@@ -147,13 +120,10 @@ def plot_scores(folder: str | os.PathLike, pair: str) -> Figure:
             mean = found["mean"]["", "dense", ""]
             side.axhline(mean, color=DENSE.colour, linestyle="--", linewidth=1, label="whole model")
         for shift, (which, (colour, marker)) in zip((-0.16, 0, 0.16), QUALITY.items(), strict=True):
-            for place, trained in enumerate(TRAINED):
-                if (pruning, which, trained) in found.index:
-                    cell = found.loc[pruning, which, trained]
-                    bars = [[cell["mean"] - cell.low], [cell.high - cell["mean"]]]
-                    label = which if place == 0 else None
-                    style = {"color": colour, "marker": marker, "capsize": 3, "linestyle": "none", "label": label}
-                    side.errorbar([place + shift], [cell["mean"]], yerr=bars, **style)
+            cells = found.reindex([(pruning, which, trained) for trained in TRAINED])
+            bars = [cells["mean"] - cells.low, cells.high - cells["mean"]]
+            style = {"color": colour, "marker": marker, "capsize": 3, "linestyle": "none", "label": which}
+            side.errorbar(shift + np.arange(3), cells["mean"], yerr=bars, **style)
         level = found.sparsity.get((pruning, "good", "pruned"), float("nan"))
         what = "whole heads and FFN units" if pruning == "structured" else "single weights"
         side.set_title(f"{pruning}: {what}, {100 * level:.3g}% removed", fontsize=10)
@@ -173,11 +143,8 @@ def plot_pruning(folder: str | os.PathLike, pair: str) -> Figure:
     axes = figure.subplots(1, 2, sharey=True)
     left = rows[["encoder", "decoder", "cross"]].sum(axis=1)
     rows = rows.assign(heads_gone=100 * (1 - left / rows.heads), units_gone=100 * (1 - rows.units_left / rows.units))
-    sides = {
-        "heads_gone": ("attention heads removed (%)", "feed-forward"),
-        "units_gone": ("FFN units removed (%)", "heads"),
-    }
-    for side, (column, (name, absent)) in zip(axes, sides.items(), strict=True):
+    names = {"heads_gone": "attention heads removed (%)", "units_gone": "FFN units removed (%)"}
+    for side, (column, name), absent in zip(axes, names.items(), ("feed-forward", "heads"), strict=True):
         for (loop, _), steps in rows[rows.kind != absent].groupby(["kind", "seed"]):
             _, colour, marker = LOOPS[loop]
             steps = steps.sort_values("step")
@@ -187,10 +154,10 @@ def plot_pruning(folder: str | os.PathLike, pair: str) -> Figure:
         side.annotate("90%", (1, 90), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
         side.set_xlabel(name)
         side.grid(alpha=0.3)
-    lines = [Line2D([], [], color=colour, marker=marker, markersize=4, label=f"removed: {name}")
-             for name, colour, marker in LOOPS.values()]  # fmt: skip
+    for name, colour, marker in LOOPS.values():
+        axes[0].plot([], [], color=colour, marker=marker, markersize=4, label=f"removed: {name}")
     axes[0].set_ylabel("BLEU on dev (% of the whole model's)")
-    figure.legend(handles=lines, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
@@ -198,9 +165,9 @@ def plot_survivors(folder: str | os.PathLike, pair: str) -> Figure:
     """Heads left of each kind of attention while heads alone are removed: which kind is needed most?"""
     rows = frame(folder, "pruning", pair).query("kind == 'heads'")
     seeds = sorted(rows.seed.unique())
-    figure = Figure(figsize=(1 + 3.2 * max(1, len(seeds)), 3.2), layout="constrained")
-    axes = figure.subplots(1, max(1, len(seeds)), sharey=True, squeeze=False)[0]
-    for side, seed in zip(axes, seeds, strict=False):
+    figure = Figure(figsize=(1 + 3.2 * len(seeds), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(seeds), sharey=True, squeeze=False)[0]
+    for side, seed in zip(axes, seeds, strict=True):
         steps = rows[rows.seed == seed].sort_values("step")
         removed = steps.heads - steps[list(COLOURS)].sum(axis=1)
         for place, (kind, colour) in enumerate(COLOURS.items()):  # shifted, so that no line hides another
@@ -250,14 +217,10 @@ def plot_heads(folder: str | os.PathLike, pair: str) -> Figure:
 def heads_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     """Per kind of attention and layer: BLEU lost without one head, mean and most, and survivors; over all seeds."""
     rows = frame(folder, "heads", pair)
-    rows = rows.assign(lost=rows.bleu - rows["without"])
-    groups = rows.assign(layer=rows.layer + 1).groupby(["kind", "layer"])
-    found = groups.agg(
-        heads=("head", "nunique"), mean_lost=("lost", "mean"), most_lost=("lost", "max"), surviving=("survives", "mean")
-    )
-    return found.assign(surviving=(100 * found.surviving).round(0), mean_lost=found.mean_lost.round(2)).rename(
-        columns={"mean_lost": "BLEU lost, mean", "most_lost": "BLEU lost, most", "surviving": "heads surviving (%)"}
-    )
+    rows = rows.assign(lost=rows.bleu - rows["without"], layer=rows.layer + 1, survives=100 * rows.survives)
+    columns = {"heads": ("head", "nunique"), "BLEU lost, mean": ("lost", "mean"), "BLEU lost, most": ("lost", "max")}
+    found = rows.groupby(["kind", "layer"]).agg(**columns, **{"heads surviving (%)": ("survives", "mean")})
+    return found.round({"BLEU lost, mean": 2, "heads surviving (%)": 0})
 
 
 def patterns_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
@@ -288,17 +251,20 @@ def plot_overlap(folder: str | os.PathLike, pair: str) -> Figure:
     return figure
 
 
+def _in_percent(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(sparsity=(100 * rows.sparsity).map("{:g}%".format))
+
+
 def kappa_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     """Fleiss' kappa of the masks of all techniques at each sparsity (percent), one column per seed; random masks: 0."""
-    rows = frame(folder, "overlap", pair).query("measure == 'kappa'")
-    rows = rows.assign(sparsity=(100 * rows.sparsity).map("{:g}%".format))
+    rows = _in_percent(frame(folder, "overlap", pair).query("measure == 'kappa'"))
     return rows.pivot_table(index=["sparsity", "techniques"], columns="seed", values="value", sort=False).round(3)
 
 
 def overlap_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     """Jaccard's index less that of random masks, per matrix (rows) and two techniques at each sparsity (columns)."""
-    rows = frame(folder, "overlap", pair).query("measure == 'jaccard' and matrix != 'all'")
-    rows = rows.assign(sparsity=(100 * rows.sparsity).map("{:g}%".format), more=rows.value - rows.null)
+    rows = _in_percent(frame(folder, "overlap", pair).query("measure == 'jaccard' and matrix != 'all'"))
+    rows = rows.assign(more=rows.value - rows.null)
     return rows.pivot_table(index="matrix", columns=["sparsity", "techniques"], values="more", sort=False).round(2)
 
 
@@ -327,23 +293,19 @@ def plot_density(folder: str | os.PathLike, pair: str) -> Figure:
     """
     rows = frame(folder, "density", pair)
     rows = rows[rows["head"].notna()]
-    rows = rows.assign(attention=rows.matrix.str.rpartition(".")[0])
-    keys = ["technique", "seed", "sparsity", "attention", "head"]
-    heads = rows.groupby(keys).kept.mean().reset_index()
+    attention = rows.matrix.str.rpartition(".")[0]
+    kind = attention.str.partition(".")[0].mask(attention.str.contains("cross"), "cross")
+    keys = ["technique", "seed", "sparsity", "attention", "head", "kind"]
+    heads = rows.assign(attention=attention, kind=kind).groupby(keys).kept.mean().reset_index()
     heads = heads.assign(relative=100 * heads.kept / (1 - heads.sparsity))
-    names = [name for name in TECHNIQUES if name in set(heads.technique)]
-    figure = Figure(figsize=(1 + 2.3 * max(1, len(names)), 3.2), layout="constrained")
-    axes = figure.subplots(1, max(1, len(names)), sharey=True, squeeze=False)[0]
-    for side, name in zip(axes, names, strict=False):
+    names = [name for name in TECHNIQUES if (heads.technique == name).any()]
+    figure = Figure(figsize=(1 + 2.3 * len(names), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for side, name in zip(axes, names, strict=True):
         part = heads[heads.technique == name]
-        kinds = np.where(
-            part.attention.str.contains("cross"),
-            "cross",
-            np.where(part.attention.str.startswith("enc"), "encoder", "decoder"),
-        )
+        levels = sorted(part.sparsity.unique())
         for place, (kind, colour) in enumerate(COLOURS.items()):
-            dots = part[kinds == kind]
-            levels = sorted(part.sparsity.unique())
+            dots = part[part.kind == kind]
             x = [levels.index(level) + 0.2 * (place - 1) for level in dots.sparsity]
             side.plot(x, dots.relative, ".", color=colour, alpha=0.7, label=kind)
         side.axhline(100, color="0.6", linewidth=0.8)
@@ -360,8 +322,7 @@ def dead_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     A row of an attention's query, key or value is a feature of one head. A head has lost all its weights if none of its
     four matrices has any left there. Means over matrices and seeds.
     """
-    rows = frame(folder, "density", pair)
-    rows = rows.assign(sparsity=(100 * rows.sparsity).map("{:g}%".format))
+    rows = _in_percent(frame(folder, "density", pair))
     whole, heads = rows[rows["head"].isna()], rows[rows["head"].notna()]
     groups = whole.groupby(["technique", "sparsity"], sort=False)
     found = groups.agg(rows=("dead_rows", "mean"), columns=("dead_columns", "mean")) * 100

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from slt_lib.report import start
 from slt_lib.report.data import Figures, label, percent
 
-VIEW = "application/vnd.jupyter.widget-view+json"
 NOTE = "<i>Run this cell in JupyterLab to choose something else.</i>"
 WIDE = ipywidgets.Layout(width="max-content")
 
@@ -32,38 +31,37 @@ def controlled(show: Callable[..., Sequence[HTML | Figure]], **controls: ipywidg
 
     `show` takes the values by name and always returns as many things to display.
     """
-    display(Controls(list(controls.values())))
-    handles = [display(part, display_id=True) for part in show(**{name: one.value for name, one in controls.items()})]
+
+    def parts() -> Sequence[HTML | Figure]:
+        return show(**{name: control.value for name, control in controls.items()})
 
     def redraw(change) -> None:
-        parts = show(**{name: one.value for name, one in controls.items()})
-        for handle, part in zip(handles, parts, strict=True):
+        for handle, part in zip(handles, parts(), strict=True):
             handle.update(part)
+
+    display(Controls(list(controls.values())))
+    handles = [display(part, display_id=True) for part in parts()]
 
     for control in controls.values():
         control.observe(redraw, "value")
 
 
-def explore(figures: Figures, pair: str, level: float | None = None) -> None:
+def explore(figures: Figures, pair: str) -> None:
     """A slider over sparsity: BLEU and kept weights of each technique there, and its translation of one sentence.
 
-    `level`: where the slider begins; None: at the highest published one.
+    It begins at the highest published level.
     """
+
+    def show(sparsity: float, sentence: int) -> list[Figure | HTML]:
+        table = start.level_table(figures, pair, sparsity, sentence)
+        return [start.plot_level(figures, pair, sparsity), HTML(table)]
+
     there = start.levels(figures, pair)
-    every = sorted({*there, *figures.sparsities(pair)})
-    first = there[-1] if level is None else min(every, key=lambda other: abs(other - level))
-    levels = [(f"{percent(one)}%" if one else "dense", one) for one in every]
-    slider = ipywidgets.SelectionSlider(
-        options=levels, value=first, description="Sparsity", continuous_update=False, layout={"width": "420px"}
-    )
-    controlled(
-        lambda sparsity, sentence: [
-            start.plot_level(figures, pair, sparsity),
-            HTML(start.level_table(figures, pair, sparsity, sentence)),
-        ],
-        sparsity=slider,
-        sentence=_sentences(start.translations(figures.path, pair)),
-    )
+    levels = sorted({*there, *figures.sparsities(pair)})
+    options = [(f"{percent(level)}%" if level else "dense", level) for level in levels]
+    about = {"description": "Sparsity", "continuous_update": False, "layout": {"width": "420px"}}
+    slider = ipywidgets.SelectionSlider(options=options, value=there[-1], **about)
+    controlled(show, sparsity=slider, sentence=_sentences(start.translations(figures.path, pair)))
 
 
 def compare(frame: pd.DataFrame) -> None:
@@ -75,24 +73,22 @@ def compare(frame: pd.DataFrame) -> None:
         display(HTML(f"<i>No translations: {start.MISSING}.</i>"))
         return
     models = dict.fromkeys(zip(frame.technique, frame.sparsity, strict=True))
-    named = [(label(name) + (f" {percent(level)}%" if level else ""), (name, level)) for name, level in models]
+    names = {(name, level): label(name) + (f" {percent(level)}%" if level else "") for name, level in models}
+    options = [(name, model) for model, name in names.items()]
     texts = {(row.technique, row.sparsity, row.sentence): row.translation for row in frame.itertuples()}
     sources = dict(zip(frame.sentence, frame.source, strict=True))
 
     def show(sentence: int, one: tuple, other: tuple) -> list[HTML]:
-        names = {model: name for name, model in named}
         before, after = (texts.get((*model, sentence), "") for model in (one, other))
         lines = [("source", html.escape(sources[sentence])), (names[one], html.escape(before))]
         lines += [(names[other], start.marked(before, after))]
-        rows = "".join(f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in lines)
-        left = ' style="text-align:left"'
-        return [HTML(f"<table>{rows}</table>".replace("<th>", f"<th{left}>").replace("<td>", f"<td{left}>"))]
+        return [HTML(start.html_table(f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in lines))]
 
     controlled(
         show,
         sentence=_sentences(frame),
-        one=ipywidgets.Dropdown(options=named, value=named[0][1], description="This"),
-        other=ipywidgets.Dropdown(options=named, value=named[-1][1], description="against"),
+        one=ipywidgets.Dropdown(options=options, value=[*names][0], description="This"),
+        other=ipywidgets.Dropdown(options=options, value=[*names][-1], description="against"),
     )
 
 

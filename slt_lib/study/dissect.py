@@ -3,9 +3,10 @@
 After Movva and Zhao (2020), with a floor (the untrained model) and three ceilings. The measures are in `analysis`.
 """
 
+import functools
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -14,13 +15,11 @@ from slt_lib.analysis import activations, attention, probes, similarity, tasks, 
 from slt_lib.base import settings
 from slt_lib.base.devices import device
 from slt_lib.base.errors import InputError
-from slt_lib.base.files import write_bytes
-from slt_lib.base.store import digest, recall, remember
+from slt_lib.base.store import digest
 from slt_lib.data import corpora
 from slt_lib.data.grammar import generate
 from slt_lib.report import dissect as files
-from slt_lib.report.data import csv_bytes
-from slt_lib.study.results import figures
+from slt_lib.study.rows import remembered, replace
 from slt_lib.study.runs import Run
 from slt_lib.study.scores import scores, translate
 from slt_lib.study.study import Chain, Study
@@ -64,6 +63,11 @@ class Subject:
         weights = run.record["best"]["step"], run.weights_hash
         return cls(technique, sparsity, run.ticket.seed, digest([run.id, *weights]), lambda: run.weights("best"), run)
 
+    @property
+    def labels(self) -> list[str]:
+        """The cells of its rows after the pair: seed, technique and sparsity."""
+        return [str(self.seed), self.technique, f"{self.sparsity:g}"]
+
 
 @dataclass(frozen=True)
 class Text:
@@ -87,12 +91,10 @@ def text(study: Study, sentences: int) -> Text:
 
 def _spread(study: Study, sentences: int) -> list[tuple[str, int, str, str]]:
     """Split, line (from 1), source and target of sentences of dev and the test sets, spread evenly."""
-    splits = [study.corpus.dev, *study.corpus.tests.values()]
-    every = [
-        (split.name, number, *sides)
-        for split in splits
-        for number, sides in enumerate(zip(split.source, split.target, strict=True), start=1)
-    ]
+    every = []
+    for split in (study.corpus.dev, *study.corpus.tests.values()):
+        lines = enumerate(zip(split.source, split.target, strict=True), start=1)
+        every += [(split.name, number, *sides) for number, sides in lines]
     chosen = np.linspace(0, len(every) - 1, min(sentences, len(every))).round().astype(int)
     return [every[i] for i in chosen]
 
@@ -112,8 +114,13 @@ def dense(runs: Mapping[int, Run]) -> list[Subject]:
 
 def sparse(chains: Iterable[Chain], levels: Sequence[float]) -> list[Subject]:
     """The runs of `chains` at `levels` as subjects; failed runs are left out."""
-    runs = [(run, chain.technique) for chain in chains for run in chain.runs if run.sparsity in levels]
-    return [Subject.of(run, technique, run.sparsity) for run, technique in runs if run.record["status"] == "ok"]
+    runs = [(run, chain.technique) for chain in chains for run in trained(chain) if run.sparsity in levels]
+    return [Subject.of(run, technique, run.sparsity) for run, technique in runs]
+
+
+def trained(chain: Chain) -> list[Run]:
+    """Its runs that did not fail."""
+    return [run for run in chain.runs if run.record["status"] == "ok"]
 
 
 def chosen(study: Study, subjects: Iterable[Subject], names: Sequence[str], levels: Sequence[float]) -> list[Subject]:
@@ -124,7 +131,7 @@ def chosen(study: Study, subjects: Iterable[Subject], names: Sequence[str], leve
     subjects = list(subjects)
     there, own = sorted({one.sparsity for one in subjects}), {one.technique for one in subjects}
     for name in names:
-        check_choice("probe_techniques", name, tuple({**settings.TECHNIQUES, **dict.fromkeys(own)}))
+        check_choice("probe_techniques", name, tuple(dict.fromkeys([*settings.TECHNIQUES, *own])))
     for level in levels:
         if level not in there:
             raise InputError(f"probe_levels: no model of {level} is looked into; take some of {there}")
@@ -140,20 +147,14 @@ def controls(
     `noise`: chains that end in copies of the dense ticket, `again`: chains of the dense run rewound and trained again.
     """
     found = []
-    for seed in study.seeds:
-        ticket = study.ticket(seed)
-        found.append(Subject("untrained", 0.0, seed, digest([ticket.identity, "theta_0"]), ticket.theta_0))
-    found += [
-        Subject.of(run, "noise", 0.0)
-        for chain in noise
-        for run in chain.runs
-        if run.ticket.noise == 1 and run.record["status"] == "ok"
-    ]
+    for ticket in map(study.ticket, study.seeds):
+        found.append(Subject("untrained", 0.0, ticket.seed, digest([ticket.identity, "theta_0"]), ticket.theta_0))
+    copies = [run for chain in noise for run in trained(chain) if run.ticket.noise == 1]
+    found += [Subject.of(run, "noise", 0.0) for run in copies]
     for chain in again:
-        deeper = [run for run in chain.runs if run.ticket.depth and run.record["status"] == "ok"]
-        for level, run in zip(study.levels, deeper, strict=False):
-            if level in levels:
-                found.append(Subject.of(run, "again", level))
+        deeper = [run for run in trained(chain) if run.ticket.depth]
+        at = {level: run for level, run in zip(study.levels, deeper, strict=False) if level in levels}
+        found += [Subject.of(run, "again", level) for level, run in at.items()]
     found += [Subject.of(run, "seed", 0.0) for seed, run in runs.items() if seed != study.seeds[0]]
     return found
 
@@ -168,29 +169,10 @@ def record_insides(study: Study, runs: Mapping[int, Run], subjects: Iterable[Sub
     rows, memory = {file: [] for file in files.INSIDE}, {}
     for subject in sorted([*references.values(), *subjects], key=lambda each: each.seed):
         other = references[study.seeds[0] if subject.technique == "seed" else subject.seed]
-        about = [study.pair, subject.seed, subject.technique, f"{subject.sparsity:g}"]
         for file, found in _compared(study, subject, other, of, memory).items():
-            rows[file] += [[*map(str, about), *row] for row in found]
-    for file, columns in files.INSIDE.items():
-        replace(study, file, columns, rows[file])
-
-
-def replace(study: Study, file: str, columns: Sequence[str], rows: list[list[str]]) -> None:
-    """Write rows into a CSV file of the figures folder in place of those of the same pair."""
-    path = figures(study.name) / file
-    with study.store.lock(f"dissect-{digest(str(path))[:16]}"):
-        rows = [row for row in files.read(path, columns).values.tolist() if row[0] != study.pair] + rows
-        write_bytes(path, csv_bytes(columns, sorted(rows)))
-
-
-def remembered(study: Study, key: Sequence, compute: Callable[[], Any]) -> Any:
-    """The value of `compute`, kept in the store under `key`."""
-    path = study.store.path / "dissect" / f"{digest([VERSION, *key])[:32]}.json"
-    if (stored := recall(path, "value")) is None:
-        with study.threads():
-            stored = {"value": compute()}
-        remember(path, stored)
-    return stored["value"]
+            rows[file] += [[study.pair, *subject.labels, *row] for row in found]
+    for file in files.INSIDE:
+        replace(study, file, files.FILES[file], rows[file], same=1)
 
 
 def _compared(study: Study, one: Subject, other: Subject, of: Text, memory: dict) -> dict[str, list[list[str]]]:
@@ -208,18 +190,19 @@ def _compared(study: Study, one: Subject, other: Subject, of: Text, memory: dict
                 if place.startswith(side):
                     found = similarity.similarity(states, others)
                     values = [f"{found[name]:.5f}" for name in similarity.MEASURES]
-                    rows["dissect_similarity.csv"].append([side, layer, place.split(".")[1], *values])
+                    rows[files.SIMILARITY].append([side, layer, place.split(".")[1], *values])
             found = similarity.complexity(states)
-            rows["dissect_complexity.csv"].append([side, layer, *(f"{value:.5g}" for value in found.values())])
+            rows[files.COMPLEXITY].append([side, layer, *(f"{value:.5g}" for value in found.values())])
         for (kind, layer), heads in attention.compare(inside[0], reference[0]).items():
             for head in heads.rows():
                 if one.technique == "seed":  # the heads of two seeds have no common order
                     head |= dict.fromkeys(("correlation", "divergence", "best_head"), "")
                 shown = [f"{value:.5f}" if isinstance(value, float) else str(value) for value in head.values()]
-                rows["dissect_attention.csv"].append([kind, str(layer), *shown])
+                rows[files.ATTENTION].append([kind, str(layer), *shown])
         return rows
 
-    return remembered(study, ["inside", one.technique == "seed", one.key, other.key, of.key], compute)
+    key = [VERSION, "inside", one.technique == "seed", one.key, other.key, of.key]
+    return remembered(study, "dissect", "value", key, compute)
 
 
 def _inside(study: Study, subject: Subject, of: Text) -> tuple[list, dict[str, similarity.Moments]]:
@@ -278,17 +261,14 @@ def record_probes(
         [task.name, task.group, task.spans.tolist(), task.labels.tolist(), task.forms.tolist(), task.by_form]
         for task in found
     ]
-    key, rows = digest([ids, named, draws]), []
-
+    of, rows = digest([ids, named, draws]), []
     for subject in subjects:
-        about = [study.pair, str(subject.seed), subject.technique, f"{subject.sparsity:g}"]
-        rows += [
-            [*about, *row]
-            for row in remembered(
-                study, ["probes", subject.key, key], lambda one=subject: _probed(study, one, ids, found, draws)
-            )
-        ]
-    replace(study, files.PROBES, files.PROBE_COLUMNS, rows)
+        key, measure = (
+            [VERSION, "probes", subject.key, of],
+            functools.partial(_probed, study, subject, ids, found, draws),
+        )
+        rows += [[study.pair, *subject.labels, *row] for row in remembered(study, "dissect", "value", key, measure)]
+    replace(study, files.PROBES, files.FILES[files.PROBES], rows, same=1)
 
 
 def _probed(study: Study, subject: Subject, ids: list, found: list[probes.Task], draws: int) -> list[list[str]]:
@@ -318,7 +298,7 @@ def record_words(study: Study, subjects: Iterable[Subject], own: Sequence[str] =
     if not own and study.corpus.languages[0] == "en":
         own = OWN.get(study.params.corpus.name, OWN["multi30k"])
     for subject in (subject for subject in subjects if subject.run):
-        about = [study.pair, str(subject.seed), subject.technique, f"{subject.sparsity:g}"]
+        about = [study.pair, *subject.labels]
         score = scores(subject.run)[test.name]
         sides = score["hypotheses"], test.target
         found = {
@@ -326,15 +306,11 @@ def record_words(study: Study, subjects: Iterable[Subject], own: Sequence[str] =
             "recall by frequency": words.recall_by_frequency(*sides, seen),
             "kept": words.kept(*sides, test.source, study.pair),
         }
-        rows += [
-            [*about, measure, str(place), band, f"{value:.5f}", str(count)]
-            for measure, bands in found.items()
-            for place, (band, value, count) in enumerate(bands)
-        ]
+        for measure, bands in found.items():
+            rows += [[*about, measure, i, band, f"{value:.5f}", n] for i, (band, value, n) in enumerate(bands)]
         if own and subject.seed == study.seeds[0]:
-            key = ["translations", subject.key, list(own), study.params.decoding.model_dump()]
-            texts = remembered(study, key, lambda run=subject.run: translate(run, list(own)))
-            pairs = enumerate(zip(own, texts, strict=True))
-            shown += [[*about, str(place), source, text] for place, (source, text) in pairs]
-    replace(study, files.WORDS, files.WORD_COLUMNS, rows)
-    replace(study, files.TRANSLATIONS, files.TRANSLATION_COLUMNS, shown)
+            key = [VERSION, "translations", subject.key, list(own), study.params.decoding.model_dump()]
+            texts = remembered(study, "dissect", "value", key, lambda run=subject.run: translate(run, list(own)))
+            shown += [[*about, *row] for row in zip(itertools.count(), own, texts, strict=False)]
+    for file, lines in {files.WORDS: rows, files.TRANSLATIONS: shown}.items():
+        replace(study, file, files.FILES[file], lines, same=1)

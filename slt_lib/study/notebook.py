@@ -9,18 +9,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from slt_lib import masks, schedules
+from slt_lib.report import pictures
 from slt_lib.report.data import label, percent
-from slt_lib.report.pictures import (
-    Curve,
-    Plan,
-    answer_table,
-    plot_answer,
-    plot_blocks,
-    plot_curves,
-    plot_histograms,
-    plot_plan,
-    plot_variants,
-)
 from slt_lib.report.tables import ablations
 from slt_lib.study import results
 from slt_lib.study.answers import compare, foresee, in_memory, usual
@@ -66,10 +56,10 @@ def show_plan(study: Study, recipe: Callable, **knobs) -> Figure:
     chain = study.chain(recipe, study.seeds[0], **knobs)
     plans = [plan(run.ticket) for run in foresee(study, chain)]
     knobs = f" ({chain.variant})" if chain.variant else ""
-    return plot_plan(plans, f"{study.name}: {label(chain.technique)}{knobs}, as planned")
+    return pictures.plot_plan(plans, f"{study.name}: {label(chain.technique)}{knobs}, as planned")
 
 
-def plan(ticket: Ticket) -> Plan:
+def plan(ticket: Ticket) -> pictures.Plan:
     """A ticket's schedules over the steps of its training."""
     settings, first = ticket.context.settings, ticket.operations[0]
     steps, count = range(settings.steps + 1), settings.steps
@@ -82,7 +72,7 @@ def plan(ticket: Ticket) -> Plan:
     warmup, peak = max(1, schedules.at_step(settings.warmup, count)), getattr(settings.peak_lr, ticket.optimizer)
     rates = [schedules.learning_rate(step, warmup, peak, ramp=ticket.optimizer == "adam") for step in steps]
     origin = (first.run.ticket.depth, first.step) if isinstance(first, Rewind) else None
-    return Plan(ticket.depth, ticket.sparsity, sparsity, rates, origin)
+    return pictures.Plan(ticket.depth, ticket.sparsity, sparsity, rates, origin)
 
 
 def show_curves(chains: Iterable[Chain]) -> Figure:
@@ -96,11 +86,11 @@ def show_curves(chains: Iterable[Chain]) -> Figure:
             run = waiting.pop()
             runs[run.id] = run
             waiting += [parent for parent in run.ticket.runs.values() if parent.id not in runs]
-    curves = [
-        Curve(run.ticket.trained_with, run.sparsity, run.ticket.seed, run.curve, variants.get(run.id, ""))
-        for run in runs.values()
-    ]
-    return plot_curves(curves, max(run.record["steps"] for run in runs.values()))
+    curves = []
+    for run in runs.values():
+        about = run.ticket.trained_with, run.sparsity, run.ticket.seed, run.curve
+        curves.append(pictures.Curve(*about, variants.get(run.id, "")))
+    return pictures.plot_curves(curves, max(run.record["steps"] for run in runs.values()))
 
 
 def show_kept(chains: Iterable[Chain], level: float = LEVEL) -> Figure | None:
@@ -113,7 +103,7 @@ def show_kept(chains: Iterable[Chain], level: float = LEVEL) -> Figure | None:
         print("No pruned run of the first seed was trained to its end.")
         return None
     kept = {name: run.mask[name].numpy() for name in run.study.shapes if name in prunable(run.mask)}
-    return plot_blocks(kept, f"{about(run)}: share of kept weights by block", run.study.shape.heads)
+    return pictures.plot_blocks(kept, f"{about(run)}: share of kept weights by block", run.study.shape.heads)
 
 
 def show_magnitudes(chains: Iterable[Chain], level: float = LEVEL) -> Figure | None:
@@ -126,8 +116,7 @@ def show_magnitudes(chains: Iterable[Chain], level: float = LEVEL) -> Figure | N
         return None
     ticket, panels = run.ticket, {}
     first = ticket.operations[0]
-    by = [operation.by for operation in ticket.operations if getattr(operation, "by", None)]
-    if by:
+    if by := [operation.by for operation in ticket.operations if getattr(operation, "by", None)]:
         what = "the first mask" if ticket.schedule else "the mask"  # gradual pruning gives the later ones
         panels[rf"$\theta_T$ before, which gives {what}"] = divided(by[-1].weights("final"), run)
     symbol = r"$\theta_t$" if isinstance(first, Rewind) else r"$\theta_0$"
@@ -136,7 +125,7 @@ def show_magnitudes(chains: Iterable[Chain], level: float = LEVEL) -> Figure | N
     text = f"signs of {symbol}" if ticket.trained_with == "clt" else symbol
     panels[f"start of the training: {text}"] = origin | {"kept": start["kept"]}
     panels[r"end of the training: $\theta_T$"] = divided(run.weights("final"), run)
-    return plot_histograms(panels, f"{about(run)}: magnitudes", ticket.trained_with)
+    return pictures.plot_histograms(panels, f"{about(run)}: magnitudes", ticket.trained_with)
 
 
 def divided(weights: Mapping[str, Tensor], run: Run) -> dict[str, np.ndarray]:
@@ -176,7 +165,7 @@ def answer(study: Study, chains: Iterable[Chain], dense: Iterable[Chain]) -> Non
         knobs = ", ".join(f"{name} = {value!r}" for name, value in usual(chains[0]).items())
         where = f"neither in the store nor in the figures folder {results.figures(study.name)}"
         print(f"The default's runs at {levels} are {where}; run this notebook with {knobs}, and they are trained.")
-    display(plot_answer(found), answer_table(found))
+    display(pictures.plot_answer(found), pictures.answer_table(found))
 
 
 def answer_ablations(study: Study, chains: Iterable[Chain]) -> None:
@@ -185,6 +174,6 @@ def answer_ablations(study: Study, chains: Iterable[Chain]) -> None:
     results.record(study, chains)
     display(show_curves(chains))
     figures = in_memory(study, [(chain, run, kind) for chain in chains for run in chain.runs for kind in chain.scored])
-    if figure := plot_variants(figures, study.pair):
+    if figure := pictures.plot_variants(figures, study.pair):
         display(figure)
     display(ablations(figures, study.pair))

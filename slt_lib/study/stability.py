@@ -5,11 +5,8 @@ from collections.abc import Iterable
 
 from slt_lib.analysis import connectivity
 from slt_lib.base.devices import device
-from slt_lib.base.files import write_bytes
-from slt_lib.base.store import digest, recall, remember
-from slt_lib.report.data import csv_bytes
-from slt_lib.report.stability import COLUMNS, FILE, read
-from slt_lib.study.results import figures
+from slt_lib.report.stability import COLUMNS, FILE
+from slt_lib.study.rows import remembered, replace
 from slt_lib.study.runs import Run
 from slt_lib.study.study import Chain, Study
 from slt_lib.train import loop
@@ -23,12 +20,7 @@ def record_stability(study: Study, chains: Iterable[Chain], points: int = POINTS
     Loss (nats per token) on the whole dev set, BLEU on the part that trainings are scored on. A line is measured once
     and kept in the store. Rows of the same pair, seed and start are replaced.
     """
-    rows = [row for chain in chains for row in _rows(study, chain, points)]
-    path = figures(study.name) / FILE
-    with study.store.lock(f"stability-{digest(str(path))[:16]}"):
-        replaced = {tuple(row[:3]) for row in rows}
-        rows += [row for row in read(path) if tuple(row[:3]) not in replaced]
-        write_bytes(path, csv_bytes(COLUMNS, sorted(rows)))
+    replace(study, FILE, COLUMNS, [row for chain in chains for row in _rows(study, chain, points)], same=3)
 
 
 def _rows(study: Study, chain: Chain, points: int) -> list[list[str]]:
@@ -45,17 +37,16 @@ def _rows(study: Study, chain: Chain, points: int) -> list[list[str]]:
 
 def _line(study: Study, one: Run, other: Run, points: int) -> list[list[float]]:
     """Share, loss and dev BLEU at each of the points."""
-    key = digest([one.id, one.weights_hash, other.id, other.weights_hash, points])[:32]
-    path = study.store.path / "stability" / f"{key}.json"
-    if (stored := recall(path, "line")) is not None:
-        return stored["line"]
-    model, data, line = study.model().to(device()), study.data, []
-    targets = study.vocabulary.encode(data.dev_reference).lists()
-    ends = one.weights(), other.weights()
-    with study.threads():
+
+    def compute() -> list[list[float]]:
+        model, data, line = study.model().to(device()), study.data, []
+        targets = study.vocabulary.encode(data.dev_reference).lists()
+        ends = one.weights(), other.weights()
         for share in (i / (points - 1) for i in range(points)):
             model.load_state_dict(connectivity.between(*ends, share))
             loss = connectivity.loss(model, data.dev_source.lists(), targets)
             line.append([share, loss, loop.dev_bleu(model, data, study.params.training)])
-    remember(path, {"line": line})
-    return line
+        return line
+
+    key = [one.id, one.weights_hash, other.id, other.weights_hash, points]
+    return remembered(study, "stability", "line", key, compute)

@@ -5,14 +5,12 @@ from collections.abc import Iterable
 import torch
 from torch.nn.functional import avg_pool2d
 
-from slt_lib.base.files import write_bytes
-from slt_lib.base.store import digest, recall, remember
-from slt_lib.report.data import csv_bytes, read_text
 from slt_lib.report.start import COLUMNS, FILE, KEPT, MATRIX, SOURCE, encode
 from slt_lib.study.chains import Chain
 from slt_lib.study.dissect import OWN
 from slt_lib.study.opening import Opened
-from slt_lib.study.results import figures, row_labels
+from slt_lib.study.results import row_labels
+from slt_lib.study.rows import remembered, replace
 from slt_lib.study.runs import Run
 from slt_lib.study.scores import translate
 
@@ -39,25 +37,19 @@ def record_start(study: Opened, chains: Iterable[Chain]) -> None:
         return
     seed = str(study.params.seeds[0])
     rows |= {(study.pair, SOURCE, "0", seed, f"sentence {n}"): line for n, line in enumerate(lines, start=1)}
-    path = figures(study.name) / FILE
-    with study.store.lock(f"start-{digest(str(path))[:16]}"):
-        known = read_text(path, COLUMNS)[COLUMNS].values.tolist() if path.is_file() else []
-        every = {tuple(row[:-1]): row[-1] for row in known} | rows
-        ordered = sorted(
-            ([*key, value] for key, value in every.items()), key=lambda row: [*row[:2], float(row[2]), row]
-        )
-        write_bytes(path, csv_bytes(COLUMNS, ordered))
+    found = [[*key, value] for key, value in rows.items()]
+    replace(study, FILE, COLUMNS, found, same=5, order=lambda row: [*row[:2], float(row[2]), row])
 
 
 def _values(run: Run, lines: list[str]) -> dict[str, str]:
     """`what` -> value of a run."""
-    of = [VERSION, run.id, run.weights_hash, lines, run.study.params.decoding.model_dump()]
-    path = run.study.store.path / "start" / f"{digest(of)[:32]}.json"
-    if (stored := recall(path, "values")) is None:
+
+    def compute() -> dict[str, str]:
         texts = enumerate(translate(run, lines) if lines else [], start=1)
-        stored = {"values": {KEPT: encode(_shares(run).numpy())} | {f"sentence {n}": text for n, text in texts}}
-        remember(path, stored)
-    return stored["values"]
+        return {KEPT: encode(_shares(run).numpy())} | {f"sentence {n}": text for n, text in texts}
+
+    of = [VERSION, run.id, run.weights_hash, lines, run.study.params.decoding.model_dump()]
+    return remembered(run.study, "start", "values", of, compute)
 
 
 def _shares(run: Run) -> torch.Tensor:

@@ -14,15 +14,12 @@ from torch import Tensor
 from slt_lib import masks, parts
 from slt_lib.analysis import overlap, patterns
 from slt_lib.base.devices import device
-from slt_lib.base.files import write_bytes
-from slt_lib.base.store import digest, recall, remember
 from slt_lib.evaluation import scoring
-from slt_lib.report.data import csv_bytes, pack
 from slt_lib.report.statistics import line_counts
-from slt_lib.report.subnetworks import FILES, read
+from slt_lib.report.subnetworks import FILES
 from slt_lib.study import subnetworks
 from slt_lib.study.importance import measured
-from slt_lib.study.results import figures
+from slt_lib.study.rows import remembered, replace
 from slt_lib.study.runs import Run
 from slt_lib.study.scores import SCORE_VERSION, scores, translate_with
 from slt_lib.study.study import Chain, Study
@@ -31,19 +28,14 @@ from slt_lib.transformer import prunable
 
 BLEU = [f"{kind}{n}" for kind in "mt" for n in range(1, 5)] + ["sys_len", "ref_len"]
 Statistics = Mapping[str, Sequence[int]]
+# subnetwork -> what it is compared with
+WORSE = {"good": ["random", "bad", "dense"], "random": ["bad", "dense"], "bad": ["dense"], "dense": []}
 SENTENCES = 256  # of dev, whose attention is looked at
 
 
 def write(study: Study, name: str, rows: list[list]) -> None:
     """Add rows to a file of `FILES`; its rows of the same pair and seeds are replaced."""
-    file, columns = FILES[name]
-    path = figures(study.name) / file
-    rows = [["" if value is None else str(value) for value in row] for row in rows]
-    with study.store.lock(f"subnet-{digest(str(path))[:16]}"):
-        replaced = {tuple(row[:2]) for row in rows}
-        rows += [row for row in read(path) if tuple(row[:2]) not in replaced]
-        content = csv_bytes(columns, sorted(rows))
-        write_bytes(path, pack(content) if path.suffix == ".gz" else content)
+    replace(study, *FILES[name], rows, same=2)
 
 
 def short(value: float, digits: int = 4) -> str:
@@ -57,14 +49,18 @@ def statistics_of(study: Study, weights: Mapping[str, Tensor]) -> Statistics:
     """Counts of BLEU per line of the first test set, translated by these weights as every run of the study is."""
     split = next(iter(study.corpus.tests.values()))
     of = [weights_hash(weights), split.digest, study.params.decoding.model_dump(), SCORE_VERSION]
-    path = study.store.path / "subnetworks" / f"{digest([*of, importlib.metadata.version('sacrebleu')])[:32]}.json"
-    if (stored := recall(path, "statistics")) is not None:
-        return stored["statistics"]
-    texts = translate_with(study, weights, list(split.source))
-    found = scoring.sentence_statistics(texts, list(split.target), ["bleu"])
-    found = {name: [int(count) for count in counts] for name, counts in found.items()}
-    remember(path, {"statistics": found})
-    return found
+
+    def compute() -> Statistics:
+        texts = translate_with(study, weights, list(split.source))
+        found = scoring.sentence_statistics(texts, list(split.target), ["bleu"])
+        return {name: counts.tolist() for name, counts in found.items()}
+
+    return remembered(study, "subnetworks", "statistics", [*of, importlib.metadata.version("sacrebleu")], compute)
+
+
+def statistics_of_run(run: Run) -> Statistics:
+    """The same of the best checkpoint of a run, from its scores."""
+    return next(iter(scores(run).values()))["statistics"]
 
 
 def replicates(statistics: Statistics) -> np.ndarray:
@@ -72,6 +68,11 @@ def replicates(statistics: Statistics) -> np.ndarray:
     lines = len(statistics["sys_len"])
     counts = np.vstack([np.ones((1, lines)), line_counts(lines)]).T
     return scoring.corpus_bleu({name: (np.array(statistics[name]) @ counts)[:, None] for name in BLEU})
+
+
+def with_error(drawn: np.ndarray) -> tuple[str, str]:
+    """The first of `replicates`, or of their difference, and its standard error over the lines."""
+    return short(drawn[0]), short(drawn[1:].std(ddof=1))
 
 
 def record_scores(study: Study, chains: Iterable[Chain], at: float) -> None:
@@ -87,28 +88,26 @@ def record_scores(study: Study, chains: Iterable[Chain], at: float) -> None:
         draw = int(name.removeprefix(which) or 1) - 1
         found = {}
         if run.record["status"] == "ok":
-            found[chain.technique] = next(iter(scores(run).values()))["statistics"]
+            found[chain.technique] = statistics_of_run(run)
         if chain.technique == "lt":
             ticket = subnetworks.pruned_ticket(dense.rewind(at=0), dense, pruning, which, draw, at)
             weights = masks.apply(dense.weights(subnetworks.CHECKPOINT), ticket.start().mask)
             found["pruned"] = statistics_of(study, weights)
-            cells[chain.seed, "", "dense", "pruned"] = [replicates(next(iter(scores(dense).values()))["statistics"])]
+            key = chain.seed, "", "dense", "pruned"
+            if key not in cells:
+                cells[key] = [replicates(statistics_of_run(dense))]
+                rows.append([study.pair, chain.seed, "", "dense", 0, "", 0, "", *with_error(cells[key][0]), ""])
         for trained, statistics in found.items():
             drawn = replicates(statistics)
             cells.setdefault((chain.seed, pruning, which, trained), []).append(drawn)
             about = [study.pair, chain.seed, pruning, which, draw, trained, f"{run.sparsity:.6g}"]
-            rows.append([*about, run.record["kept"], short(drawn[0]), short(drawn[1:].std(ddof=1)), run.id])
+            rows.append([*about, run.record["kept"], *with_error(drawn), run.id])
     for (seed, pruning, which, trained), draws in cells.items():
-        if which == "dense":
-            numbers = short(draws[0][0]), short(draws[0][1:].std(ddof=1))
-            rows.append([study.pair, seed, "", "dense", 0, "", 0, "", *numbers, ""])
-            continue
-        others = {"good": ("random", "bad"), "random": ("bad",)}.get(which, ())
-        pairs = [(seed, pruning, other, trained) for other in others] + [(seed, "", "dense", "pruned")]
-        for other in [key for key in pairs if key in cells]:
-            difference = np.mean(draws, axis=0) - np.mean(cells[other], axis=0)
-            numbers = short(difference[0]), short(difference[1:].std(ddof=1))
-            contrasts.append([study.pair, seed, pruning, trained, which, other[2], *numbers])
+        for other in WORSE[which]:
+            key = (seed, "", "dense", "pruned") if other == "dense" else (seed, pruning, other, trained)
+            if key in cells:
+                difference = np.mean(draws, axis=0) - np.mean(cells[key], axis=0)
+                contrasts.append([study.pair, seed, pruning, trained, which, other, *with_error(difference)])
     write(study, "scores", rows)
     write(study, "contrasts", contrasts)
 
@@ -135,7 +134,7 @@ def record_heads(study: Study, runs: Iterable[Run]) -> None:
     shape, rows = study.shape, []
     for run in runs:
         weights = run.weights(subnetworks.CHECKPOINT)
-        importance, whole = measured(study, weights)[0], replicates(next(iter(scores(run).values()))["statistics"])
+        importance, whole = measured(study, weights)[0], replicates(statistics_of_run(run))
         gone, looks = subnetworks.good(run)[0], {}
         for name, found in attention(study, weights).items():
             looks |= {f"{name}.{i}": patterns.pattern(found, i) for i in range(shape.heads)}

@@ -5,6 +5,7 @@ Their loop removes whole MLPs; here it is an eighth of one, because a small tran
 chooses, on training text the importance is measured, and the test sets judge.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -55,8 +56,8 @@ def prune_stepwise(run: Run, kind: str = "both") -> list[dict]:
         if removed is None:
             steps[-1]["last"] = True
         else:
-            found = dict(zip(("heads", "units"), removed, strict=True))
-            steps.append(found | {"dev_bleu": dev_bleu(study, pruned(run, removed))})
+            heads, units = removed
+            steps.append({"heads": heads, "units": units, "dev_bleu": dev_bleu(study, pruned(run, removed))})
         remember(path, {"steps": steps})
     return steps
 
@@ -111,11 +112,9 @@ def good(run: Run) -> Removed:
     if isinstance(run, StandIn) or not (run.study.computes or ended(stored_steps(run, "both"), "both")):
         every, units = parts.heads(shape.layers, shape.heads), parts.units(shape.layers, shape.filter)
         return every[::2], {name: numbers[::2] for name, numbers in units.items()}
-    steps = prune_stepwise(run)
-    kept = 0
-    while kept + 1 < len(steps) and steps[kept + 1]["dev_bleu"] >= SHARE * steps[0]["dev_bleu"]:
-        kept += 1
-    step = steps[min(max(1, kept), len(steps) - 1)]
+    first, *steps = prune_stepwise(run)
+    enough = [*itertools.takewhile(lambda step: step["dev_bleu"] >= SHARE * first["dev_bleu"], steps)]
+    step = [first, *steps[:1], *enough][-1]
     return step["heads"], step["units"]
 
 
