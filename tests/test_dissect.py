@@ -610,7 +610,7 @@ def test_retraining_is_taken_off_where_it_was_as_often(tmp_path):
     for technique, level, layers in (("slt", 0.5, (0.9, 0.7)), ("mp", 0.5, (0.9, 0.8)), ("again", 0.5, (0.9, 0.85))):
         for layer, cka in zip((1, 2), layers, strict=True):
             rows.append(["en-de", 1, technique, level, "encoder", layer, layer, cka, 1, 1, 1, 1])
-    (tmp_path / "dissect_similarity.csv").write_bytes(csv_bytes(show.INSIDE["dissect_similarity.csv"], rows))
+    (tmp_path / "dissect_similarity.csv").write_bytes(csv_bytes(show.FILES["dissect_similarity.csv"], rows))
     found = findings.effects(tmp_path, "en-de")
     assert set(found["higher_diverge"].index.get_level_values("technique")) == {"slt", "mp"}
     again = found["higher_diverge_again"]

@@ -263,10 +263,8 @@ def record_probes(
     ]
     of, rows = digest([ids, named, draws]), []
     for subject in subjects:
-        key, measure = (
-            [VERSION, "probes", subject.key, of],
-            functools.partial(_probed, study, subject, ids, found, draws),
-        )
+        key = [VERSION, "probes", subject.key, of]
+        measure = functools.partial(_probed, study, subject, ids, found, draws)
         rows += [[study.pair, *subject.labels, *row] for row in remembered(study, "dissect", "value", key, measure)]
     replace(study, files.PROBES, files.FILES[files.PROBES], rows, same=1)
 
