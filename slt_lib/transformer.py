@@ -344,15 +344,16 @@ class SoftmaxLoss(torch.autograd.Function):
         wrong, entropy = _goal(len(matrix), smoothing)
         real = ids != PAD
         count = int(real.sum()) if count is None else count
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        column_sum = matrix.float().sum(0)  # summed logits are states @ column_sum: no pass over the logits
+        exact = torch.promote_types(dtype, torch.float32)
+        total = torch.zeros((), dtype=exact, device=hidden.device)
+        column_sum = matrix.to(exact).sum(0)  # summed logits are states @ column_sum: no pass over the logits
         d_states = torch.empty_like(states)
         d_matrix = torch.zeros_like(embedding)
         for start in range(0, len(ids), SoftmaxLoss.CHUNK):
             part = slice(start, start + SoftmaxLoss.CHUNK)
-            keep, gold = real[part].float(), ids[part].unsqueeze(-1)
-            logits = product(states[part], matrix).float()
-            right, summed = logits.gather(-1, gold).squeeze(-1), states[part].float() @ column_sum
+            keep, gold = real[part].to(exact), ids[part].unsqueeze(-1)
+            logits = product(states[part], matrix).to(exact)
+            right, summed = logits.gather(-1, gold).squeeze(-1), states[part].to(exact) @ column_sum
             largest = logits.amax(-1, keepdim=True)
             powers = logits.sub_(largest).exp_()
             norm = powers.sum(-1, keepdim=True)

@@ -397,9 +397,9 @@ def test_loss_and_gradients_match_torch(states, smoothing):
     ]
     for loss, side in zip(losses, sides, strict=True):
         (3 * loss).backward()  # a gradient other than 1 from above
-        assert loss.item() == pytest.approx(losses[0].item(), rel=1e-6)
+        assert loss.item() == pytest.approx(losses[0].item(), rel=1e-12)
         for found, wanted in zip(side, sides[0], strict=True):
-            torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-4, atol=1e-8)
+            torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-10, atol=1e-14)
 
 
 def test_gradients_match_finite_differences(states):
