@@ -1,8 +1,8 @@
 """Sentences per second of dense and sparse translation, and of CTranslate2 on the same weights.
 
-All systems translate the same random sentences with random weights, each in its own process: CTranslate2's threads slow
-down PyTorch's in the same process. The end of a sentence is forced after as many word pieces as the source has, so that
-every system does the same number of steps.
+All systems translate the same random sentences with random weights, each in its own process: in one process, the engine
+ran at 0.6 of its speed once CTranslate2 was loaded, for a reason that was not found. The end of a sentence is forced
+after as many word pieces as the source has, so that every system does the same number of steps.
 """
 
 import sys

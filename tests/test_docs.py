@@ -1,9 +1,10 @@
-"""The pages of the documentation: their links lead somewhere, their commands are valid, and the README stays short."""
+"""The pages of the documentation: links, commands and numbers are right, and the README stays short."""
 
 import re
 import shlex
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from slt_lib import masks
@@ -43,3 +44,30 @@ def test_the_readme_is_short_and_leads_to_the_line_that_computes_a_mask():
     assert text.count("\n") <= 150
     where = text.partition("## Where things are")[2]
     assert "(slt_lib/masks.py) | `magnitude_mask`" in where and callable(masks.magnitude_mask)
+
+
+def test_the_sizes_and_speeds_in_the_texts_are_those_measured():
+    """The README's sentence and the table of docs/speed.md are written by hand; footprint.csv is measured."""
+    rows = pd.read_csv(ROOT / "figures" / "multi30k" / "footprint.csv")
+    widths = {"multi30k": 192} | {f"multi30k-width{width}": width for width in (48, 80, 128)}
+    page, shown = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8"), {}
+    for row in rows[(rows.sparsity == 0) | (rows.sparsity == 0.9)].itertuples():
+        name = f"dense, width {widths[row.study]}" if row.technique == "dense" else f"{row.technique.upper()} at 90%"
+        shown[name] = row
+        line = f"| {name} | {row.bleu:.1f} | {row.bytes / 2**20:.1f} | {row.beam4_batch:.0f} |"
+        assert line in page, line
+    sparse, small, wide = (shown[name] for name in ("SLT-MP at 90%", "dense, width 48", "dense, width 128"))
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"{sparse.bytes / 2**20:.1f} MiB and {sparse.bleu:.1f} BLEU" in text
+    assert f"of that size has {small.bleu:.1f} BLEU" in text
+    assert f"of that speed {wide.bleu:.1f} (width 128, {wide.bytes / 2**20:.1f} MiB)" in text
+    assert abs(wide.beam4_batch / sparse.beam4_batch - 1) < 0.1 and abs(small.bytes / sparse.bytes - 1) < 0.1
+
+
+def test_the_published_model_is_the_run_of_the_results():
+    card = (ROOT / "models" / "multi30k-en-de-slt-mp-90" / "README.md").read_text(encoding="utf-8")
+    rows = pd.read_csv(ROOT / "figures" / "multi30k" / "results.csv")
+    own = rows[[run in card for run in rows.run]]
+    assert len(own) == 3 and set(own.sparsity) == {0.9}
+    for row in own.itertuples():
+        assert f"| {row.test_set} | {row.bleu:.1f} | {row.ter:.1f} |" in card

@@ -18,7 +18,7 @@ from slt_lib.data.vocabulary import Vocabulary
 from slt_lib.evaluation import decoding
 from slt_lib.sparse import files, packing
 from slt_lib.sparse.engine import Engine
-from slt_lib.sparse.kernel import SparseMatrix, maxima_and_logsumexp
+from slt_lib.sparse.kernel import SparseMatrix, attention, maxima_and_logsumexp, rounded_up
 from slt_lib.study import export, scores
 from slt_lib.techniques import RECIPES
 from slt_lib.transformer import EOS, Shape, Transformer, prunable
@@ -249,6 +249,30 @@ def test_an_error_in_another_process_is_raised_here():
     with threads(2), pytest.raises(FloatingPointError, match="diverged"):
         decoding.translate(Engine(SHAPE, weights), sources(60), 4, batch_sentences=8)
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("queries", [1, 4, 7])
+@pytest.mark.parametrize("size", [8, 16, 24])
+def test_attention_is_softmax_and_hidden_slots_weigh_nothing(size, queries):
+    """Against torch. A hidden slot has values of 1e38: a weight of exp(-87), the smallest normal number, would show."""
+    heads, sentences, slots, used = 2, 3, 32, 20
+    generator = torch.Generator().manual_seed(1)
+    q, new = (torch.randn(*n, heads, size, sentences, queries, generator=generator) for n in ((), (2,)))
+    keys = torch.randn(sentences, heads, size, slots, generator=generator)
+    values = torch.randn(sentences, heads, slots, rounded_up(size), generator=generator)
+    values[:, :, 5] = 1e38
+    bias = torch.zeros(sentences, queries, slots)
+    bias[..., 5] = bias[..., used:] = -torch.inf
+    rows = torch.arange(sentences, dtype=torch.int32)
+    found = attention(q, rows, (keys, values), bias, used, new)
+
+    k, v = keys.clone(), values[..., :size].clone()
+    k[..., used - queries : used] = new[0].permute(2, 0, 1, 3)  # [sentences, heads, size, queries]
+    v[:, :, used - queries : used] = new[1].permute(2, 0, 3, 1)
+    v[:, :, 5] = 0
+    scores = torch.einsum("hdbq,bhdk->bhqk", q, k) + bias[:, None]
+    wanted = torch.einsum("bhqk,bhkd->hdbq", scores.softmax(-1), v)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_logits_are_the_models():

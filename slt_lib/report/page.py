@@ -74,7 +74,7 @@ def write_page(folder: str | os.PathLike) -> Path:
 
 
 def _executed(path: Path):
-    """The notebook. `nbformat` takes a second to import, so only who writes a page imports it."""
+    """The notebook. `nbformat` takes a second to import, so it is imported only where a page is written."""
     import nbformat
 
     try:
