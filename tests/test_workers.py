@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
@@ -135,6 +137,28 @@ def test_a_killed_process_is_named_and_the_same_command_goes_on(study_file, home
     assert name[:8] in said and said.count("seed") == 1 and "the same command goes on from its last checkpoint" in said
     folders = [path for path in (home / "runs").iterdir() if (path / "resume.safetensors").exists()]
     assert len(folders) == 2  # both trainings can be resumed
+
+
+def test_a_kill_of_the_last_process_that_started_is_noticed(make_study, monkeypatch):
+    """`ProcessPoolExecutor.submit` wakes the thread that watches the processes before it starts one more."""
+    start = ProcessPoolExecutor._adjust_process_count
+
+    def late(pool):
+        time.sleep(1)
+        start(pool)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "_adjust_process_count", late)
+    study = make_study({"training": {"steps": 100_000, "checkpoint": 0.0005}})
+    tickets = [study.ticket(seed) for seed in (1, 2)]
+
+    def kill():
+        while len(processes := list(parallel.pool._processes)) < 2:
+            time.sleep(0.1)
+        os.kill(processes[-1], signal.SIGKILL)
+
+    with pytest.raises(InputError, match="was killed"), workers.Workers(study, 2) as parallel:
+        threading.Thread(target=kill).start()
+        parallel.first_done(tickets, {}, ())
 
 
 def _answers(pid):
