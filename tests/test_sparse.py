@@ -6,6 +6,7 @@ import multiprocessing
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -18,7 +19,7 @@ from slt_lib.data.vocabulary import Vocabulary
 from slt_lib.evaluation import decoding
 from slt_lib.sparse import files, packing
 from slt_lib.sparse.engine import Engine
-from slt_lib.sparse.kernel import SparseMatrix, attention, maxima_and_logsumexp, rounded_up
+from slt_lib.sparse.kernel import SparseMatrix, attention, largest_and_logsumexp, normalized, rounded_up
 from slt_lib.study import export, scores
 from slt_lib.techniques import RECIPES
 from slt_lib.transformer import EOS, Shape, Transformer, prunable
@@ -203,16 +204,29 @@ def test_the_sparse_product_is_scipys(density, columns):
     assert np.abs(SparseMatrix(matrix, bias)(x).numpy() - expected).max() < 1e-5
 
 
-@pytest.mark.parametrize("columns", [1, 5, 16, 85])
-def test_maxima_and_logsumexp(columns):
+@pytest.mark.parametrize("columns", [1, 5, 16, 85, 256])
+def test_largest_and_logsumexp(columns):
     torch.manual_seed(0)
     x = torch.randn(60, columns) * torch.tensor([0.1, 1.0, 30.0]).repeat_interleave(20)[:, None]
     x[7] = -1e30
-    maxima, total = maxima_and_logsumexp(x, 20)
-    assert torch.equal(maxima, x.unflatten(0, (3, 20)).amax(1))
+    x[40:] = x[40:].round(decimals=-1)  # ties, of which the lower row is first
+    values, places, total = largest_and_logsumexp(x, 8)
+    expected, rows = x.sort(dim=0, descending=True, stable=True)
+    assert torch.equal(values, expected[:8].t()) and torch.equal(places, rows[:8].t())
     torch.testing.assert_close(total.double(), x.double().logsumexp(0), rtol=1e-6, atol=1e-6)
+    assert largest_and_logsumexp(x[:3], 8)[0].shape == (columns, 3)
     x[11, 0] = torch.nan
-    assert maxima_and_logsumexp(x, 20)[1].isnan().tolist() == [True] + [False] * (columns - 1)
+    assert largest_and_logsumexp(x, 8)[2].isnan().tolist() == [True] + [False] * (columns - 1)
+
+
+@pytest.mark.parametrize("columns", [1, 5, 128, 149])
+def test_normalized_is_torchs_layer_norm(columns):
+    torch.manual_seed(0)
+    x = 3 * torch.randn(columns, 48) + 20
+    x[0] = 7.0  # without variance
+    expected = F.layer_norm(x.double(), (48,), eps=1e-6).t()
+    assert (normalized(x.t(), 1e-6) - expected).abs().max() < 2e-5  # of a copy by rows, as of a part of an array
+    assert torch.equal(normalized(F.pad(x.t(), (0, 3))[:, :columns], 1e-6), normalized(x.t(), 1e-6))
 
 
 # The engine ------------------------------------------------------------

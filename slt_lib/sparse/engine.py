@@ -16,8 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slt_lib.evaluation.decoding import sorted_top
-from slt_lib.sparse.kernel import SparseMatrix, attention, kernels, maxima_and_logsumexp, rounded_up
+from slt_lib.sparse.kernel import (
+    SparseMatrix,
+    attention,
+    by_rows,
+    empty,
+    kernels,
+    largest_and_logsumexp,
+    normalized,
+    rounded_up,
+)
 from slt_lib.transformer import MINUS_INFINITY, PAD, Shape, positions
 
 EPSILON = 1e-6  # of the layer norms
@@ -32,7 +40,8 @@ class DenseMatrix:
         self.matrix, self.bias = matrix.contiguous(), None if bias is None else bias[:, None].contiguous()
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.matrix @ x if self.bias is None else torch.addmm(self.bias, self.matrix, x)
+        y = empty(len(self.matrix), x.shape[1])
+        return torch.mm(self.matrix, x, out=y) if self.bias is None else torch.addmm(self.bias, self.matrix, x, out=y)
 
 
 def choose(matrix: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
@@ -108,7 +117,6 @@ class Engine:
         self.embedding[PAD] = 0
         self.logits = product(*after_norm(weights["embedding"], norm_of(weights, "decoder")))
         self.positions = positions(1024, shape.hidden)
-        self.block = next((size for size in range(16, 257) if shape.vocabulary % size == 0), 1)
 
     def parameters(self) -> Iterator[Tensor]:
         """The weights, as `nn.Module.parameters` yields them."""
@@ -126,7 +134,7 @@ class Engine:
         self._reach(length)
         padding, rows = _padding_bias(source), torch.arange(sentences, dtype=torch.int32)
         x = self.embedding[source] + (self.weights["target_space"][0] + self.positions[:length])
-        x = x.view(-1, self.shape.hidden).t().contiguous()
+        x = by_rows(x.view(-1, self.shape.hidden).t())
         for layer in self.encoder:
             if (own := layer.self_attention).heads:
                 inputs = own.inputs(normalize(x))
@@ -142,7 +150,7 @@ class Engine:
     def step(self, previous: Tensor, position: int, cache: "Cache") -> Tensor:
         """Logits [B * width, V] after the ids `previous` [B * width]; PAD at position 0."""
         self._reach(position + 1)
-        x = (self.embedding[previous] + self.positions[position]).t().contiguous()
+        x = by_rows((self.embedding[previous] + self.positions[position]).t())
         cache.extend(len(previous))
         for i, layer in enumerate(self.decoder):
             if (own := layer.self_attention).heads:
@@ -155,17 +163,9 @@ class Engine:
         return self.logits(normalize(x)).t()
 
     def best(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """`decoding.best_of` for logits that lie feature-major.
-
-        The largest of a row lie in the `count` blocks with the largest maxima, so only those are searched.
-        """
-        size = self.block
-        maxima, total = maxima_and_logsumexp(logits.t(), size)
-        blocks = sorted_top(maxima.t(), count)[1].sort(dim=1).values
-        split = logits.t().unflatten(0, (-1, size))
-        candidates = split.gather(0, blocks.t()[:, None].expand(-1, size, -1)).flatten(0, 1).t()
-        values, places = sorted_top(candidates.contiguous(), count)
-        return values, blocks.gather(1, places // size) * size + places % size, total[:, None]
+        """`decoding.best_of` for logits that lie feature-major."""
+        values, places, total = largest_and_logsumexp(logits.t(), count)
+        return values, places, total[:, None]
 
     def _reach(self, length: int) -> None:
         if length > len(self.positions):
@@ -211,10 +211,8 @@ class Cache:
 
 
 def normalize(x: Tensor) -> Tensor:
-    """Each column of x [features, columns] with mean 0 and variance 1: a layer norm without its own weights."""
-    average = x.new_full((1, len(x)), 1 / len(x))  # a product is faster than a mean over rows
-    centred = x - average @ x
-    return centred.mul_((average @ (centred * centred)).add_(EPSILON).rsqrt_())
+    """A layer norm of each column of x [features, columns], without its own weights."""
+    return normalized(x, EPSILON)
 
 
 def norm_of(weights: Mapping[str, Tensor], part: str) -> Norm:

@@ -1,10 +1,11 @@
-"""Three inner loops of translation on a CPU, as machine code that LLVM makes for this processor.
+"""Four inner loops of translation on a CPU, as machine code that LLVM makes for this processor.
 
 `SparseMatrix` multiplies: no maintained package multiplies unstructured sparse matrices quickly on a CPU. The kernel
 keeps a block of columns of one result row in registers and adds each kept weight times its part of an operand row.
 `attention` serves many small groups of queries, for which a library spends more time on calls and copies than on
-products. `maxima_and_logsumexp` reads the logits of a step twice where torch would read and write them several times.
-llvmlite compiles all three when they are first needed, in about a tenth of a second; no compiler has to be installed.
+products. `largest_and_logsumexp` reads the logits of a step twice, and `normalized` its input three times, where torch
+would read and write several arrays. llvmlite compiles all four when they are first needed, in a fraction of a second;
+no compiler has to be installed.
 """
 
 import contextlib
@@ -119,39 +120,81 @@ class Writer(ir.IRBuilder):
         return self.select(none, number(0.0), power)
 
 
-def _multiply(code: Writer, rows, starts, columns, values, bias, x, y, n) -> None:
-    """y = matrix @ x + bias: matrix [rows, ...] by rows, x and y with `n` columns."""
+def _multiply(code: Writer, rows, starts, columns, values, bias, x, x_stride, y, y_stride, n) -> None:
+    """y = matrix @ x + bias: matrix [rows, ...] by rows, x and y with `n` columns and with these row strides."""
     column = code.variable(LONG(0))
     for width in WIDTHS:
         with code.going_on(column, n, width) as c, code.loop(LONG(0), rows) as row:
             total = code.variable(code.spread(code.at(bias, row), width))
             last = code.at(starts, code.add(row, LONG(1)), INT)
             with code.loop(code.at(starts, row, INT), last) as k:
-                place = code.add(code.mul(code.at(columns, k, SHORT), n), c)
+                place = code.add(code.mul(code.at(columns, k, SHORT), x_stride), c)
                 weight = code.spread(code.at(values, k), width)
                 code.store(code.fma(weight, code.part(x, place, width), code.load(total)), total)
-            code.put(y, code.add(code.mul(row, n), c), code.load(total))
+            code.put(y, code.add(code.mul(row, y_stride), c), code.load(total))
 
 
-def _reduce(code: Writer, blocks, size, x, maxima, sums, n) -> None:
-    """maxima[b] = max of the block's rows of x, sums[0] = max of all, sums[1] = sum of exp(x - max); by column."""
-    column, rows = code.variable(LONG(0)), code.mul(blocks, size)
+def _best(code: Writer, rows, count, x, stride, values, places, sums, n) -> None:
+    """values, places = the `count` largest of each column of x [rows, n], descending; sums = its logsumexp - values[0].
+
+    Of equal values, the one in the lower row is first. `places` holds the bits of 32-bit integers.
+    """
+    column, last = code.variable(LONG(0)), code.mul(code.sub(count, LONG(1)), n)
     for width in WIDTHS[1:]:
-        lowest = code.spread(FLOAT(float("-inf")), width)
         with code.going_on(column, n, width) as c:
-            highest = code.variable(lowest)
-            with code.loop(LONG(0), blocks) as block:
-                of_block, first = code.variable(lowest), code.mul(block, size)
-                with code.loop(first, code.add(first, size)) as row:
-                    code.larger(of_block, code.part(x, code.add(code.mul(row, n), c), width))
-                code.put(maxima, code.add(code.mul(block, n), c), code.load(of_block))
-                code.larger(highest, code.load(of_block))
-            most, total = code.load(highest), code.variable(code.spread(FLOAT(0.0), width))
+            with code.loop(LONG(0), count) as rank:
+                code.put(values, code.add(code.mul(rank, n), c), code.spread(FLOAT(float("-inf")), width))
+                code.put(places, code.add(code.mul(rank, n), c), code.spread(FLOAT(0.0), width))
             with code.loop(LONG(0), rows) as row:
-                value = code.part(x, code.add(code.mul(row, n), c), width)
+                value = code.part(x, code.add(code.mul(row, stride), c), width)
+                larger = code.fcmp_ordered(">", value, code.part(values, code.add(last, c), width))
+                any_larger = code.icmp_unsigned("!=", code.bitcast(larger, ir.IntType(width)), ir.IntType(width)(0))
+                with code.if_then(any_larger, likely=False):
+                    number = code.bitcast(code.spread(code.trunc(row, INT), width), value.type)
+                    _insert(code, count, values, places, n, c, value, number)
+            most, total = code.part(values, c, width), code.variable(code.spread(FLOAT(0.0), width))
+            with code.loop(LONG(0), rows) as row:
+                value = code.part(x, code.add(code.mul(row, stride), c), width)
                 code.store(code.fadd(code.load(total), code.exp(code.fsub(value, most), width)), total)
-            code.put(sums, c, most)
-            code.put(sums, code.add(n, c), code.load(total))
+            code.put(sums, c, code.load(total))
+
+
+def _insert(code: Writer, count, values, places, n, c, value, number) -> None:
+    """Insert a value and its number into the descending lists in the columns of `values` and `places` from c on."""
+    width, moved, moved_number = value.type.count, code.variable(value), code.variable(number)
+    inserted = code.variable(code.spread(FLAG(0), width))  # from there on, everything moves down
+    with code.loop(LONG(0), count) as rank:
+        at = code.add(code.mul(rank, n), c)
+        here, new = code.part(values, at, width), code.load(moved)
+        takes = code.or_(code.load(inserted), code.fcmp_ordered(">", new, here))
+        code.store(takes, inserted)
+        for array, place in ((values, moved), (places, moved_number)):
+            here, new = code.part(array, at, width), code.load(place)
+            code.put(array, at, code.select(takes, new, here))
+            code.store(code.select(takes, here, new), place)
+
+
+def _normalize(code: Writer, rows, epsilon, x, x_stride, y, y_stride, n) -> None:
+    """y = (x - mean) / sqrt(variance + epsilon) of each column of x [rows, n]."""
+    column, count = code.variable(LONG(0)), code.uitofp(rows, FLOAT)
+    for width in WIDTHS:
+        kind = ir.VectorType(FLOAT, width)
+        root = ir.Function(code.module, ir.FunctionType(kind, [kind]), f"llvm.sqrt.v{width}f32")
+        with code.going_on(column, n, width) as c:
+            total, squares = (code.variable(code.spread(FLOAT(0.0), width)) for _ in range(2))
+            with code.loop(LONG(0), rows) as row:
+                value = code.part(x, code.add(code.mul(row, x_stride), c), width)
+                code.store(code.fadd(code.load(total), value), total)
+            mean = code.fdiv(code.load(total), code.spread(count, width))
+            with code.loop(LONG(0), rows) as row:
+                centred = code.fsub(code.part(x, code.add(code.mul(row, x_stride), c), width), mean)
+                code.store(code.fma(centred, centred, code.load(squares)), squares)
+            variance = code.fdiv(code.load(squares), code.spread(count, width))
+            deviation = code.call(root, [code.fadd(variance, code.spread(epsilon, width))])
+            scale = code.fdiv(code.spread(FLOAT(1.0), width), deviation)
+            with code.loop(LONG(0), rows) as row:
+                value = code.fsub(code.part(x, code.add(code.mul(row, x_stride), c), width), mean)
+                code.put(y, code.add(code.mul(row, y_stride), c), code.fmul(value, scale))
 
 
 @dataclass(frozen=True)
@@ -162,18 +205,18 @@ class _Head:
     heads: ir.Value
     size: ir.Value
     wide: ir.Value  # size, rounded up to a multiple of LANES
-    sentences: ir.Value
+    strides: tuple[ir.Value, ir.Value]  # of the rows of what is read (queries, new keys and values) and of the answers
     queries: ir.Value
     slots: ir.Value
     sentence: ir.Value
     head: ir.Value
     row: ir.Value  # of the sentence in the store
 
-    def in_queries(self, d: ir.Value, features: ir.Value) -> ir.Value:
-        """Where feature d begins in an array [heads, features, sentences, queries]."""
+    def in_queries(self, d: ir.Value, features: ir.Value, stride: ir.Value) -> ir.Value:
+        """Where feature d begins in an array [heads, features, sentences * queries] with this row stride."""
         code = self.code
         row = code.add(code.mul(self.head, features), d)
-        return code.mul(code.add(code.mul(row, self.sentences), self.sentence), self.queries)
+        return code.add(code.mul(row, stride), code.mul(self.sentence, self.queries))
 
     def in_keys(self, d: ir.Value) -> ir.Value:
         """Where feature d begins in the keys [..., heads, size, slots]."""
@@ -198,6 +241,8 @@ def _attend(
     first,
     used,
     slots,
+    q_stride,
+    y_stride,
     own,
     q,
     new,
@@ -218,7 +263,7 @@ def _attend(
     filled = code.mul(code.udiv(code.add(used, LONG(LANES - 1)), LONG(LANES)), LONG(LANES))
     with code.loop(LONG(0), sentences) as sentence, code.loop(LONG(0), heads) as head:
         row = code.at(rows, sentence, INT)
-        part = _Head(code, heads, size, wide, sentences, queries, slots, sentence, head, row)
+        part = _Head(code, heads, size, wide, (q_stride, y_stride), queries, slots, sentence, head, row)
         with code.if_then(code.icmp_unsigned("<", first, used)):
             _append(part, first, used, filled, new, keys, values)
         query = code.variable(LONG(0))
@@ -233,9 +278,9 @@ def _attend(
 def _append(part: _Head, first, used, filled, new, keys, values) -> None:
     """Store new keys and values in the slots `first` to `used`, and zeros in the keys of free ones up to `filled`."""
     code = part.code
-    all_keys = code.mul(code.mul(part.heads, part.size), code.mul(part.sentences, part.queries))
+    all_keys = code.mul(code.mul(part.heads, part.size), part.strides[0])
     with code.loop(LONG(0), part.size) as d:
-        come, place = part.in_queries(d, part.size), part.in_keys(d)
+        come, place = part.in_queries(d, part.size, part.strides[0]), part.in_keys(d)
         with code.loop(LONG(0), code.sub(used, first)) as i:
             slot, source = code.add(first, i), code.add(come, i)
             code.store(code.at(new, source), code.gep(keys, [code.add(place, slot)], source_etype=FLOAT))
@@ -254,7 +299,7 @@ def _weigh(part: _Head, lines, biases, filled, q, keys, bias, scratch) -> list[i
         with code.loop(LONG(0), part.size) as d:
             of_slots = code.part(keys, code.add(part.in_keys(d), s), LANES)
             for line, total in zip(lines, sums, strict=True):
-                one = code.spread(code.at(q, code.add(part.in_queries(d, part.size), line)), LANES)
+                one = code.spread(code.at(q, code.add(part.in_queries(d, part.size, part.strides[0]), line)), LANES)
                 code.store(code.fma(one, of_slots, code.load(total)), total)
         for i, total in enumerate(sums):
             code.put(scratch, code.add(code.mul(LONG(i), part.slots), s), code.load(total))
@@ -284,7 +329,7 @@ def _mix(part: _Head, number, norms, used, values, y, scratch) -> None:
             code.fdiv(code.load(total), code.spread(norm, LANES)) for total, norm in zip(sums, norms, strict=True)
         ]
         for lane in range(LANES):  # the queries of a feature lie side by side in y
-            begin = code.add(part.in_queries(code.add(d, LONG(lane)), part.wide), number)
+            begin = code.add(part.in_queries(code.add(d, LONG(lane)), part.wide, part.strides[1]), number)
             of_feature = ir.Constant(ir.VectorType(FLOAT, count), ir.Undefined)
             for i, answer in enumerate(answers):
                 of_feature = code.insert_element(of_feature, code.extract_element(answer, INT(lane)), INT(i))
@@ -292,9 +337,10 @@ def _mix(part: _Head, number, norms, used, values, y, scratch) -> None:
 
 
 ARGUMENTS = {
-    _multiply: [LONG, *[POINTER] * 6, LONG],
-    _reduce: [LONG, LONG, *[POINTER] * 3, LONG],
-    _attend: [*[LONG] * 8, FLAG, *[POINTER] * 8],
+    _multiply: [LONG, *[POINTER] * 5, LONG, POINTER, LONG, LONG],
+    _best: [LONG, LONG, POINTER, LONG, *[POINTER] * 3, LONG],
+    _normalize: [LONG, FLOAT, POINTER, LONG, POINTER, LONG, LONG],
+    _attend: [*[LONG] * 10, FLAG, *[POINTER] * 8],
 }
 
 
@@ -320,7 +366,7 @@ def kernels() -> tuple:
     builder.getModulePassManager().run(parsed, builder)
     engine = llvm.create_mcjit_compiler(parsed, machine)
     engine.finalize_object()
-    types = {LONG: ctypes.c_int64, POINTER: ctypes.c_void_p, FLAG: ctypes.c_bool}
+    types = {LONG: ctypes.c_int64, POINTER: ctypes.c_void_p, FLAG: ctypes.c_bool, FLOAT: ctypes.c_float}
     return engine, *(
         ctypes.CFUNCTYPE(None, *(types[kind] for kind in kinds))(engine.get_function_address(write.__name__))
         for write, kinds in ARGUMENTS.items()
@@ -340,19 +386,42 @@ class SparseMatrix:
 
     def __call__(self, x: Tensor) -> Tensor:
         """matrix @ x + bias: [columns, n] -> [rows, n]."""
-        x = x.contiguous()
-        y = torch.empty(self.rows, x.shape[1])
-        tensors = self.starts, self.columns, self.values, self.bias, x, y
-        kernels()[1](self.rows, *(tensor.data_ptr() for tensor in tensors), x.shape[1])
+        x, y = by_rows(x), empty(self.rows, x.shape[1])
+        pointers = (tensor.data_ptr() for tensor in (self.starts, self.columns, self.values, self.bias, x))
+        kernels()[1](self.rows, *pointers, x.stride(0), y.data_ptr(), y.stride(0), x.shape[1])
         return y
 
 
-def maxima_and_logsumexp(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Of each column of x [rows, n]: the maximum of each `size` rows [rows / size, n], and logsumexp [n]."""
-    blocks, n = x.shape[0] // size, x.shape[1]
-    maxima, sums = torch.empty(blocks, n), torch.empty(2, n)
-    kernels()[2](blocks, size, *(tensor.data_ptr() for tensor in (x, maxima, sums)), n)
-    return maxima, sums[0] + sums[1].log()
+def empty(rows: int, columns: int) -> Tensor:
+    """An array [rows, columns] to write to. Its row stride is no multiple of 512 bytes.
+
+    With such a stride, equal columns of all rows would lie in few sets of the processor's cache and evict each other.
+    """
+    return torch.empty(rows, columns + (LANES if columns % 128 == 0 else 0))[:, :columns]
+
+
+def by_rows(x: Tensor) -> Tensor:
+    """`x` itself if its rows are contiguous, else a copy."""
+    return x if x.stride(-1) == 1 else empty(*x.shape).copy_(x)
+
+
+def largest_and_logsumexp(x: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each column of x [rows, n]: the `count` largest, descending, their rows, each [n, count], and logsumexp [n].
+
+    Of equal values, the one in the lower row is first.
+    """
+    x, count, n = by_rows(x), min(count, len(x)), x.shape[1]
+    values, places, sums = x.new_empty(count, n), x.new_empty(count, n), x.new_empty(n)
+    pointers = (tensor.data_ptr() for tensor in (values, places, sums))
+    kernels()[2](len(x), count, x.data_ptr(), x.stride(0), *pointers, n)
+    return values.t(), places.view(torch.int32).long().t(), values[0] + sums.log()
+
+
+def normalized(x: Tensor, epsilon: float) -> Tensor:
+    """Each column of x [rows, n] with mean 0 and variance 1: (x - mean) / sqrt(variance + epsilon)."""
+    x, y = by_rows(x), empty(*x.shape)
+    kernels()[3](len(x), epsilon, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0), x.shape[1])
+    return y
 
 
 def rounded_up(number: int) -> int:
@@ -372,8 +441,8 @@ def attention(
     keys, values = store
     heads, size, sentences, count = queries.shape
     slots, wide, first = keys.shape[3], values.shape[3], used if new is None else used - count
-    y, scratch = queries.new_empty(heads, wide, sentences, count), torch.empty(TOGETHER, slots)
+    y, scratch = empty(heads * wide, sentences * count), torch.empty(TOGETHER, slots)
     tensors = queries, queries if new is None else new, rows, keys, values, bias, y, scratch
-    sizes = heads, size, wide, sentences, count, first, used, slots, bias.shape[1] > 1
-    kernels()[3](*sizes, *(tensor.data_ptr() for tensor in tensors))
-    return y[:, :size]
+    sizes = heads, size, wide, sentences, count, first, used, slots, queries.stride(1), y.stride(0), bias.shape[1] > 1
+    kernels()[4](*sizes, *(tensor.data_ptr() for tensor in tensors))
+    return y.view(heads, wide, sentences, count)[:, :size]
