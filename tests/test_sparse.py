@@ -19,7 +19,7 @@ from slt_lib.data.vocabulary import Vocabulary
 from slt_lib.evaluation import decoding
 from slt_lib.sparse import files, packing
 from slt_lib.sparse.engine import Engine
-from slt_lib.sparse.kernel import SparseMatrix, attention, largest_and_logsumexp, normalized, rounded_up
+from slt_lib.sparse.kernel import LANES, SparseMatrix, attention, largest_and_logsumexp, normalized, rounded_up
 from slt_lib.study import export, scores
 from slt_lib.techniques import RECIPES
 from slt_lib.transformer import EOS, Shape, Transformer, prunable
@@ -278,7 +278,8 @@ def test_attention_is_softmax_and_hidden_slots_weigh_nothing(size, queries):
     bias = torch.zeros(sentences, queries, slots)
     bias[..., 5] = bias[..., used:] = -torch.inf
     rows = torch.arange(sentences, dtype=torch.int32)
-    found = attention(q, rows, (keys, values), bias, used, new)
+    stored = keys.unflatten(-1, (-1, LANES)).transpose(2, 3).contiguous()
+    found = attention(q, rows, (stored, values), bias, used, new)
 
     k, v = keys.clone(), values[..., :size].clone()
     k[..., used - queries : used] = new[0].permute(2, 0, 1, 3)  # [sentences, heads, size, queries]

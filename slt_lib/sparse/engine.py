@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slt_lib.sparse.kernel import (
+    LANES,
     SparseMatrix,
     attention,
     by_rows,
@@ -68,7 +69,8 @@ class Attention:
     def stored(self, both: Tensor, sentences: int) -> tuple[Tensor, Tensor]:
         """Keys and values [2 * features, sentences * columns] as `kernel.attention` reads them."""
         keys, values = both.view(2, self.heads, self.size, sentences, -1).permute(0, 3, 1, 2, 4)
-        return _rounded_up(keys), _rounded_up(_rounded_up(values).mT)
+        keys = _rounded_up(keys).unflatten(-1, (-1, LANES)).transpose(2, 3).contiguous()
+        return keys, _rounded_up(_rounded_up(values).mT)
 
     def attend(
         self, x: Tensor, rows: Tensor, store: tuple[Tensor, Tensor], bias: Tensor, used: int, add: bool = False
@@ -187,7 +189,7 @@ class Cache:
         self.memory = [cross.heads and cross.stored(cross.memory(memory), self.sentences) for cross in crosses]
         owns = [layer.self_attention for layer in engine.decoder]
         shapes = [(self.sentences, own.heads, own.size, rounded_up(own.size)) for own in owns]
-        self.slots = [(torch.empty(b, h, d, 0), torch.empty(b, h, 0, wide)) for b, h, d, wide in shapes]
+        self.slots = [(torch.empty(b, h, 0, d, LANES), torch.empty(b, h, 0, wide)) for b, h, d, wide in shapes]
         self.ancestors = torch.empty(self.sentences, 1, 0)
 
     def extend(self, rows: int) -> None:
@@ -197,7 +199,7 @@ class Cache:
         if self.used > (slots := self.ancestors.shape[-1]):
             more = rounded_up(max(slots, self.length * self.width))
             self.ancestors = F.pad(self.ancestors, (0, more), value=-torch.inf)
-            self.slots = [(F.pad(keys, (0, more)), F.pad(values, (0, 0, 0, more))) for keys, values in self.slots]
+            self.slots = [(_longer(keys, more // LANES), _longer(values, more)) for keys, values in self.slots]
         self.ancestors[:, :, first : self.used].diagonal(dim1=1, dim2=2).zero_()
 
     def select(self, own: Tensor) -> None:
@@ -229,6 +231,13 @@ def after_norm(matrix: Tensor, norm: Norm, bias: Tensor | float = 0.0) -> tuple[
 def _rounded_up(x: Tensor) -> Tensor:
     """`x` with zeros after the columns of its last axis, up to a multiple of LANES."""
     return F.pad(x, (0, rounded_up(x.shape[-1]) - x.shape[-1])).contiguous()
+
+
+def _longer(x: Tensor, more: int) -> Tensor:
+    """`x` with `more` entries on its third axis, whose content is undefined: memory that is not used is not touched."""
+    longer = x.new_empty(*x.shape[:2], x.shape[2] + more, *x.shape[3:])
+    longer[:, :, : x.shape[2]] = x
+    return longer
 
 
 def _padding_bias(source: Tensor) -> Tensor:

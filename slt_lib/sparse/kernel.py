@@ -218,11 +218,13 @@ class _Head:
         row = code.add(code.mul(self.head, features), d)
         return code.add(code.mul(row, stride), code.mul(self.sentence, self.queries))
 
-    def in_keys(self, d: ir.Value) -> ir.Value:
-        """Where feature d begins in the keys [..., heads, size, slots]."""
+    def in_keys(self, slot: ir.Value, d: ir.Value) -> ir.Value:
+        """Where feature d of a slot is in the keys [..., heads, slots / LANES, size, LANES]."""
         code = self.code
         row = code.add(code.mul(self.row, self.heads), self.head)
-        return code.mul(code.add(code.mul(row, self.size), d), self.slots)
+        lane = code.urem(slot, LONG(LANES))
+        first = code.add(code.mul(row, self.slots), code.sub(slot, lane))
+        return code.add(code.add(code.mul(first, self.size), code.mul(d, LONG(LANES))), lane)
 
     def in_values(self, slot: ir.Value) -> ir.Value:
         """Where a slot begins in the values [..., heads, slots, wide]."""
@@ -257,7 +259,8 @@ def _attend(
 
     q: [heads, size, sentences, queries]; y the same with `wide` features, which is size rounded up. new: [2, heads,
     size, sentences, queries], the keys, then the values, of the slots `first` to `used`; nothing if these are equal.
-    keys: [..., heads, size, slots] and values: [..., heads, slots, wide], of which `rows` names one for each sentence.
+    keys: [..., heads, slots / LANES, size, LANES] and values: [..., heads, slots, wide], of which `rows` names one for
+    each sentence.
     bias: [sentences, queries if `own` else 1, slots]. scratch: [TOGETHER, slots].
     """
     filled = code.mul(code.udiv(code.add(used, LONG(LANES - 1)), LONG(LANES)), LONG(LANES))
@@ -280,14 +283,14 @@ def _append(part: _Head, first, used, filled, new, keys, values) -> None:
     code = part.code
     all_keys = code.mul(code.mul(part.heads, part.size), part.strides[0])
     with code.loop(LONG(0), part.size) as d:
-        come, place = part.in_queries(d, part.size, part.strides[0]), part.in_keys(d)
+        come = part.in_queries(d, part.size, part.strides[0])
         with code.loop(LONG(0), code.sub(used, first)) as i:
             slot, source = code.add(first, i), code.add(come, i)
-            code.store(code.at(new, source), code.gep(keys, [code.add(place, slot)], source_etype=FLOAT))
+            code.store(code.at(new, source), code.gep(keys, [part.in_keys(slot, d)], source_etype=FLOAT))
             at = code.gep(values, [code.add(part.in_values(slot), d)], source_etype=FLOAT)
             code.store(code.at(new, code.add(source, all_keys)), at)
         with code.loop(used, filled) as i:
-            code.store(FLOAT(0.0), code.gep(keys, [code.add(place, i)], source_etype=FLOAT))
+            code.store(FLOAT(0.0), code.gep(keys, [part.in_keys(i, d)], source_etype=FLOAT))
 
 
 def _weigh(part: _Head, lines, biases, filled, q, keys, bias, scratch) -> list[ir.Value]:
@@ -297,7 +300,7 @@ def _weigh(part: _Head, lines, biases, filled, q, keys, bias, scratch) -> list[i
     with code.loop(LONG(0), filled, LANES) as s:
         sums = [code.variable(code.part(bias, code.add(row, s), LANES)) for row in biases]
         with code.loop(LONG(0), part.size) as d:
-            of_slots = code.part(keys, code.add(part.in_keys(d), s), LANES)
+            of_slots = code.part(keys, part.in_keys(s, d), LANES)
             for line, total in zip(lines, sums, strict=True):
                 one = code.spread(code.at(q, code.add(part.in_queries(d, part.size, part.strides[0]), line)), LANES)
                 code.store(code.fma(one, of_slots, code.load(total)), total)
@@ -434,13 +437,13 @@ def attention(
 ) -> Tensor:
     """softmax(queries * keys + bias) * values: queries [H, d, B, Q] -> [H, d, B, Q].
 
-    store: keys [R, H, d, K] and values [R, H, K, d rounded up], of which sentence b has the row rows[b], an int32. K is
-    a multiple of LANES, and only the first `used` of K count. `new` [2, H, d, B, Q]: keys and values that are stored
+    store: keys [R, H, K / LANES, d, LANES] and values [R, H, K, d rounded up], of which sentence b has the row rows[b],
+    an int32. Only the first `used` of K count. `new` [2, H, d, B, Q]: keys and values that are stored
     first, as the last Q of these. bias [B, Q or 1, K].
     """
     keys, values = store
     heads, size, sentences, count = queries.shape
-    slots, wide, first = keys.shape[3], values.shape[3], used if new is None else used - count
+    slots, wide, first = *values.shape[2:], used if new is None else used - count
     y, scratch = empty(heads * wide, sentences * count), torch.empty(TOGETHER, slots)
     tensors = queries, queries if new is None else new, rows, keys, values, bias, y, scratch
     sizes = heads, size, wide, sentences, count, first, used, slots, queries.stride(1), y.stride(0), bias.shape[1] > 1
