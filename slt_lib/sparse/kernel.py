@@ -72,14 +72,36 @@ class Writer(ir.IRBuilder):
         return self.load(self.gep(array, [index], source_etype=FLOAT), align=4, typ=ir.VectorType(FLOAT, width))
 
     def put(self, array: ir.Value, index: ir.Value, vector: ir.Value) -> None:
-        """array[index : index + width] = vector."""
+        """array[index : index + width] = vector; array[index] = vector if it is a number."""
         self.store(vector, self.gep(array, [index], source_etype=FLOAT), align=4)
 
     def spread(self, value: ir.Value, width: int) -> ir.Value:
         """A vector of `width` equal values."""
         kind = ir.VectorType(value.type, width)
         one = self.insert_element(ir.Constant(kind, ir.Undefined), value, INT(0))
-        return self.shuffle_vector(one, one, ir.Constant(ir.VectorType(INT, width), [0] * width))
+        return self.shuffled(one, one, [0] * width)
+
+    def shuffled(self, a: ir.Value, b: ir.Value, places: list[int]) -> ir.Value:
+        """The entries of a followed by b at these places, as a vector."""
+        return self.shuffle_vector(a, b, ir.Constant(ir.VectorType(INT, len(places)), places))
+
+    def quarter(self, vector: ir.Value, i: int) -> ir.Value:
+        """Entries 4 i to 4 i + 3 of a vector."""
+        return self.shuffled(vector, vector, list(range(4 * i, 4 * i + 4)))
+
+    def joined(self, quarters: list[ir.Value]) -> ir.Value:
+        """The vector with these quarters."""
+        halves = [self.shuffled(a, b, list(range(8))) for a, b in (quarters[:2], quarters[2:])]
+        return self.shuffled(*halves, list(range(16)))
+
+    def transposed(self, rows: list[ir.Value]) -> list[ir.Value]:
+        """Four vectors of 16, of which each quarter is a column of 4 x 4 entries, transposed."""
+
+        def mixed(a: ir.Value, b: ir.Value, places: tuple[int, ...]) -> ir.Value:
+            return self.shuffled(a, b, [4 * i + k % 4 + 16 * (k // 4) for i in range(4) for k in places])
+
+        pairs = [[mixed(a, b, places) for a, b in (rows[:2], rows[2:])] for places in ((0, 4, 1, 5), (2, 6, 3, 7))]
+        return [mixed(*pair, places) for pair in pairs for places in ((0, 1, 4, 5), (2, 3, 6, 7))]
 
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """a * b + c of vectors, rounded once."""
@@ -279,18 +301,29 @@ def _attend(
 
 
 def _append(part: _Head, first, used, filled, new, keys, values) -> None:
-    """Store new keys and values in the slots `first` to `used`, and zeros in the keys of free ones up to `filled`."""
+    """Store new keys and values in the slots `first` to `used`; zeros in the other keys of a block that they begin."""
     code = part.code
     all_keys = code.mul(code.mul(part.heads, part.size), part.strides[0])
-    with code.loop(LONG(0), part.size) as d:
-        come = part.in_queries(d, part.size, part.strides[0])
-        with code.loop(LONG(0), code.sub(used, first)) as i:
-            slot, source = code.add(first, i), code.add(come, i)
-            code.store(code.at(new, source), code.gep(keys, [part.in_keys(slot, d)], source_etype=FLOAT))
-            at = code.gep(values, [code.add(part.in_values(slot), d)], source_etype=FLOAT)
-            code.store(code.at(new, code.add(source, all_keys)), at)
-        with code.loop(used, filled) as i:
-            code.store(FLOAT(0.0), code.gep(keys, [part.in_keys(i, d)], source_etype=FLOAT))
+    begun = code.icmp_unsigned("<=", code.add(first, LONG(LANES)), filled)
+    with code.if_then(begun), code.loop(LONG(0), part.size) as d, code.loop(used, filled) as slot:
+        code.put(keys, part.in_keys(slot, d), FLOAT(0.0))
+    together = code.icmp_unsigned("==", code.sub(used, first), LONG(TOGETHER))
+    place = code.variable(LONG(0))
+    with code.going_on(place, code.select(together, part.size, LONG(0)), LANES) as d:  # by 4 slots and 16 features
+        slots = [code.add(first, LONG(i)) for i in range(TOGETHER)]
+        at = [part.in_queries(code.add(d, LONG(i)), part.size, part.strides[0]) for i in range(LANES)]
+        for i, source in enumerate(at):
+            of_feature = code.part(new, source, TOGETHER)
+            for number, slot in enumerate(slots):
+                code.put(keys, part.in_keys(slot, code.add(d, LONG(i))), code.extract_element(of_feature, INT(number)))
+        features = [code.part(new, code.add(source, all_keys), TOGETHER) for source in at]
+        by_quarter = [code.joined(features[i::TOGETHER]) for i in range(TOGETHER)]
+        for slot, vector in zip(slots, code.transposed(by_quarter), strict=True):
+            code.put(values, code.add(part.in_values(slot), d), vector)
+    with code.going_on(place, part.size, 1) as d, code.loop(first, used) as slot:
+        source = code.add(part.in_queries(d, part.size, part.strides[0]), code.sub(slot, first))
+        code.put(keys, part.in_keys(slot, d), code.at(new, source))
+        code.put(values, code.add(part.in_values(slot), d), code.at(new, code.add(source, all_keys)))
 
 
 def _weigh(part: _Head, lines, biases, filled, q, keys, bias, scratch) -> list[ir.Value]:
@@ -331,12 +364,13 @@ def _mix(part: _Head, number, norms, used, values, y, scratch) -> None:
         answers = [
             code.fdiv(code.load(total), code.spread(norm, LANES)) for total, norm in zip(sums, norms, strict=True)
         ]
-        for lane in range(LANES):  # the queries of a feature lie side by side in y
-            begin = code.add(part.in_queries(code.add(d, LONG(lane)), part.wide, part.strides[1]), number)
-            of_feature = ir.Constant(ir.VectorType(FLOAT, count), ir.Undefined)
-            for i, answer in enumerate(answers):
-                of_feature = code.insert_element(of_feature, code.extract_element(answer, INT(lane)), INT(i))
-            code.put(y, begin, of_feature)
+        if count == TOGETHER:
+            quarters = code.transposed(answers)
+            of_features = [code.quarter(quarters[i % TOGETHER], i // TOGETHER) for i in range(LANES)]
+        else:
+            of_features = [code.extract_element(answers[0], INT(i)) for i in range(LANES)]
+        for i, of_feature in enumerate(of_features):  # the queries of a feature lie side by side in y
+            code.put(y, code.add(part.in_queries(code.add(d, LONG(i)), part.wide, part.strides[1]), number), of_feature)
 
 
 ARGUMENTS = {
