@@ -19,7 +19,7 @@ from slt_lib import masks
 from slt_lib.base.processes import cores
 from slt_lib.evaluation import decoding
 from slt_lib.sparse import ctranslate
-from slt_lib.sparse.engine import Engine
+from slt_lib.sparse.engine import DenseMatrix, Engine
 from slt_lib.transformer import EOS, PAD, UNKNOWN, Shape, Transformer, prunable
 
 SHAPES = {
@@ -32,7 +32,8 @@ SERVED = {f"CTranslate2 {kind}": kind for kind in ("float32", "int8")}
 BATCH = 64  # sentences that a thread translates at once
 PIECES = 14  # of each source and translation, the end included
 BEFORE = "training model"  # `Transformer.step`, with which dev is translated during a training
-SYSTEMS = (BEFORE, OURS, *SPARSE, *SERVED)
+ROUNDED = "dense bf16"  # only where the processor has matrix units for it (AMX): elsewhere bf16 is slow
+SYSTEMS = (BEFORE, OURS, *([ROUNDED] if torch.cpu._is_amx_tile_supported() else []), *SPARSE, *SERVED)
 
 
 class Endless:
@@ -69,11 +70,23 @@ def translator(shape: Shape, system: str) -> Callable:
     if system in SPARSE:
         pruned = masks.apply(weights, masks.magnitude_mask(prunable(weights), SPARSE[system]))
         return own(Engine(shape, pruned))
+    if system == ROUNDED:
+        return own(Engine(shape, weights, Rounded))
     if system == OURS:
-        return own(Engine(shape, weights, sparse=False))
+        return own(Engine(shape, weights, DenseMatrix))
     before = Transformer(shape)
     before.load_state_dict(weights)
     return own(before)
+
+
+class Rounded(DenseMatrix):
+    """`DenseMatrix` in bf16."""
+
+    def __init__(self, matrix: torch.Tensor, bias: torch.Tensor | None = None):
+        super().__init__(matrix.bfloat16(), torch.zeros(len(matrix)).bfloat16() if bias is None else bias.bfloat16())
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self.bias, self.matrix, x.bfloat16()).float()
 
 
 def own(model) -> Callable:

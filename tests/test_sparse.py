@@ -18,7 +18,7 @@ from slt_lib.base.errors import InputError
 from slt_lib.data.vocabulary import Vocabulary
 from slt_lib.evaluation import decoding
 from slt_lib.sparse import files, packing
-from slt_lib.sparse.engine import Engine
+from slt_lib.sparse.engine import DenseMatrix, Engine, choose
 from slt_lib.sparse.kernel import LANES, SparseMatrix, attention, largest_and_logsumexp, normalized, rounded_up
 from slt_lib.study import export, scores
 from slt_lib.techniques import RECIPES
@@ -241,7 +241,10 @@ def test_the_engine_translates_as_the_model_does(sparsity, beam):
     texts = sources(60)
     expected = decoding.translate(model, texts, beam, extra=10)
     for dense in (True, False):
-        assert decoding.translate(Engine(SHAPE, weights, sparse=not dense), texts, beam, extra=10) == expected
+        assert (
+            decoding.translate(Engine(SHAPE, weights, DenseMatrix if dense else choose), texts, beam, extra=10)
+            == expected
+        )
     assert len({tuple(answer) for answer in expected}) > 20 or sparsity > 0.9
 
 

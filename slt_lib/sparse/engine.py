@@ -31,6 +31,7 @@ from slt_lib.transformer import MINUS_INFINITY, PAD, Shape, positions
 
 EPSILON = 1e-6  # of the layer norms
 Norm = tuple[Tensor, Tensor]  # weight and shift of a layer norm
+Product = Callable[..., Callable[[Tensor], Tensor]]  # of a matrix and a bias, such as `DenseMatrix`
 DENSE_FROM = 0.4  # share of nonzero weights from which a dense product is faster, as measured: see docs/speed.md
 
 
@@ -45,7 +46,7 @@ class DenseMatrix:
         return torch.mm(self.matrix, x, out=y) if self.bias is None else torch.addmm(self.bias, self.matrix, x, out=y)
 
 
-def choose(matrix: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+def choose(matrix: Tensor, bias: Tensor | None = None) -> DenseMatrix | SparseMatrix:
     """The faster product for this matrix: sparse below `DENSE_FROM` nonzero weights."""
     dense = matrix.count_nonzero() >= DENSE_FROM * matrix.numel()
     return (DenseMatrix if dense else SparseMatrix)(matrix, bias)
@@ -54,7 +55,9 @@ def choose(matrix: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Ten
 class Attention:
     """Multi-head attention without the heads that add nothing: those without value or output weights."""
 
-    def __init__(self, weights: Mapping[str, Tensor], heads: int, norm: Norm, memory_norm: Norm | None, product):
+    def __init__(
+        self, weights: Mapping[str, Tensor], heads: int, norm: Norm, memory_norm: Norm | None, product: Product
+    ):
         size = len(weights["query"]) // heads
         by_head = {name: weight.view(heads, size, -1) for name, weight in weights.items() if name != "output"}
         by_head["output"] = weights["output"].t().reshape(heads, size, -1)
@@ -86,7 +89,7 @@ class Attention:
 
 
 class Layer:
-    def __init__(self, weights: Mapping[str, Tensor], heads: int, memory_norm: Norm | None, product):
+    def __init__(self, weights: Mapping[str, Tensor], heads: int, memory_norm: Norm | None, product: Product):
         own = _inside(weights, "self_attention")
         self.self_attention = Attention(own, heads, norm_of(weights, "self"), None, product)
         if memory_norm:
@@ -101,14 +104,13 @@ class Layer:
 
 
 class Engine:
-    """A model for `decoding.translate`. `weights`: as in `Transformer`; `sparse=False`: dense products only."""
+    """A model for `decoding.translate`. `weights`: as in `Transformer`; `product(matrix, bias)` makes each product."""
 
     training = False
     single_threaded = True  # its kernels are, so `translate` runs one batch per process
 
-    def __init__(self, shape: Shape, weights: Mapping[str, Tensor], sparse: bool = True):
+    def __init__(self, shape: Shape, weights: Mapping[str, Tensor], product: Product = choose):
         kernels()  # compiled once, before `translate` copies this process
-        product = choose if sparse else DenseMatrix
         weights = {name: weight.detach().float().cpu() for name, weight in weights.items()}
         self.shape, self.weights = shape, weights
         self.encoder, self.decoder = (
