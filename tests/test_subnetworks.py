@@ -282,7 +282,8 @@ def test_every_head_and_step_has_its_row(tables, session_study):
 
 
 SHOWN = "scores_table plot_scores plot_pruning plot_survivors plot_heads heads_table "
-SHOWN += "patterns_table plot_overlap kappa_table overlap_table plot_global plot_density dead_table seeds_table"
+SHOWN += "patterns_table plot_overlap kappa_table overlap_table plot_global plot_density dead_table seeds_table "
+SHOWN += "levels_table survivors_table"
 
 
 @pytest.mark.parametrize("name", SHOWN.split())

@@ -268,6 +268,14 @@ def overlap_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     return rows.pivot_table(index="matrix", columns=["sparsity", "techniques"], values="more", sort=False).round(2)
 
 
+def levels_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
+    """Jaccard's index of the masks of a technique at a sparsity and at the level below; mean over seeds."""
+    rows = _in_percent(frame(folder, "overlap", pair).query("measure == 'levels'"))
+    null = rows.assign(techniques="random masks", value=rows.null)
+    both = pd.concat([rows, null])
+    return both.pivot_table(index="techniques", columns="sparsity", values="value", sort=False).round(2)
+
+
 def plot_global(folder: str | os.PathLike, pair: str) -> Figure:
     """Share of each matrix that is kept where one threshold prunes all of the dense model; mean over seeds."""
     rows = frame(folder, "global", pair)
@@ -330,6 +338,12 @@ def dead_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     # by dead rows: the share kept is rounded, so a single weight could be lost
     gone = (heads.groupby(each, sort=False).dead_rows.min() == 1).groupby(level=[0, 1], sort=False).mean() * 100
     return found.join(gone.rename("heads")).round(1)
+
+
+def survivors_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
+    """Heads of each attention that the good subnetwork keeps; one column per seed."""
+    rows = frame(folder, "heads", pair)
+    return rows.pivot_table(index=["kind", "layer"], columns="seed", values="survives", aggfunc="sum", sort=False)
 
 
 def seeds_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:

@@ -164,13 +164,20 @@ def attention(study: Study, weights: Mapping[str, Tensor]) -> dict[str, patterns
 
 
 def record_masks(study: Study, chains: Iterable[Chain]) -> None:
-    """How alike the masks of techniques are at each level, and how dense they are, per matrix and head."""
+    """How alike masks are, of two techniques at a level and of a technique at two successive levels; densities.
+
+    Densities are per matrix and head. The sparsity of two levels is the higher one.
+    """
     found: dict[tuple, dict] = {}
-    for chain in chains:
-        for run in chain.runs:
-            if run.mask is not None and run.record["status"] == "ok":
-                found.setdefault((chain.seed, run.sparsity), {})[chain.technique] = prunable(run.mask)
     alike, density = [], []
+    for chain in chains:
+        masked = [run for run in chain.runs if run.mask is not None and run.record["status"] == "ok"]
+        for run in masked:
+            found.setdefault((chain.seed, run.sparsity), {})[chain.technique] = prunable(run.mask)
+        for lower, higher in itertools.pairwise(masked):
+            numbers = overlap.jaccards(prunable(lower.mask), prunable(higher.mask))["all"]
+            about = [study.pair, chain.seed, f"{higher.sparsity:g}", "levels", chain.technique, "all"]
+            alike.append([*about, *map(short, numbers)])
     for (seed, sparsity), by_technique in found.items():
         about = [study.pair, seed, f"{sparsity:g}"]
         for (one, mask), (other, beside) in itertools.combinations(by_technique.items(), 2):
