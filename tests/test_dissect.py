@@ -493,6 +493,7 @@ def looked(tmp_path_factory):
         for name in ("runs", "figures"):
             patch.setenv(f"SLT_{name.upper()}", str(folder / name))
         patch.setenv("SLT_PROGRESS", "lines")
+        patch.setattr(dissect, "PIECES", 160)
         study = Study(str(folder / "tiny.yaml"))
         levels = dissect.levels_of(study, [])
         runs = {seed: study.follow([study.chain(techniques.dense, seed)])[0].runs[0] for seed in study.seeds}
@@ -625,10 +626,7 @@ def test_bad_input_gives_one_line(looked):
         (lambda: dissect.chosen(study, sparse, ["slt"], [0.9]), "probe_levels: no model of 0.9 is looked into"),
         (lambda: dissect.chosen(study, sparse, ["stl"], []), "probe_techniques 'stl' is none of mp, lt, slt"),
         (lambda: dissect.probe_tasks(study, 20), "probe_sentences: 20 sentences give no task enough examples"),
-        (
-            lambda: dissect.record_insides(study, runs, controls, dissect.text(study, 5)),
-            "word pieces, but 160 are needed at width 16; give more sentences",
-        ),
+        (lambda: dissect.text(study, 5), r"sentences: 5 have \d+ word pieces, but 160 are needed; give more"),
     ):
         with pytest.raises(InputError, match=message) as caught:
             call()

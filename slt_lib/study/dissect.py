@@ -26,6 +26,7 @@ from slt_lib.study.study import Chain, Study
 from slt_lib.study.tickets import check_choice
 from slt_lib.transformer import Transformer
 
+PIECES = 10_000  # word pieces of a side that similarity needs, as CKA of fewer is above 0 for independent noise
 VERSION = 2  # raise when a change of code changes a measured number
 OWN = {  # sentences to read, by the name of the corpus; written for this purpose
     "grammar": [
@@ -82,11 +83,18 @@ class Text:
 
 
 def text(study: Study, sentences: int) -> Text:
-    """`sentences` of dev and the test sets, spread evenly; all if there are fewer. Raises InputError below 1."""
+    """`sentences` of dev and the test sets, spread evenly; all if there are fewer.
+
+    Raises InputError below 1, and where a side has fewer than `PIECES` word pieces, unless the study is a rehearsal.
+    """
     if sentences < 1:
         raise InputError(f"sentences: {sentences} is not a number of sentences; give 1 or more")
     chosen = _spread(study, sentences)
-    return Text(*(study.vocabulary.encode([row[side] for row in chosen]).lists() for side in (2, 3)))
+    found = Text(*(study.vocabulary.encode([row[side] for row in chosen]).lists() for side in (2, 3)))
+    pieces = min(sum(len(ids) - 1 for ids in lists) for lists in (found.sources, found.targets))
+    if pieces < PIECES and not study.params.rehearsal:
+        raise InputError(f"sentences: {len(chosen)} have {pieces:,} word pieces, but {PIECES:,} are needed; give more")
+    return found
 
 
 def _spread(study: Study, sentences: int) -> list[tuple[str, int, str, str]]:
