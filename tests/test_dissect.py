@@ -619,7 +619,7 @@ def test_retraining_is_taken_off_where_it_was_as_often(tmp_path):
 
 
 def test_bad_input_gives_one_line(looked):
-    _, study, runs, controls, sparse, _ = looked
+    _, study, _, _, sparse, _ = looked
     for call, message in (
         (lambda: dissect.levels_of(study, [0.7]), r"levels: 0.7 is not a level of tiny, which has \[0.5, 0.8\]"),
         (lambda: dissect.text(study, 0), "sentences: 0 is not a number of sentences"),

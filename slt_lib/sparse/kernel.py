@@ -157,7 +157,7 @@ def _multiply(code: Writer, rows, starts, columns, values, bias, x, x_stride, y,
 
 
 def _best(code: Writer, rows, count, x, stride, values, places, sums, n) -> None:
-    """values, places = the `count` largest of each column of x [rows, n], descending; sums = its logsumexp - values[0].
+    """values, places = the `count` largest of each column of x [rows, n], descending; sums = sum of exp(x - values[0]).
 
     Of equal values, the one in the lower row is first. `places` holds the bits of 32-bit integers.
     """
