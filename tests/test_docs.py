@@ -72,6 +72,22 @@ def test_the_sizes_and_speeds_in_the_texts_are_those_measured():
     assert abs(small.bytes / sparse.bytes - 1) < 0.1
 
 
+def test_the_ratios_of_the_speed_page_are_those_measured():
+    rows = pd.read_csv(ROOT / "benchmarks" / "results.csv")
+    rows = rows[rows.setting.str.startswith("size of multi30k-large; beam 4, 512") & (rows.measure == "inference")]
+    speed = rows.set_index("system")["value"]
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    names = {"CTranslate2 in fp32": "CTranslate2 float32", "CTranslate2 in int8": "CTranslate2 int8"}
+    names |= {
+        "our dense decoding in bf16, with AMX": "dense bf16",
+        "decoding with the training model": "training model",
+    }
+    for name, system in (names | {"our dense decoding in fp32": "ours"}).items():
+        ratios = speed[["ours", "90% sparse", "95% sparse", "98% sparse"]] / speed[system]
+        line = f"| {name} | " + " | ".join("1" if ratio == 1 else f"{ratio:.2f}" for ratio in ratios) + " |"
+        assert line in page, line
+
+
 @pytest.mark.parametrize("folder", ["multi30k-en-de-slt-mp-90", "multi30k-en-de-lt-90-ticket"])
 def test_what_is_published_is_a_run_of_the_results(folder):
     card = (ROOT / "models" / folder / "README.md").read_text(encoding="utf-8")

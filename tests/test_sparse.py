@@ -19,7 +19,7 @@ from slt_lib.data.vocabulary import Vocabulary
 from slt_lib.evaluation import decoding
 from slt_lib.sparse import files, packing
 from slt_lib.sparse.engine import DenseMatrix, Engine, choose
-from slt_lib.sparse.kernel import LANES, SparseMatrix, attention, largest_and_logsumexp, normalized, rounded_up
+from slt_lib.sparse.kernel import LANES, SparseMatrix, attention, largest_and_logsumexp, normalize, rounded_up
 from slt_lib.study import export, scores
 from slt_lib.techniques import RECIPES
 from slt_lib.transformer import EOS, Shape, Transformer, prunable
@@ -220,13 +220,13 @@ def test_largest_and_logsumexp(columns):
 
 
 @pytest.mark.parametrize("columns", [1, 5, 128, 149])
-def test_normalized_is_torchs_layer_norm(columns):
+def test_normalize_is_torchs_layer_norm(columns):
     torch.manual_seed(0)
     x = 3 * torch.randn(columns, 48) + 20
     x[0] = 7.0  # without variance
     expected = F.layer_norm(x.double(), (48,), eps=1e-6).t()
-    assert (normalized(x.t(), 1e-6) - expected).abs().max() < 2e-5  # of a copy by rows, as of a part of an array
-    assert torch.equal(normalized(F.pad(x.t(), (0, 3))[:, :columns], 1e-6), normalized(x.t(), 1e-6))
+    assert (normalize(x.t()) - expected).abs().max() < 2e-5  # of a copy by rows, as of a part of an array
+    assert torch.equal(normalize(F.pad(x.t(), (0, 3))[:, :columns]), normalize(x.t()))
 
 
 # The engine ------------------------------------------------------------

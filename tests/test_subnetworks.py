@@ -281,6 +281,14 @@ def test_every_head_and_step_has_its_row(tables, session_study):
     assert (spread > 0).all()
 
 
+def test_successive_masks_of_a_chain_are_nested(tables):
+    """So they have in common what the higher level keeps of the lower: (1 - higher) / (1 - lower)."""
+    rows = report.frame(tables[0], "overlap", "en-de").query("measure == 'levels'")
+    expected = {0.6: 0.4 / 0.5, 0.8: 0.2 / 0.4}
+    assert set(rows.sparsity) == set(expected) and set(rows.techniques) == {"lt", "slt"}
+    assert (rows.value - rows.sparsity.map(expected)).abs().max() < 1e-2 and (rows.value > rows.high).all()
+
+
 SHOWN = "scores_table plot_scores plot_pruning plot_survivors plot_heads heads_table "
 SHOWN += "patterns_table plot_overlap kappa_table overlap_table plot_global plot_density dead_table seeds_table "
 SHOWN += "levels_table survivors_table"

@@ -24,12 +24,11 @@ from slt_lib.sparse.kernel import (
     empty,
     kernels,
     largest_and_logsumexp,
-    normalized,
+    normalize,
     rounded_up,
 )
 from slt_lib.transformer import MINUS_INFINITY, PAD, Shape, positions
 
-EPSILON = 1e-6  # of the layer norms
 Norm = tuple[Tensor, Tensor]  # weight and shift of a layer norm
 Product = Callable[..., Callable[[Tensor], Tensor]]  # of a matrix and a bias, such as `DenseMatrix`
 DENSE_FROM = 0.4  # share of nonzero weights from which a dense product is faster, as measured: see docs/speed.md
@@ -212,11 +211,6 @@ class Cache:
         width = len(own) // max(1, len(sentences))  # none is left after the last
         self.ancestors = self.ancestors.flatten(0, 1)[own].unflatten(0, (len(sentences), width))
         self.sentences = len(sentences)
-
-
-def normalize(x: Tensor) -> Tensor:
-    """A layer norm of each column of x [features, columns], without its own weights."""
-    return normalized(x, EPSILON)
 
 
 def norm_of(weights: Mapping[str, Tensor], part: str) -> Norm:

@@ -3,7 +3,7 @@
 `SparseMatrix` multiplies: no maintained package multiplies unstructured sparse matrices quickly on a CPU. The kernel
 keeps a block of columns of one result row in registers and adds each kept weight times its part of an operand row.
 `attention` serves many small groups of queries, for which a library spends more time on calls and copies than on
-products. `largest_and_logsumexp` reads the logits of a step twice, and `normalized` its input three times, where torch
+products. `largest_and_logsumexp` reads the logits of a step twice, and `normalize` its input three times, where torch
 would read and write several arrays. llvmlite compiles all four when they are first needed, in a fraction of a second;
 no compiler has to be installed.
 """
@@ -21,6 +21,7 @@ from torch import Tensor
 
 WIDTHS = (64, 16, 4, 1)  # columns that are computed side by side; wide parts first
 LANES, TOGETHER = 16, 4  # slots and queries that attention computes side by side
+EPSILON = 1e-6  # of the layer norms
 FLOAT, POINTER, FLAG = ir.FloatType(), ir.PointerType(), ir.IntType(1)
 SHORT, INT, LONG = (ir.IntType(bits) for bits in (16, 32, 64))
 
@@ -95,7 +96,7 @@ class Writer(ir.IRBuilder):
         return self.shuffled(*halves, list(range(16)))
 
     def transposed(self, rows: list[ir.Value]) -> list[ir.Value]:
-        """Four vectors of 16, of which each quarter is a column of 4 x 4 entries, transposed."""
+        """Four vectors of 16, transposed in blocks of 4 x 4: entry 4 i + k of result j is entry 4 i + j of vector k."""
 
         def mixed(a: ir.Value, b: ir.Value, places: tuple[int, ...]) -> ir.Value:
             return self.shuffled(a, b, [4 * i + k % 4 + 16 * (k // 4) for i in range(4) for k in places])
@@ -196,8 +197,8 @@ def _insert(code: Writer, count, values, places, n, c, value, number) -> None:
             code.store(code.select(takes, here, new), place)
 
 
-def _normalize(code: Writer, rows, epsilon, x, x_stride, y, y_stride, n) -> None:
-    """y = (x - mean) / sqrt(variance + epsilon) of each column of x [rows, n]."""
+def _normalize(code: Writer, rows, x, x_stride, y, y_stride, n) -> None:
+    """y = (x - mean) / sqrt(variance + EPSILON) of each column of x [rows, n]."""
     column, count = code.variable(LONG(0)), code.uitofp(rows, FLOAT)
     for width in WIDTHS:
         kind = ir.VectorType(FLOAT, width)
@@ -212,7 +213,7 @@ def _normalize(code: Writer, rows, epsilon, x, x_stride, y, y_stride, n) -> None
                 centred = code.fsub(code.part(x, code.add(code.mul(row, x_stride), c), width), mean)
                 code.store(code.fma(centred, centred, code.load(squares)), squares)
             variance = code.fdiv(code.load(squares), code.spread(count, width))
-            deviation = code.call(root, [code.fadd(variance, code.spread(epsilon, width))])
+            deviation = code.call(root, [code.fadd(variance, code.spread(FLOAT(EPSILON), width))])
             scale = code.fdiv(code.spread(FLOAT(1.0), width), deviation)
             with code.loop(LONG(0), rows) as row:
                 value = code.fsub(code.part(x, code.add(code.mul(row, x_stride), c), width), mean)
@@ -376,7 +377,7 @@ def _mix(part: _Head, number, norms, used, values, y, scratch) -> None:
 ARGUMENTS = {
     _multiply: [LONG, *[POINTER] * 5, LONG, POINTER, LONG, LONG],
     _best: [LONG, LONG, POINTER, LONG, *[POINTER] * 3, LONG],
-    _normalize: [LONG, FLOAT, POINTER, LONG, POINTER, LONG, LONG],
+    _normalize: [LONG, POINTER, LONG, POINTER, LONG, LONG],
     _attend: [*[LONG] * 10, FLAG, *[POINTER] * 8],
 }
 
@@ -403,7 +404,7 @@ def kernels() -> tuple:
     builder.getModulePassManager().run(parsed, builder)
     engine = llvm.create_mcjit_compiler(parsed, machine)
     engine.finalize_object()
-    types = {LONG: ctypes.c_int64, POINTER: ctypes.c_void_p, FLAG: ctypes.c_bool, FLOAT: ctypes.c_float}
+    types = {LONG: ctypes.c_int64, POINTER: ctypes.c_void_p, FLAG: ctypes.c_bool}
     return engine, *(
         ctypes.CFUNCTYPE(None, *(types[kind] for kind in kinds))(engine.get_function_address(write.__name__))
         for write, kinds in ARGUMENTS.items()
@@ -454,10 +455,10 @@ def largest_and_logsumexp(x: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor
     return values.t(), places.view(torch.int32).long().t(), values[0] + sums.log()
 
 
-def normalized(x: Tensor, epsilon: float) -> Tensor:
-    """Each column of x [rows, n] with mean 0 and variance 1: (x - mean) / sqrt(variance + epsilon)."""
+def normalize(x: Tensor) -> Tensor:
+    """A layer norm of each column of x [rows, n], without its own weights: (x - mean) / sqrt(variance + EPSILON)."""
     x, y = by_rows(x), empty(*x.shape)
-    kernels()[3](len(x), epsilon, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0), x.shape[1])
+    kernels()[3](len(x), x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0), x.shape[1])
     return y
 
 

@@ -53,7 +53,7 @@ class Workers:
             if len(self.running) < self.jobs and ticket not in self.running:
                 steps = keep.get(ticket.train_id, ())
                 self.running[ticket] = self.pool.submit(_train, self.study, ticket, steps, scored)
-        self.pool.submit(int)  # the pool watches a process only from the next call on: without one, its kill is missed
+        self.pool.submit(int)  # from this call on, the pool notices a kill of the process that it started last
         try:
             wait(self.running.values(), return_when=FIRST_COMPLETED)
             ended = {ticket for ticket, future in self.running.items() if future.done()}
