@@ -60,7 +60,7 @@ class Planned(Study):
     def prepare(self) -> None:
         """Do nothing: a plan builds no data."""
 
-    def train(self, tickets: Iterable[Ticket], progress=None, stored: bool = False, keep=()) -> list[Run]:
+    def train(self, tickets: Iterable[Ticket], progress=None, keep=()) -> list[Run]:
         """A run or placeholder for each of `tickets`; records the tickets and the steps in `keep`."""
         for train_id, steps in dict(keep).items():
             self.keep.setdefault(train_id, set()).update(steps)

@@ -721,6 +721,19 @@ def test_a_study_file_keeps_what_its_comparisons_rewind_to(name):
         assert steps <= study.params.kept_steps() | {0, study.params.training.steps}
 
 
+def test_a_stored_chain_stops_at_what_is_missing(make_study, monkeypatch):
+    """Those of its runs that are there are given, in a list of tickets too; nothing is trained."""
+    study = make_study()
+    trained, _ = study.follow([study.chain(mp, 1, [0.5, 0.8]), study.chain(dense, 1)])
+    study.store.remove(trained.runs[0].id)
+    monkeypatch.setattr(training, "train", refuse)
+    chains = [study.chain(mp, 1, [0.5, 0.8]), study.chain(slt, 1, [0.5]), study.chain(dense, 2)]
+    loop, ticket, other = study.follow(chains, stored=True)
+    assert [run.sparsity for run in loop.runs] == [0.8] and "mp at sparsity 0.5 is not trained" in loop.reason
+    assert [run.sparsity for run in ticket.runs] == [0.0] and "slt at sparsity 0.5 is not trained" in ticket.reason
+    assert not other.runs and "seed 2: dense at sparsity 0 is not trained" in other.reason
+
+
 def test_a_run_knows_the_weights_of_its_parents(make_study, capsys):
     """A parent that is trained again with other weights, as on another machine: its children are not reported."""
     study = make_study()
@@ -732,8 +745,8 @@ def test_a_run_knows_the_weights_of_its_parents(make_study, capsys):
     record = dense.folder.record()
     record["curve"][-1]["weights"] = "0" * 16  # as if trained elsewhere
     store.write_json(dense.folder / "run.json", store.sealed(record))
-    with pytest.raises(InputError, match="slt at sparsity 0.5 is not trained yet"):
-        study.follow([chain()], stored=True)
+    [stopped] = study.follow([chain()], stored=True)
+    assert "slt at sparsity 0.5 is not trained yet" in stopped.reason and stopped.runs == [dense]
     said = f"run {child.id[:12]}: it was made from other weights of run {dense.id[:12]}, which was trained again since"
     assert said in capsys.readouterr().err
     study.store.remove(dense.id)  # and trained again here, it has its old weights: the children are its own

@@ -59,10 +59,14 @@ class Chain:
         except StopIteration:
             pass
         except Failed as error:
-            self.reason = str(error)
-            self.generator.close()
+            self.stop(str(error))
         if self.seed is None and (tickets := each(self.asked)):
             self.seed = tickets[0].seed
+
+    def stop(self, reason: str) -> None:
+        """End the chain before its recipe does."""
+        self.asked, self.reason = None, reason
+        self.generator.close()
 
     def receive(self, runs: Mapping[str, Run], done: Callable[["Chain", Run], None] | None = None) -> None:
         """Take those of `runs` (by id) that the chain waits for, and advance it if all are there.

@@ -153,9 +153,13 @@ def controls(
     """The floor and the ceilings of each seed. `runs`: the dense ones by seed.
 
     `noise`: chains that end in copies of the dense ticket, `again`: chains of the dense run rewound and trained again.
+    Raises InputError without the dense run of the first seed, with which those of other seeds are compared.
     """
+    if study.seeds[0] not in runs:
+        what = f"{study.name} {study.pair}: the dense run of seed {study.seeds[0]} is not trained yet"
+        raise InputError(f"{what}; train it (stored=False) or choose other seeds")
     found = []
-    for ticket in map(study.ticket, study.seeds):
+    for ticket in map(study.ticket, runs):
         found.append(Subject("untrained", 0.0, ticket.seed, digest([ticket.identity, "theta_0"]), ticket.theta_0))
     copies = [run for chain in noise for run in trained(chain) if run.ticket.noise == 1]
     found += [Subject.of(run, "noise", 0.0) for run in copies]

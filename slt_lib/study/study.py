@@ -14,7 +14,7 @@ from slt_lib.base.files import sweep
 from slt_lib.base.store import RECORD, RESUME, TICKET, Damaged, write_json
 from slt_lib.sparse import files
 from slt_lib.study import operations as op
-from slt_lib.study.chains import Chain, Recipe, by_urgency, rewound_steps
+from slt_lib.study.chains import Asked, Chain, Recipe, by_urgency, each, rewound_steps
 from slt_lib.study.opening import Opened
 from slt_lib.study.progress import Progress
 from slt_lib.study.runs import Run
@@ -63,25 +63,17 @@ class Study(Opened):
         self,
         tickets: Iterable[Ticket],
         progress: Progress | None = None,
-        stored: bool = False,
         keep: Mapping[str, Collection[int]] | None = None,
     ) -> list[Run]:
         """The runs of `tickets`, in their order: from the store if they are complete there, trained otherwise.
 
-        `keep`: train_id -> steps at which the weights are kept, in addition to those of the study file. With `stored`
-        nothing is trained: raises InputError for a ticket without a run. On a GPU, or with SLT_LOCKSTEP, several
-        tickets are trained at once (`lockstep.group_size`).
+        `keep`: train_id -> steps at which the weights are kept, in addition to those of the study file. On a GPU, or
+        with SLT_LOCKSTEP, several tickets are trained at once (`lockstep.group_size`).
         """
         tickets = list(tickets)
-        if not stored:
-            self.prepare()
+        self.prepare()
         found = self._found(tickets)
         missing = list({ticket.train_id: ticket for ticket in tickets if ticket.train_id not in found}.values())
-        if missing and stored:
-            raise InputError(
-                f"{self.name} {self.pair} seed {missing[0].seed}: {missing[0].trained_with} at sparsity "
-                f"{missing[0].sparsity:g} is not trained yet; `python -m slt_lib run {self.name}` does it"
-            )
         if missing:
             most = lockstep.group_size(self.params.training, self.params.vocabulary)
             for group in _groups(missing, most):
@@ -196,7 +188,8 @@ class Study(Opened):
         Tickets that are ready train together, in waves; equal tickets are trained once. With `jobs` above 1 that many
         processes train and score at the same time, with the study's `threads` each, and a chain advances as soon as its
         own run is done. A chain whose run failed stops there with a reason; the others continue. `done(chain, run)` is
-        called for each run that gets rows, as soon as it is trained. With `stored` nothing is trained, as in `train`.
+        called for each run that gets rows, as soon as it is trained. With `stored` nothing is trained: a chain stops,
+        with a reason, at the first ticket that has no run.
         """
         chains = [chain if isinstance(chain, Chain) else Chain(_technique(chain), "", None, chain) for chain in chains]
         if not stored:
@@ -214,12 +207,21 @@ class Study(Opened):
                 if pool and (missing := [ticket for ticket in tickets if self._unscored(ticket, checkpoints)]):
                     ended = pool.first_done(missing, keep, checkpoints)
                     tickets = [ticket for ticket in tickets if ticket in ended or ticket not in missing]
-                found = self.train(tickets, progress, stored, keep)
+                found = self._found(tickets).values() if stored else self.train(tickets, progress, keep)
                 tell(run for run in found if run.ticket in ended)
                 runs |= {run.id: run for run in found}
                 for chain in waiting:
+                    asked = chain.asked
                     chain.receive(runs, done)
+                    if stored and chain.asked is asked:
+                        chain.stop(self._untrained(asked, runs))
         return chains
+
+    def _untrained(self, asked: Asked, runs: Mapping[str, Run]) -> str:
+        """Which ticket of those that a chain waits for is not among `runs`."""
+        ticket = next(ticket for ticket in each(asked) if ticket.train_id not in runs)
+        what = f"{ticket.trained_with} at sparsity {ticket.sparsity:g} is not trained yet"
+        return f"{self.name} {self.pair} seed {ticket.seed}: {what}; `python -m slt_lib run {self.name}` does it"
 
     def _unscored(self, ticket: Ticket, checkpoints: tuple[str, ...]) -> bool:
         """Whether a worker process still has to train the ticket or to score one of `checkpoints`."""
