@@ -151,9 +151,7 @@ def _stored_run(options):
     if sparsity and sparsity not in study.levels:
         raise InputError(f"sparsity {sparsity} is not a level of {study.name}, which has {study.levels}")
     technique = options.technique if sparsity else "dense"
-    recipe, upto = RECIPES[technique], [level for level in study.levels if level <= sparsity]
-    needed = study.chain(recipe, options.seed, upto).path(upto)  # the levels that the training depends on
-    [chain] = study.follow([study.chain(recipe, options.seed, sorted({*needed, sparsity}))], stored=True)
+    [chain] = study.follow([study.through(RECIPES[technique], options.seed, [sparsity])], stored=True)
     runs = [run for run in chain.runs if run.sparsity == sparsity]
     if not runs:
         raise InputError(chain.reason or f"{technique} has no run at sparsity {sparsity}")

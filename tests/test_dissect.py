@@ -502,7 +502,6 @@ def looked(tmp_path_factory):
         again = study.follow([study.chain(techniques.slt_control, seed, control="none") for seed in study.seeds])
         sparse = dissect.sparse(chains, levels)
         controls = dissect.controls(study, runs, noise, again, levels)
-        results.record(study, chains)
 
         def look():
             dissect.record_insides(study, runs, [*controls, *sparse], dissect.text(study, 100))
@@ -512,6 +511,8 @@ def looked(tmp_path_factory):
             dissect.record_words(study, [*dissect.dense(runs), *sparse], ["The dog sees two apples."])
 
         look()
+        assert (folder / "figures" / "tiny" / "study.json").exists()  # so that a notebook can be the first to be run
+        results.record(study, chains)
         yield folder / "figures" / "tiny", study, runs, controls, sparse, look
 
 

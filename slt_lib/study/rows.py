@@ -8,7 +8,7 @@ from slt_lib.base.store import digest, recall, remember
 from slt_lib.report.data import csv_bytes, pack
 from slt_lib.report.rows import read
 from slt_lib.study.opening import Opened
-from slt_lib.study.results import figures
+from slt_lib.study.results import describe, figures
 
 
 def remembered(study: Opened, folder: str, name: str, key: Sequence, compute: Callable[[], Any]) -> Any:
@@ -28,6 +28,7 @@ def replace(
 
     They replace those that have the same first `same` cells; with `same` 1 all of the pair's, also if `rows` is empty.
     """
+    describe(study)
     path = figures(study.name) / file
     rows = [["" if value is None else str(value) for value in row] for row in rows]
     replaced = {tuple(row[:same]) for row in [[study.pair], *rows]}

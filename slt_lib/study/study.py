@@ -4,7 +4,7 @@ import contextlib
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -174,6 +174,12 @@ class Study(Opened):
         levels = list(levels) or self.levels
         again = functools.partial(recipe, self, seed, levels, **knobs)
         return Chain(*names, seed, again(), levels=levels, path=path, again=again, scored=scored)
+
+    def through(self, recipe: Callable[..., Recipe], seed: int, levels: Sequence[float]) -> Chain:
+        """The chain of a recipe through `levels` of the study and those of its other levels that they depend on."""
+        upto = [level for level in self.levels if level <= max(levels)]
+        needed = self.chain(recipe, seed, upto).path(upto)
+        return self.chain(recipe, seed, sorted({*needed, *levels}))
 
     def follow(
         self,
