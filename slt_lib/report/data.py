@@ -342,3 +342,8 @@ def variant_label(cell: Cell) -> str:
     """The cell's recipe for labels, such as "CLT (signs=random)"."""
     name = "dense" if cell.copied and not cell.sparsity else label(cell.technique)
     return f"{name} ({cell.variant})" if cell.variant else name
+
+
+def trainings(results: pd.DataFrame) -> list[str]:
+    """The ids of the trainings behind rows of results.csv; a run scored at another checkpoint has one with a "+"."""
+    return sorted({run.partition("+")[0] for run in results.run})

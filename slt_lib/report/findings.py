@@ -202,12 +202,15 @@ def markdown(folder: str | os.PathLike, pair: str, kind: str = "dissect") -> str
     if not contrasts(folder, pair):
         return ""
     head, body = "Finding|Source|Verdict|Effect|95% interval|At|Agree|Reason".split("|"), []
-    for row in judged(folder, pair, kind).itertuples():
+    rows = judged(folder, pair, kind)
+    tested = rows[rows["reason"] != NO_ROWS]
+    for row in tested.itertuples():
         known = not np.isnan(row.effect)
         effect = f"{row.effect:+.3g} {row.unit}" if known else ""
         interval = f"{row.low:+.3g} to {row.high:+.3g}" if known and not np.isnan(row.low) else ""
         body.append([row.statement, row.source, row.verdict, effect, interval, row.at, row.supported, row.reason])
-    return markdown_rows(head, body)
+    absent = len(rows) - len(tested)
+    return markdown_rows(head, body) + (f"\nFindings that lack runs: {absent}.\n" if absent else "")
 
 
 def render(folder: str | os.PathLike, pairs: Iterable[str]) -> dict[str, str]:

@@ -1,23 +1,29 @@
-"""A study in five sentences: what ran, the dense model, the best technique, the claims, and what is missing."""
+"""A study in five sentences: what ran, the best scores, the claims it agrees with and contradicts, what is missing."""
 
 import itertools
-from collections import Counter
 from collections.abc import Iterable
 
-from slt_lib.report.claims import Claims
-from slt_lib.report.data import HYBRID_SWITCH, SLT_MP_FIRST, Figures, label, percent, read_study
-from slt_lib.report.judging import CONTROL, FAILS, HOLDS, NO_ROWS
+import pandas as pd
+
+from slt_lib.report.claims import CLAIMS, Claims, named
+from slt_lib.report.data import HYBRID_SWITCH, SLT_MP_FIRST, Figures, label, percent, read_study, trainings
+from slt_lib.report.judging import CONTROL, FAILS, HOLDS, NO_ROWS, UNDECIDED
 from slt_lib.report.paper import paper_figures
-from slt_lib.report.summary import trainings
 
 
 def headline(figures: Figures, claims: Claims, pairs: Iterable[str] = ()) -> list[str]:
-    """The five sentences, about `pairs` of the study; by default about all."""
+    """The five sentences, about `pairs` of the study; by default about all. Claims are named for the first pair."""
     pairs = list(pairs) or list(figures.pairs)
     run = [pair for pair in pairs if (figures.results["pair"] == pair).any()]
     judged = claims.frame[claims.frame["pair"].isin(run) & (claims.frame["source"] != CONTROL)]
-    return [_ran(figures, run), _dense(figures, run), _best(figures, run), _claims(figures, judged, run),
-            _missing(figures, pairs, run)]  # fmt: skip
+    dense, best, missing = _dense(figures, run), _best(figures, run), _missing(figures, judged, pairs, run)
+    if figures.rehearsal:
+        withheld = (
+            f"A rehearsal decides none of the paper's {judged.claim.nunique()} claims: every verdict is withheld."
+        )
+        return [_ran(figures, run), f"{dense}.", f"{best}.", withheld, missing]
+    both = f"{dense}, and {best[0].lower()}{best[1:]}."
+    return [_ran(figures, run), both, _verdicts(judged, HOLDS), _verdicts(judged, FAILS), missing]
 
 
 def joined(parts: Iterable[object]) -> str:
@@ -50,18 +56,18 @@ def _dense(figures: Figures, run: list[str]) -> str:
     told, paper = [], paper_figures()
     for pair in run:
         if (cell := figures.cell(pair, "dense", 0)) and cell.rows:
-            theirs = f" (paper: {paper.cell(pair, 'dense', 0).mean('bleu'):.1f})" if pair in paper.pairs else ""
-            told.append(f"{cell.mean('bleu'):.1f} BLEU on {pair}{theirs}")
-    if not told:
-        return "The dense model was not scored yet."
-    return f"The dense model scores {joined(told)}; the paper's is larger and was trained on WMT14."
+            theirs = f"{paper.cell(pair, 'dense', 0).mean('bleu'):.1f}" if pair in paper.pairs else ""
+            told.append(
+                f"{cell.mean('bleu'):.1f} BLEU on {pair}{theirs and f' (paper: {theirs}, a larger model on WMT14)'}"
+            )
+    return f"The dense model scores {joined(told)}" if told else "The dense model was not scored yet"
 
 
 def _best(figures: Figures, run: list[str]) -> str:
     told = [text for pair in run if (text := _best_of(figures, pair))]
     if not told:
-        return "No level has two techniques yet, so none is the best."
-    return f"By mean BLEU the best technique is {'; '.join(told)}."
+        return "No level has two techniques yet, so none is the best"
+    return f"By mean BLEU the best technique is {'; '.join(told)}"
 
 
 def _best_of(figures: Figures, pair: str) -> str:
@@ -80,22 +86,36 @@ def _best_of(figures: Figures, pair: str) -> str:
     return f"{joined(parts)} on {pair}" if parts else ""
 
 
-def _claims(figures: Figures, judged, run: list[str]) -> str:
-    if not run:
-        return "No claim of the paper was tested yet."
-    if figures.rehearsal:
-        return f"A rehearsal decides none of the paper's {judged.claim.nunique()} claims: every verdict is withheld."
-    told = []
+def _verdicts(judged: pd.DataFrame, verdict: str) -> str:
+    """The claims with this verdict and the undecided ones whose point estimates would give it."""
+    if judged.empty:
+        return "No claim was tested yet."
+    does, told = {HOLDS: "agrees with", FAILS: "contradicts"}[verdict], []
     for pair, rows in judged.groupby("pair", sort=False):
-        verdicts, lacking = Counter(rows["verdict"]), int((rows["reason"] == NO_ROWS).sum())
-        rest = len(rows) - verdicts[HOLDS] - verdicts[FAILS]
-        why = f" ({lacking} for lack of runs)" if lacking else ""
-        agrees = f"agrees with {verdicts[HOLDS]}, contradicts {verdicts[FAILS]}"
-        told.append(f"{pair} {agrees} and leaves {rest} undecided{why}")
-    return f"Of the paper's {len(rows)} claims, {'; '.join(told)}."
+        first = pair == judged["pair"].iloc[0]
+        decided = rows[rows["verdict"] == verdict]
+        undecided = rows[(rows["verdict"] == UNDECIDED) & (rows["supported"] != "")]
+        leaning = undecided[[_points(row) == verdict for row in undecided.itertuples()]]
+        told.append(
+            f"on {pair} it {does} {len(decided)} of the paper's {len(rows)} claims{_quoted(decided) if first else ''}"
+        )
+        if len(leaning):
+            told[-1] += f", and {len(leaning)} undecided ones point that way{_quoted(leaning) if first else ''}"
+    return f"O{'; '.join(told)[1:]}."  # On ...
 
 
-def _missing(figures: Figures, pairs: list[str], run: list[str]) -> str:
+def _points(row) -> str:
+    """The verdict that the point estimates of a row of `Claims.frame` would give."""
+    agree, n = map(int, row.supported.split(" of "))
+    claim = next(claim for claim in CLAIMS if claim.name == row.claim)
+    return HOLDS if agree >= claim.needed(n) else FAILS
+
+
+def _quoted(rows: pd.DataFrame) -> str:
+    return f" ({', '.join(named(row) for row in rows.itertuples())})" if len(rows) else ""
+
+
+def _missing(figures: Figures, judged: pd.DataFrame, pairs: list[str], run: list[str]) -> str:
     failed = sum(len(figures.failures(pair)) for pair in run)
     parts = [f"runs failed in {_many(failed, 'cell')}"] if failed else []
     if figures.rehearsal:
@@ -109,6 +129,8 @@ def _missing(figures: Figures, pairs: list[str], run: list[str]) -> str:
         gaps += [f"{absent} of the {len(cells)} cells of {pair}"] if (absent := cells.count(None)) else []
         fewer = sum(len(cell.rows) + len(cell.failures) < seeds for cell in cells if cell)
         gaps += [f"a seed in {_many(fewer, 'cell')} of {pair}"] if fewer else []
+    if lacking := int((judged["reason"] == NO_ROWS).sum()):
+        gaps.append(f"all runs for {_many(lacking, 'claim')}")
     parts.insert(0, f"Still missing: {joined(gaps)}" if gaps else "Nothing is missing")
     return f"{'; '.join(parts)}."
 

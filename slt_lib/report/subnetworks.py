@@ -342,7 +342,7 @@ def dead_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
 
 def survivors_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     """Heads of each attention that the good subnetwork keeps; one column per seed."""
-    rows = frame(folder, "heads", pair)
+    rows = frame(folder, "heads", pair).assign(layer=lambda rows: rows.layer + 1)
     return rows.pivot_table(index=["kind", "layer"], columns="seed", values="survives", aggfunc="sum", sort=False)
 
 

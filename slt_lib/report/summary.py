@@ -1,4 +1,4 @@
-"""A summary of a study for the README: the plot, BLEU of Table 1, the verdicts, and the computing time."""
+"""A study's results page, and its short form for the README: the plot, BLEU of Table 1, and five sentences."""
 
 import io
 import os
@@ -11,7 +11,8 @@ from slt_lib.base.errors import InputError
 from slt_lib.base.files import write_bytes
 from slt_lib.report import findings
 from slt_lib.report.claims import Claims, claims_table
-from slt_lib.report.data import KINDS, SLT_MP_FIRST, Figures, label, percent
+from slt_lib.report.data import KINDS, SLT_MP_FIRST, Figures, label, percent, trainings
+from slt_lib.report.headline import headline
 from slt_lib.report.tables import MISSING, NONE, ablations, failed, markdown_rows, table, uneven
 
 KEY = (
@@ -22,19 +23,14 @@ BEGIN, END = "<!-- results of {}: made by `python -m slt_lib report {} --into {}
 
 
 def summary(figures: Figures, claims: Claims | None = None) -> str:
-    """Markdown with plot, BLEU, verdicts and variants of each pair. `claims`: verdicts computed earlier, if any.
+    """Markdown with plot, BLEU, verdicts and variants of each pair, and the computing time.
 
-    Links to plots are relative to the folder that contains `figures/`.
+    `claims`: verdicts computed earlier, if any. Links are relative to the folder that contains `figures/`.
     """
     verdicts, parts, key = (claims or claims_table(figures)).short, [], KEY.format(figures.name)
     for pair in figures.pairs:
-        if not (figures.results.pair == pair).any():
-            parts.append(f"{pair}: nothing was run yet.")
-            continue
-        if figures.begun(pair):
-            plot = f"figures/{figures.name}/bleu_{pair}.png"
-            parts.append(f"![{pair}: BLEU against sparsity, one line per technique]({plot})")
-        parts += [_scores(figures, pair), verdicts[pair] and key, verdicts[pair]]
+        parts += _plot_and_scores(figures, pair)
+        parts += [verdicts[pair] and key, verdicts[pair]]
         key = "" if verdicts[pair] else key  # above the first table
         if figures.variants(pair):
             other = ablations(figures, pair).markdown.partition("\n\n")[2]
@@ -45,11 +41,31 @@ def summary(figures: Figures, claims: Claims | None = None) -> str:
         ):
             if found := findings.markdown(figures.path, pair, kind):
                 parts.append(f"{what.format(pair)}:\n\n{found}")
-    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+    return "\n\n".join(part.strip() for part in [*parts, cost(figures)] if part) + "\n"
+
+
+def overview(figures: Figures) -> str:
+    """Markdown with the plot and BLEU of each pair that was run, and the study in five sentences."""
+    parts = [
+        part
+        for pair in figures.pairs
+        if (figures.results.pair == pair).any()
+        for part in _plot_and_scores(figures, pair)
+    ]
+    sentences = "\n".join(f"- {sentence}" for sentence in headline(figures, claims_table(figures)))
+    page = f"figures/{figures.name}/summary.md"
+    return "\n\n".join([*parts, sentences, f"Verdicts with intervals, variants and analyses: [{page}]({page})"]) + "\n"
+
+
+def _plot_and_scores(figures: Figures, pair: str) -> list[str]:
+    if not (figures.results.pair == pair).any():
+        return [f"{pair}: nothing was run yet."]
+    plot = f"![{pair}: BLEU against sparsity, one line per technique](figures/{figures.name}/bleu_{pair}.png)"
+    return [plot] * bool(figures.begun(pair)) + [_scores(figures, pair).strip()]
 
 
 def into(figures: Figures, path: str | os.PathLike, allow_dirty: bool = False) -> Path:
-    """Write the summary and the computing time between the two marks in the file `path`; the rest is unchanged.
+    """Write the overview between the two marks in the file `path`; the rest is unchanged.
 
     Raises InputError if the file lacks the marks, or if a row comes from uncommitted code. With `allow_dirty` the text
     says so instead.
@@ -64,7 +80,7 @@ def into(figures: Figures, path: str | os.PathLike, allow_dirty: bool = False) -
                 "train them again on a commit, or give --allow-dirty, and the text says so"
             )
         states = f"{count}: no commit has exactly what made these numbers.\n"
-    shown = "\n".join(filter(None, [summary(figures), states, cost(figures)]))
+    shown = "\n".join(filter(None, [overview(figures), states]))
     return between(path, BEGIN.format(figures.name, figures.name, Path(path).name), END, shown)
 
 
@@ -142,11 +158,6 @@ def _scores(figures: Figures, pair: str) -> str:
     notes += [f"{MISSING}: not run yet."] if partial and MISSING in cells else []
     notes += ["What is not listed was not run yet."] if partial else []
     return "\n".join(filter(None, [shown, faults, odd, " ".join(notes)]))
-
-
-def trainings(results: pd.DataFrame) -> list[str]:
-    """The ids of the trainings behind rows of results.csv; a run scored at another checkpoint has one with a "+"."""
-    return sorted({run.partition("+")[0] for run in results.run})
 
 
 def _provenance(figures: Figures) -> pd.DataFrame:
