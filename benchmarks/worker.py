@@ -218,7 +218,7 @@ def decoded(setting: Setting, precision: str, seconds: float, beam: int, size: i
     if run_id:
         weights = chosen(run_id, study)
     else:
-        [run] = study.train([study.ticket(1)], stored=True)
+        [run] = study.train([study.ticket(1)])  # from the store
         weights = run.weights("final")
     model = Engine(study.shape, weights)
     split, options = next(iter(study.corpus.tests.values())), study.params.decoding

@@ -35,7 +35,8 @@ def plan(options) -> None:
 def run(options) -> None:
     """Train all techniques of a study, one training per core, score each run when it ends, and write the report.
 
-    Finished runs are read from the store. Under torchrun all processes train each ticket together.
+    Finished runs are read from the store. With --stored nothing is trained: what the store has is recorded. Under
+    torchrun all processes train each ticket together.
     """
     from slt_lib import report
     from slt_lib.base import distributed
@@ -52,7 +53,11 @@ def run(options) -> None:
         for pair in [options.pair] if options.pair else settings.pairs:
             study = Study(options.study, pair, options.seeds, options.levels)
             wanted = options.techniques or ([] if options.comparisons else ["dense", *settings.pairs[pair]])
-            chains = [study.chain(RECIPES[name], seed) for seed in study.seeds for name in wanted]
+            named = [(RECIPES[name], seed) for seed in study.seeds for name in wanted]
+            if options.stored:  # each level by itself, so that a missing one hides no other
+                chains = [study.through(*one, [level]) for one in named for level in study.levels]
+            else:
+                chains = [study.chain(*one) for one in named]
             groups = compared(study, options.comparisons)
             chains += [chain for group in groups.values() for chain in group]
 
@@ -60,10 +65,12 @@ def run(options) -> None:
                 for checkpoint in chain.scored:
                     record_run(study, chain, run, checkpoint)  # noqa: B023 (called before the loop goes on)
 
-            study.follow(chains, jobs=options.jobs or default_jobs(settings.threads), done=write)
+            jobs = options.jobs or default_jobs(settings.threads)
+            study.follow(chains, stored=options.stored, jobs=jobs, done=write)
             distributed.broadcast(lambda: record_start(study, chains))  # noqa: B023
             if "stability" in groups:
-                distributed.broadcast(lambda: record_stability(study, groups["stability"]))  # noqa: B023
+                whole = [chain for chain in groups["stability"] if not chain.reason]
+                distributed.broadcast(lambda: record_stability(study, whole))  # noqa: B023
         if options.report:
             made = distributed.broadcast(lambda: report.render(folder))
             for path in made.values() if distributed.first() else ():
@@ -225,6 +232,7 @@ def parser() -> argparse.ArgumentParser:
     text = "comparisons of notebook 08, such as again or controls; without --techniques only these are trained"
     added.add_argument("--comparisons", nargs="+", metavar="NAME", default=(), help=text)
     added.add_argument("--jobs", type=positive, default=0, help="trainings at once; default: one per core")
+    added.add_argument("--stored", action="store_true", help="train nothing; record the runs that are in the store")
     added.add_argument("--no-report", dest="report", action="store_false", help="do not write the report")
     added = command(runs, study=False)
     added.add_argument("what", choices=("list", "show", "remove"), help="list all runs; show or remove the run ID")

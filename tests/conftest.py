@@ -11,6 +11,7 @@ import yaml
 os.environ["SLT_DEVICE"] = (
     os.environ.get("SLT_DEVICE") or "cpu"
 )  # where bytes are promised; a test of a GPU asks for it
+os.environ["SLT_PROGRESS"] = "lines"  # a picture takes longer than a tiny training
 torch.set_num_threads(1)  # two cores are shared, and bytes are promised for one count of threads
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -59,12 +60,11 @@ def tiny() -> dict:
 
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
-    """An empty folder for study files, with SLT_RUNS and SLT_FIGURES in it, and lines for progress bars."""
+    """An empty folder for study files, with SLT_RUNS and SLT_FIGURES in it."""
     for name in ("runs", "figures"):
         monkeypatch.setenv(f"SLT_{name.upper()}", str(tmp_path / name))
     monkeypatch.delenv("SLT_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("SLT_PROGRESS", "lines")
     return tmp_path
 
 

@@ -112,6 +112,9 @@ def test_run_and_runs(trained, done, told, home, monkeypatch):
     monkeypatch.setattr(training, "train", None)  # stored runs are not trained again
     monkeypatch.setattr(training, "replay", None)
     done("run", trained, "--seeds", 1, "--techniques", "dense", "slt")
+    done("run", trained, "--stored", "--comparisons", "final", "--techniques", "dense", "slt", "mp")
+    now = pd.read_csv(home / "figures" / "tiny" / "results.csv")
+    assert {*now.run} == {run + end for run in rows.run for end in ("", "+final")}
     shown = json.loads(done("runs", "show", ids[0][:8]))
     assert shown["ticket"]["seed"] == 1 and shown["record"]["steps"] == 12
     for wrong in ("zzz", "", "../runs"):

@@ -492,7 +492,6 @@ def looked(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("runs", "figures"):
             patch.setenv(f"SLT_{name.upper()}", str(folder / name))
-        patch.setenv("SLT_PROGRESS", "lines")
         patch.setattr(dissect, "PIECES", 160)
         study = Study(str(folder / "tiny.yaml"))
         levels = dissect.levels_of(study, [])

@@ -1,4 +1,4 @@
-"""A study's results page, and its short form for the README: the plot, BLEU of Table 1, and five sentences."""
+"""A study's results page, and its short form for the README: plot, BLEU of Table 1, five sentences, time."""
 
 import io
 import os
@@ -23,7 +23,7 @@ BEGIN, END = "<!-- results of {}: made by `python -m slt_lib report {} --into {}
 
 
 def summary(figures: Figures, claims: Claims | None = None) -> str:
-    """Markdown with plot, BLEU, verdicts and variants of each pair, and the computing time.
+    """Markdown with plot, BLEU, verdicts and variants of each pair, and the findings of related papers.
 
     `claims`: verdicts computed earlier, if any. Links are relative to the folder that contains `figures/`.
     """
@@ -41,7 +41,7 @@ def summary(figures: Figures, claims: Claims | None = None) -> str:
         ):
             if found := findings.markdown(figures.path, pair, kind):
                 parts.append(f"{what.format(pair)}:\n\n{found}")
-    return "\n\n".join(part.strip() for part in [*parts, cost(figures)] if part) + "\n"
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
 def overview(figures: Figures) -> str:
@@ -65,7 +65,7 @@ def _plot_and_scores(figures: Figures, pair: str) -> list[str]:
 
 
 def into(figures: Figures, path: str | os.PathLike, allow_dirty: bool = False) -> Path:
-    """Write the overview between the two marks in the file `path`; the rest is unchanged.
+    """Write the overview and the computing time between the two marks in the file `path`; the rest is unchanged.
 
     Raises InputError if the file lacks the marks, or if a row comes from uncommitted code. With `allow_dirty` the text
     says so instead.
@@ -80,7 +80,7 @@ def into(figures: Figures, path: str | os.PathLike, allow_dirty: bool = False) -
                 "train them again on a commit, or give --allow-dirty, and the text says so"
             )
         states = f"{count}: no commit has exactly what made these numbers.\n"
-    shown = "\n".join(filter(None, [overview(figures), states]))
+    shown = "\n".join(filter(None, [overview(figures), states, cost(figures)]))
     return between(path, BEGIN.format(figures.name, figures.name, Path(path).name), END, shown)
 
 
