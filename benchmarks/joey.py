@@ -236,6 +236,6 @@ def decode(python: Path, setting: Setting, checkpoint: Path, threads: int, beam:
     lines = lines[: len(split)]
     return {
         "rate": len(split) / float(TAKEN.findall(log)[-1]),
-        "bleu": scoring.bleu(joined(study.vocabulary, lines), list(split.target)).value,
+        "bleu": scoring.bleu(joined(study.vocabulary, lines), list(split.target)),
         "pieces": sum(len(line.split(" ")) for line in lines) / len(lines),
     }

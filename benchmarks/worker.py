@@ -230,7 +230,7 @@ def decoded(setting: Setting, precision: str, seconds: float, beam: int, size: i
     taken = time.perf_counter() - began
     return {
         "rate": len(text) / taken,
-        "bleu": scoring.bleu(text, list(split.target)).value,
+        "bleu": scoring.bleu(text, list(split.target)),
         "pieces": statistics.mean(map(len, found)),
     }
 

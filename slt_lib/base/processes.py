@@ -2,15 +2,13 @@
 
 import contextlib
 import functools
-import itertools
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -25,37 +23,6 @@ def cores() -> int:
 def pool(jobs: int, threads: int = 1) -> ProcessPoolExecutor:
     """A pool of `jobs` processes with `threads` threads each; they exit when this process ends, even by a kill."""
     return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin, (threads,))
-
-
-def in_order(function: Callable[..., Result], calls: Iterable[tuple], jobs: int, threads: int = 1) -> Iterator[Result]:
-    """Yield `function(*call)` for each call, in order; at most `jobs` + 2 results are held at once.
-
-    If the worker processes die, the remaining calls run in this process. That is the case in a script without a main
-    guard, which the spawned processes cannot import.
-    """
-    if jobs == 1:
-        yield from itertools.starmap(function, calls)
-        return
-    waiting, workers = deque(), pool(jobs, threads)
-
-    def result(call: tuple, future: Future | None) -> Result:
-        try:
-            return future.result() if future else function(*call)
-        except BrokenExecutor:
-            return function(*call)
-
-    try:
-        for call in calls:
-            future = None
-            with contextlib.suppress(BrokenExecutor):
-                future = workers.submit(function, *call)
-            waiting.append((call, future))
-            if len(waiting) > jobs + 1:
-                yield result(*waiting.popleft())
-        for call, future in waiting:
-            yield result(call, future)
-    finally:
-        workers.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager

@@ -1,13 +1,12 @@
 """BLEU and TER by sacrebleu (settings: FACTS.md, section 5).
 
-`sentence_statistics` turns text into counts. Scores, intervals and tests are functions of these counts, so a stored
+`sentence_statistics` turns text into counts. Scores and their intervals are functions of these counts, so a stored
 table of counts is enough to compute them again.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,31 +22,14 @@ COLUMNS = {  # the counts of each metric
 }
 
 Statistics = Mapping[str, ArrayLike]
-CorpusScore = Callable[[Statistics], float | np.ndarray]
 
 
-class Score(NamedTuple):
-    """A corpus score in percent and the signature of how it was computed."""
+def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """Corpus BLEU in percent of detokenised text: cased, 13a tokens, one reference a line.
 
-    value: float
-    signature: str
-
-
-class Comparison(NamedTuple):
-    """System a minus system b: the difference, its interval, and the p value of the hypothesis that there is none."""
-
-    difference: float
-    low: float
-    high: float
-    p_value: float
-
-
-def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
-    """Corpus BLEU of detokenised text: cased, 13a tokens, one reference a line.
-
-    Raises ValueError if the lists differ in length or are empty, as `ter`, `ter_13a` and `sentence_statistics` do.
+    Raises ValueError if the lists differ in length or are empty.
     """
-    return Score(corpus_bleu(_counts("bleu", hypotheses, references)), signatures()["bleu"])
+    return corpus_bleu(_counts("bleu", hypotheses, references))
 
 
 def bleu_of_each(systems: Sequence[Sequence[str]], references: Sequence[str]) -> list[float]:
@@ -58,10 +40,10 @@ def bleu_of_each(systems: Sequence[Sequence[str]], references: Sequence[str]) ->
     workers = min(cores(), 32)
     if len(systems) > 1 and len(references) >= 100 and workers > 2:
         try:
-            return [score.value for score in _processes(workers).map(bleu, systems, [references] * len(systems))]
+            return list(_processes(workers).map(bleu, systems, [references] * len(systems)))
         except (BrokenExecutor, OSError):  # a script without a main guard can't be opened by another process
             _processes.cache_clear()
-    return [bleu(system, references).value for system in systems]
+    return [bleu(system, references) for system in systems]
 
 
 @functools.cache
@@ -69,18 +51,8 @@ def _processes(workers: int) -> ProcessPoolExecutor:
     return pool(workers)
 
 
-def ter(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
-    """Corpus TER of raw text with sacrebleu's defaults: the setting to compare with the paper (FACTS.md, section 5)."""
-    return Score(corpus_ter(_counts("ter", hypotheses, references)), signatures()["ter"])
-
-
-def ter_13a(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
-    """Corpus TER of 13a tokens, lowercased: the conventional setting, about nine points lower than `ter`."""
-    return Score(corpus_ter_13a(_counts("ter_13a", hypotheses, references)), signatures()["ter_13a"])
-
-
 def signatures() -> dict[str, str]:
-    """sacrebleu's signatures of `bleu`, `ter` and `ter_13a`; `tok` of the last names both tokenizers in their order."""
+    """sacrebleu's signature of each metric; `tok` of "ter_13a" names both tokenizers in their order."""
     metrics = {"bleu": BLEU(), "ter": TER()}
     for metric in metrics.values():
         metric.num_refs = 1
@@ -137,49 +109,19 @@ def corpus_bleu(statistics: Statistics) -> float | np.ndarray:
 
 
 def corpus_ter(statistics: Statistics) -> float | np.ndarray:
-    """TER of raw text in percent from `ter_edits` and `ter_words` [..., lines]; axes as in `corpus_bleu`."""
+    """TER in percent of raw text with sacrebleu's defaults, as in the paper (FACTS.md, section 5).
+
+    `statistics` has `ter_edits` and `ter_words` [..., lines]; axes as in `corpus_bleu`.
+    """
     return _edit_rate(statistics, "ter")
 
 
 def corpus_ter_13a(statistics: Statistics) -> float | np.ndarray:
-    """TER of 13a tokens in percent from `ter13a_edits` and `ter13a_words` [..., lines]; axes as in `corpus_bleu`."""
-    return _edit_rate(statistics, "ter_13a")
+    """TER in percent of 13a tokens, lowercased: the conventional setting, about nine points lower than `corpus_ter`.
 
-
-def bootstrap_interval(
-    statistics: Statistics,
-    resamples: int = 1000,
-    seed: int = 12345,
-    level: float = 0.95,
-    score: CorpusScore = corpus_bleu,
-) -> tuple[float, float]:
-    """Percentile interval of a corpus score over resamples of the test lines, drawn with replacement (Koehn 2004)."""
-    return _interval(_resampled(statistics, resamples, seed, score), level)
-
-
-def paired_bootstrap(
-    statistics_a: Statistics,
-    statistics_b: Statistics,
-    resamples: int = 1000,
-    seed: int = 12345,
-    level: float = 0.95,
-    score: CorpusScore = corpus_bleu,
-) -> Comparison:
-    """System a minus system b on the same lines, both scored on the same resamples.
-
-    The p value is two-sided and comes from the resampled differences, shifted to a mean of zero, as in sacrebleu's
-    paired bootstrap. Unlike there, ties count against a difference: a system compared with itself has p = 1.
-
-    Raises:
-        ValueError: the two have counts of different numbers of lines.
+    `statistics` has `ter13a_edits` and `ter13a_words` [..., lines]; axes as in `corpus_bleu`.
     """
-    lines_a, lines_b = _lines(statistics_a), _lines(statistics_b)
-    if lines_a != lines_b:
-        raise ValueError(f"paired systems need the same lines, not {lines_a} and {lines_b}")
-    difference = score(statistics_a) - score(statistics_b)
-    drawn = _resampled(statistics_a, resamples, seed, score) - _resampled(statistics_b, resamples, seed, score)
-    extreme = np.count_nonzero(np.abs(drawn - drawn.mean()) >= abs(difference))
-    return Comparison(difference, *_interval(drawn, level), (extreme + 1) / (resamples + 1))
+    return _edit_rate(statistics, "ter_13a")
 
 
 def _totals(statistics: Statistics, metric: str) -> np.ndarray:
@@ -192,24 +134,6 @@ def _edit_rate(statistics: Statistics, metric: str) -> float | np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         rate = np.where(words > 0, edits / words, edits > 0)
     return _float_or_array(100.0 * rate)
-
-
-def _resampled(statistics: Statistics, resamples: int, seed: int, score: CorpusScore) -> np.ndarray:
-    """Scores [resamples]; one seed draws the same lines for every system."""
-    lines = _lines(statistics)
-    drawn = np.random.default_rng(seed).integers(lines, size=(resamples, lines))
-    times = np.stack([np.bincount(row, minlength=lines) for row in drawn]).astype(np.float64)
-    # Sums of counts are exact in float64, and a matrix product is much faster than gathering every line.
-    columns = [column for metric in COLUMNS.values() for column in metric if column in statistics]
-    return score({column: (times @ np.asarray(statistics[column], dtype=np.float64))[:, None] for column in columns})
-
-
-def _interval(scores: np.ndarray, level: float) -> tuple[float, float]:
-    return tuple(np.quantile(scores, [(1 - level) / 2, (1 + level) / 2]).tolist())
-
-
-def _lines(statistics: Statistics) -> int:
-    return len(statistics[next(iter(statistics))])
 
 
 def _float_or_array(values: np.ndarray) -> float | np.ndarray:

@@ -11,8 +11,6 @@ from slt_lib.study.runs import Run
 from slt_lib.study.scores import scores
 from slt_lib.transformer import prunable
 
-FORMATS = ("slt", "ctranslate2")
-
 
 def export(run: Run, path: Path, technique: str, format: str = "slt", dtype: str = "fp32") -> str:
     """Write the best checkpoint of a run to the folder `path`; returns a line about its size.

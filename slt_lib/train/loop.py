@@ -221,7 +221,7 @@ def dev_bleu(model: Transformer, data: Data, training: Training) -> float:
         found = distributed.spread(sources, translated)
     except FloatingPointError as error:
         raise NotFinite(f"logits not finite on dev: {error}") from None
-    return scoring.bleu(data.vocabulary.decode(found), references).value
+    return scoring.bleu(data.vocabulary.decode(found), references)
 
 
 def dev_sentences(data: Data, training: Training) -> tuple[list[list[int]], list[str]]:
