@@ -251,7 +251,7 @@ def test_scores_are_those_of_the_pruned_weights(tables, session_study):
         ticket = subnetworks.pruned_ticket(runs[0].rewind(at=0), runs[0], pruning, "bad", 0, 0.8)
         weights = masks.apply(runs[0].weights("best"), ticket.start().mask)
         split = next(iter(session_study.corpus.tests.values()))
-        bleu = scoring.bleu(translate_with(session_study, weights, list(split.source)), list(split.target)).value
+        bleu = scoring.bleu(translate_with(session_study, weights, list(split.source)), list(split.target))
         row = rows.query(f"pruning == '{pruning}' and subnetwork == 'bad' and trained == 'pruned' and seed == 1")
         assert float(row.bleu.iloc[0]) == pytest.approx(bleu, abs=1e-3)
     sizes = rows[rows.pruning != ""].groupby(["pruning", "seed"]).kept.nunique()
