@@ -105,7 +105,7 @@ DAMAGES = {
     "flipped": flipped,
     "missing": None,
 }
-AGAIN, COMPUTED, RESTARTED = "training it again", "computing it again", "starting this training again"
+AGAIN, COMPUTED, RESTARTED = "it must be trained again", "computing it again", "starting this training again"
 FILES = {
     "run.json": AGAIN,
     "theta_0000003.safetensors": AGAIN,
@@ -177,7 +177,7 @@ def test_what_belongs_to_another_run_is_not_used(laid, original, capsys):
     shutil.rmtree(folder.path)
     shutil.copytree(other.path, folder.path)
     run = chain(study).runs[-1]
-    assert "ticket.json is not what was written: it belongs to another run, or was altered; training it" in (
+    assert "ticket.json is not what was written: it belongs to another run, or was altered; it must be trained" in (
         capsys.readouterr().err
     )
     scores(run)
@@ -465,7 +465,7 @@ def test_a_link_is_not_followed(name, laid, original, tmp_path, capsys):
     before = outside.read_bytes()
     (folder / name).symlink_to(outside)
     chain(study)
-    line = f"{folder / name} is a link: what it points at is no part of the run; training it again"
+    line = f"{folder / name} is a link: what it points at is no part of the run; it must be trained again"
     assert line in capsys.readouterr().err
     assert outside.read_bytes() == before and not (folder / name).is_symlink()
     scores(chain(study).runs[-1])
@@ -498,7 +498,7 @@ def test_a_pipe_or_a_folder_in_place_of_a_file(laid, capsys):
         (folder / "run.json").unlink()
         make(folder / "run.json")
         chain(study)  # and does not wait for a writer
-        assert "run.json is no plain file; training it again" in capsys.readouterr().err
+        assert "run.json is no plain file; it must be trained again" in capsys.readouterr().err
 
 
 def test_a_linked_run_is_removed_without_what_it_points_at(laid, tmp_path):

@@ -97,11 +97,12 @@ def _verdicts(judged: pd.DataFrame, verdict: str) -> str:
         undecided = rows[(rows["verdict"] == UNDECIDED) & (rows["supported"] != "")]
         leaning = undecided[[_points(row) == verdict for row in undecided.itertuples()]]
         told.append(
-            f"on {pair} it {does} {len(decided)} of the paper's {len(rows)} claims{_quoted(decided) if first else ''}"
+            f"{'on' if told else 'On'} {pair} it {does} {len(decided)} of the paper's {len(rows)} claims"
+            f"{_quoted(decided) if first else ''}"
         )
         if len(leaning):
             told[-1] += f", and {len(leaning)} undecided ones point that way{_quoted(leaning) if first else ''}"
-    return f"O{'; '.join(told)[1:]}."  # On ...
+    return f"{'; '.join(told)}."
 
 
 def _points(row) -> str:

@@ -97,7 +97,7 @@ class Study(Opened):
                     raise Damaged(f"run {ticket.train_id[:12]}: {what}")
         except Damaged as error:
             if tell:
-                print(f"{error}; training it again", file=sys.stderr)
+                print(f"{error}; it must be trained again", file=sys.stderr)
             return None
         return Run(ticket, record, self)
 
