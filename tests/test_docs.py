@@ -46,6 +46,19 @@ def test_the_readme_is_short_and_leads_to_the_line_that_computes_a_mask():
     assert "(slt_lib/masks.py) | `magnitude_mask`" in where and callable(masks.magnitude_mask)
 
 
+def test_the_readme_compares_what_was_measured():
+    rows = pd.read_csv(ROOT / "figures" / "multi30k" / "results.csv", keep_default_na=False)
+    rows = rows[(rows.pair == "en-de") & (rows.test_set == "test_2016_flickr") & (rows.sparsity == 0.9)]
+    bleu = rows[rows.seed == 1].set_index(["technique", "variant"])["bleu"].astype(float)
+    paper = pd.read_csv(ROOT / "slt_lib" / "paper_tables.csv", comment="#").query("pair == 'en-de' and sparsity == 90")
+    theirs = paper.drop_duplicates("technique").set_index("technique")["bleu"]
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"at 90% LT has {bleu['lt', '']:.1f} BLEU and MP {bleu['mp', '']:.1f}" in text
+    assert f"in the paper LT is {theirs['mp'] - theirs['lt']:.1f} below MP" in text
+    final = "checkpoint=final"
+    assert f"last ones LT has {bleu['lt', final]:.1f} and MP {bleu['mp', final]:.1f}" in text
+
+
 def test_the_sizes_and_speeds_in_the_texts_are_those_measured():
     """The README's sentence and the table of docs/speed.md are written by hand; footprint.csv is measured."""
     rows = pd.read_csv(ROOT / "figures" / "multi30k" / "footprint.csv")

@@ -24,6 +24,7 @@ from slt_lib.techniques import mp, slt
 from slt_lib.train import checkpoint
 
 SOURCES = ["study.json", *(name for name, _, _ in KINDS.values())]
+MEASURED = ("dissect_", "subnet_")  # by notebooks 10 and 11
 COMMITTED = sorted(path.parent for path in (home() / "figures").glob("*/results.csv") if path.parent.name != "quick")
 
 
@@ -50,7 +51,8 @@ def folders(request, tmp_path_factory):
     folder = request.param or make(tmp_path_factory.mktemp("study"))
     again = tmp_path_factory.mktemp("again") / folder.name
     again.mkdir()
-    for name in SOURCES:
+    measured = [path.name for path in folder.glob("*_*.csv*") if path.name.startswith(MEASURED)]
+    for name in [*SOURCES, *(name for name in measured if "_findings_" not in name)]:
         shutil.copy(folder / name, again / name)
     report.render(again)
     return folder, again
