@@ -734,6 +734,12 @@ def test_a_stored_chain_stops_at_what_is_missing(make_study, monkeypatch):
     assert not other.runs and "seed 2: dense at sparsity 0 is not trained" in other.reason
 
 
+def test_a_chain_through_a_level_needs_only_what_the_level_depends_on(make_study):
+    study = make_study({"levels": [0.5, 0.6, 0.8, 0.9]})
+    wanted = {slt: [0.5, 0.6, 0.8], mp: [0.8], slt_mp: [0.8]}
+    assert {recipe: study.through(recipe, 1, [0.8]).levels for recipe in wanted} == wanted
+
+
 def test_a_run_knows_the_weights_of_its_parents(make_study, capsys):
     """A parent that is trained again with other weights, as on another machine: its children are not reported."""
     study = make_study()

@@ -549,6 +549,7 @@ def test_the_report_comes_from_the_files_alone(looked, tmp_path, monkeypatch):
     folder = looked[0]
     for path in [*folder.glob("dissect_*.csv"), folder / "study.json"]:
         shutil.copy(path, tmp_path / path.name)
+    assert "lack runs" not in findings.markdown(tmp_path, "en-de")
     names = [name for name, _ in show.all_plots(tmp_path, ["en-de"])]
     assert {"dissect_cka_en-de", "dissect_heatmap_slt_en-de", "dissect_layers_80_en-de"} <= set(names)
     texts = findings.render(tmp_path, ["en-de", "en-fr"])
@@ -564,6 +565,8 @@ def test_the_report_comes_from_the_files_alone(looked, tmp_path, monkeypatch):
     written = report.render(folder)
     assert {"dissect_findings_en-de.md", "dissect_cka_en-de"} <= set(written)
     assert "Movva and Zhao" in (folder / "summary.md").read_text()
+    (tmp_path / "dissect_probes.csv").unlink()
+    assert "Findings that lack runs: 2." in findings.markdown(tmp_path, "en-de")
 
 
 def test_a_finding_in_closed_form(tmp_path):
@@ -626,6 +629,7 @@ def test_bad_input_gives_one_line(looked):
         (lambda: dissect.chosen(study, sparse, ["slt"], [0.9]), "probe_levels: no model of 0.9 is looked into"),
         (lambda: dissect.chosen(study, sparse, ["stl"], []), "probe_techniques 'stl' is none of mp, lt, slt"),
         (lambda: dissect.probe_tasks(study, 20), "probe_sentences: 20 sentences give no task enough examples"),
+        (lambda: dissect.controls(study, {}, [], [], [0.5]), "tiny en-de: the dense run of seed 1 is not trained yet"),
         (lambda: dissect.text(study, 5), r"sentences: 5 have \d+ word pieces, but 160 are needed; give more"),
     ):
         with pytest.raises(InputError, match=message) as caught:

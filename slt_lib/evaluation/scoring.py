@@ -109,7 +109,7 @@ def corpus_bleu(statistics: Statistics) -> float | np.ndarray:
 
 
 def corpus_ter(statistics: Statistics) -> float | np.ndarray:
-    """TER in percent of raw text with sacrebleu's defaults, as in the paper (FACTS.md, section 5).
+    """TER in percent of raw text with sacrebleu's defaults, most likely as in the paper (FACTS.md, section 5).
 
     `statistics` has `ter_edits` and `ter_words` [..., lines]; axes as in `corpus_bleu`.
     """

@@ -97,7 +97,7 @@ def _verdicts(judged: pd.DataFrame, verdict: str) -> str:
         undecided = rows[(rows["verdict"] == UNDECIDED) & (rows["supported"] != "")]
         leaning = undecided[[_points(row) == verdict for row in undecided.itertuples()]]
         told.append(
-            f"{'on' if told else 'On'} {pair} it {does} {len(decided)} of the paper's {len(rows)} claims"
+            f"{'on' if told else 'On'} {pair} the study {does} {len(decided)} of the paper's {len(rows)} claims"
             f"{_quoted(decided) if first else ''}"
         )
         if len(leaning):
