@@ -119,16 +119,18 @@ def test_a_second_call_changes_nothing(engine):
     assert (trained(engine), (engine / "figures/tiny/results.csv").read_bytes()) == (before, table)
 
 
-def test_an_edited_comment_and_deleted_figures_train_nothing(engine):
-    """The notebook runs again, and finds all in the store."""
-    before, table = trained(engine), (engine / "figures/tiny/results.csv").read_bytes()
-    path = engine / "notebooks" / "04_slt.ipynb"
+def test_an_edited_comment_and_deleted_figures_train_nothing(engine, tmp_path):
+    """The notebook runs again, finds all in the store, and the report comes again."""
+    project = Path(shutil.copytree(engine, tmp_path / "project"))
+    before, table = trained(project), (project / "figures/tiny/results.csv").read_bytes()
+    path = project / "notebooks" / "04_slt.ipynb"
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[2].source += "\n# a comment"
     nbformat.write(notebook, path)
-    shutil.rmtree(engine / "figures")
-    call(engine, "snakemake", "--profile", "profiles/default", "--config", "study=tiny")
-    assert (trained(engine), (engine / "figures/tiny/results.csv").read_bytes()) == (before, table)
+    shutil.rmtree(project / "figures")
+    report = "figures/tiny/markers/99_report.done"
+    call(project, "snakemake", "--profile", "profiles/default", "--config", "study=tiny", "--", report)
+    assert (trained(project), (project / "figures/tiny/results.csv").read_bytes()) == (before, table)
 
 
 def test_every_comparison_of_the_ablations_runs(engine, tmp_path):

@@ -46,38 +46,30 @@ def make(folder):
 
 
 @pytest.fixture(scope="module", params=[None, *COMMITTED], ids=lambda folder: folder.name if folder else "made")
-def folders(request, tmp_path_factory):
-    """A folder, and one rendered from its sources alone."""
-    folder = request.param or make(tmp_path_factory.mktemp("study"))
-    again = tmp_path_factory.mktemp("again") / folder.name
+def committed(request, tmp_path_factory):
+    return request.param or make(tmp_path_factory.mktemp("study"))
+
+
+def test_tables_verdicts_summary_and_plots_come_again(committed, tmp_path):
+    """A folder rendered from its sources alone. One test, since rendering takes long."""
+    again = tmp_path / committed.name
     again.mkdir()
-    measured = [path.name for path in folder.glob("*_*.csv*") if path.name.startswith(MEASURED)]
+    measured = [path.name for path in committed.glob("*_*.csv*") if path.name.startswith(MEASURED)]
     for name in [*SOURCES, *(name for name in measured if "_findings_" not in name)]:
-        shutil.copy(folder / name, again / name)
+        shutil.copy(committed / name, again / name)
     report.render(again)
-    return folder, again
-
-
-def test_tables_verdicts_and_summary_come_again(folders):
-    committed, again = folders
     texts = [path for path in sorted(again.iterdir()) if path.suffix in (".md", ".csv", ".tex")]
-    assert texts
+    plots = sorted(again.glob("*.png"))
+    assert texts and plots
     for name in SOURCES:
         assert (committed / name).read_bytes() == (again / name).read_bytes(), name
     for path in texts:
         assert (committed / path.name).read_text() == path.read_text(), path.name
-
-
-def test_plots_come_again(folders):
-    committed, again = folders
-    plots = sorted(again.glob("*.png"))
-    assert plots
     for path in plots:
         assert compare_images(str(committed / path.name), str(path), tol=2) is None, path.name
 
 
-def test_the_readme_says_what_the_figures_say(folders, tmp_path):
-    committed, _ = folders
+def test_the_readme_says_what_the_figures_say(committed, tmp_path):
     text = next(
         path for path in (committed.parents[1] / "README.md", home() / "README.md") if path.exists()
     ).read_text()
@@ -88,8 +80,7 @@ def test_the_readme_says_what_the_figures_say(folders, tmp_path):
     assert (tmp_path / "README.md").read_text() == text
 
 
-def test_the_executed_report_shows_these_tables_and_verdicts(folders):
-    committed, _ = folders
+def test_the_executed_report_shows_these_tables_and_verdicts(committed):
     if committed not in COMMITTED:
         pytest.skip("the engine writes that report")
     cells = json.loads((committed / "report.ipynb").read_text())["cells"]
@@ -101,9 +92,8 @@ def test_the_executed_report_shows_these_tables_and_verdicts(folders):
     assert (committed / "report.html").is_file()
 
 
-def test_nothing_but_results_is_committed(folders):
+def test_nothing_but_results_is_committed(committed):
     """No weights and no text of the corpus: the sentence file holds counts, and every file is small."""
-    committed, _ = folders
     suffixes = {path.suffix for path in committed.iterdir() if path.is_file()}
     assert suffixes <= {".csv", ".gz", ".json", ".md", ".tex", ".png", ".svg", ".html", ".ipynb"}
     with gzip.open(committed / "sentences.csv.gz", "rt") as file:
@@ -111,8 +101,7 @@ def test_nothing_but_results_is_committed(folders):
     assert columns == KINDS["sentences"][1]
 
 
-def test_every_matrix_has_exactly_its_level(folders):
-    committed, _ = folders
+def test_every_matrix_has_exactly_its_level(committed):
     runs = pd.read_csv(committed / "results.csv").query("status == 'ok'").drop_duplicates("run").set_index("run")
     matrices = pd.read_csv(committed / "magnitudes.csv")
     matrices = matrices[matrices.run.isin(runs.index)]
@@ -126,21 +115,18 @@ def test_every_matrix_has_exactly_its_level(folders):
     assert set(matrices.run) == {run.partition("+")[0] for run in runs.index}
 
 
-def test_every_run_tells_its_time_and_speed(folders):
-    committed, _ = folders
+def test_every_run_tells_its_time_and_speed(committed):
     runs = {run.partition("+")[0] for run in pd.read_csv(committed / "results.csv").run}
     known = pd.read_csv(committed / "provenance.csv").set_index("run")
     assert set(known.index) >= runs
     assert (known.seconds > 0).all() and (known.tokens_per_second > 0).all()
 
 
-def test_every_run_is_of_committed_code(folders):
-    committed, _ = folders
+def test_every_run_is_of_committed_code(committed):
     assert uncommitted(report.load(committed)) == {}
 
 
-def test_all_rows_are_of_one_version(folders):
-    committed, _ = folders
+def test_all_rows_are_of_one_version(committed):
     study = json.loads((committed / "study.json").read_text())
     assert {"recipe", "score", "settings"} <= set(study["versions"])
     assert study["merged"] == versions(study)

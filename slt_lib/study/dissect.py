@@ -22,26 +22,13 @@ from slt_lib.report import dissect as files
 from slt_lib.study.rows import remembered, replace
 from slt_lib.study.runs import Run
 from slt_lib.study.scores import scores, translate
+from slt_lib.study.start import own_sentences
 from slt_lib.study.study import Chain, Study
 from slt_lib.study.tickets import check_choice
 from slt_lib.transformer import Transformer
 
 PIECES = 10_000  # word pieces of a side that similarity needs, as CKA of fewer is above 0 for independent noise
 VERSION = 2  # raise when a change of code changes a measured number
-OWN = {  # sentences to read, by the name of the corpus; written for this purpose
-    "grammar": [
-        "The old teacher gives the child two apples.",
-        "Yesterday my sister did not see the dogs in the garden.",
-        "The horse that the farmer buys is strong.",
-        "We will visit the museum because the city is beautiful.",
-    ],
-    "multi30k": [
-        "Two girls in red jackets are feeding three ducks by a lake.",
-        "An old man with a grey beard plays the accordion in front of a bakery.",
-        "The boy who is holding an umbrella waits for the bus.",
-        "A brown dog jumps over a fence while five children watch.",
-    ],
-}
 
 
 @dataclass(frozen=True)
@@ -300,13 +287,12 @@ def _probed(study: Study, subject: Subject, ids: list, found: list[probes.Task],
 def record_words(study: Study, subjects: Iterable[Subject], own: Sequence[str] = ()) -> None:
     """BLEU by length, recall by frequency, numbers and nouns kept, on the first test set: dissect_words.csv.
 
-    The translations of `own` sentences, by default `OWN`, by the models of the first seed: dissect_translations.csv.
-    Subjects without a run are left out. Rows of the same pair are replaced.
+    Also the translations of `own`, by default `own_sentences`, by the models of the first seed:
+    dissect_translations.csv. Subjects without a run are left out. Rows of the same pair are replaced.
     """
     test = next(iter(study.corpus.tests.values()))
     seen, rows, shown = words.frequencies(study.corpus.train.target), [], []
-    if not own and study.corpus.languages[0] == "en":
-        own = OWN.get(study.params.corpus.name, OWN["multi30k"])
+    own = own or own_sentences(study)
     for subject in (subject for subject in subjects if subject.run):
         about = [study.pair, *subject.labels]
         score = scores(subject.run)[test.name]

@@ -7,7 +7,6 @@ from torch.nn.functional import avg_pool2d
 
 from slt_lib.report.start import COLUMNS, FILE, KEPT, MATRIX, SOURCE, encode
 from slt_lib.study.chains import Chain
-from slt_lib.study.dissect import OWN
 from slt_lib.study.opening import Opened
 from slt_lib.study.results import row_labels
 from slt_lib.study.rows import remembered, replace
@@ -16,15 +15,34 @@ from slt_lib.study.scores import translate
 
 BLOCKS = 32  # at most, along each side of the picture
 VERSION = 1  # raise when a change of code changes a picture or a translation
+OWN = {  # sentences to read, by the name of the corpus; written for this purpose
+    "grammar": [
+        "The old teacher gives the child two apples.",
+        "Yesterday my sister did not see the dogs in the garden.",
+        "The horse that the farmer buys is strong.",
+        "We will visit the museum because the city is beautiful.",
+    ],
+    "multi30k": [
+        "Two girls in red jackets are feeding three ducks by a lake.",
+        "An old man with a grey beard plays the accordion in front of a bakery.",
+        "The boy who is holding an umbrella waits for the bus.",
+        "A brown dog jumps over a fence while five children watch.",
+    ],
+}
+
+
+def own_sentences(study: Opened) -> list[str]:
+    """The sentences of `OWN` for the study's corpus; none unless it is translated from English."""
+    return OWN.get(study.params.corpus.name, OWN["multi30k"]) if study.pair.startswith("en-") else []
 
 
 def record_start(study: Opened, chains: Iterable[Chain]) -> None:
     """Write kept weights and translations of the runs of `chains` to start.csv; rows of the same cell are replaced.
 
     Only scored runs of the study's first seed without a variant have rows. A run is translated once; the result is kept
-    in the store. Sentences are those of `dissect.OWN`, for pairs from English.
+    in the store. Sentences are the `own_sentences`.
     """
-    lines = OWN.get(study.params.corpus.name, OWN["multi30k"]) if study.pair.startswith("en-") else []
+    lines = own_sentences(study)
     rows = {}
     for chain in chains:
         for run in chain.runs:
