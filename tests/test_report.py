@@ -645,7 +645,7 @@ def test_the_summary_of_a_study_under_way_has_what_was_run(rendered):
     shown = report.plot_scores(under_way, "en-de").axes[0].get_legend_handles_labels()[1]
     assert sorted(shown) == ["MP", "SLT-MP", "dense"]
     text = report.summary(under_way)
-    assert "| Sparsity | MP | SLT-MP |" in text and "What is not listed was not run yet." in text
+    assert "| Sparsity | MP | SLT-MP |" in text and "MP-SLT, 50%, 80% and 98%: not run yet." in text
     assert [line.split(" | ")[0] for line in text.splitlines() if "%" in line.split(" | ")[0]][:2] == ["| 0%", "| 90%"]
     assert "SLT is below MP" not in text and "SLT-MP is best above 85%" in text
     dense = dataclasses.replace(figures, results=rows[rows.technique == "dense"])

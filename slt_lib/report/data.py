@@ -64,6 +64,11 @@ class Cell:
         return float(np.mean(values)) if values else float("nan")
 
 
+def has_own(technique: str, sparsity: float) -> bool:
+    """Whether a technique has a model of its own at a sparsity of its study."""
+    return sparsity >= {"slt-mp": SLT_MP_FIRST, "mp-slt": HYBRID_SWITCH + 1e-6}.get(technique, 1e-6)
+
+
 @dataclass(frozen=True, eq=False)
 class Figures:
     """A study's figures folder, read. `printed` marks the paper's own tables: rounded figures without sentences.
@@ -102,6 +107,11 @@ class Figures:
     def begun(self, pair: str) -> list[str]:
         """The pair's techniques with a scored run at some level."""
         return [name for name in self.techniques(pair) if self.own_cells(pair, name)]
+
+    def complete(self, pair: str, sparsity: float) -> bool:
+        """Whether every begun technique of the study that has a model of its own at a sparsity was run there."""
+        names = [name for name in self.begun(pair) if name in self.pairs[pair] and has_own(name, sparsity)]
+        return all(self.cell(pair, name, sparsity) for name in names)
 
     def sparsities(self, pair: str) -> list[float]:
         """All levels of a pair in ascending order, starting with 0 (dense)."""

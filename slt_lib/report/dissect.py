@@ -39,7 +39,7 @@ GROUPS = ("surface", "morphology", "syntax", "meaning")
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.98)  # looked into unless others are asked for
 # "again" is drawn as a curve, the others are horizontal lines
 CONTROLS = {
-    "untrained": Technique("floor: untrained", "", "#222222", "", ":"),
+    "untrained": Technique("untrained", "", "#222222", "", ":"),
     "seed": Technique("ceiling: another seed", "", "#8C510A", "", "--"),
     "noise": Technique("ceiling: other SGD noise", "", "#762A83", "", "-."),
     "again": Technique("ceiling: retrained, unpruned", "", "#7F7F7F", "x"),
@@ -60,8 +60,8 @@ MEASURES = {
     "matched_divergence": "JS divergence to the matched head [bits]",
     "best_correlation": "Pearson r with the best head",
     "accuracy": "accuracy of the probe",
-    "selectivity": "accuracy less that of the control task",
-    "form_accuracy": "accuracy on word forms not seen by the probe",
+    "selectivity": "selectivity of the probe",
+    "form_accuracy": "accuracy on unseen word forms",
     "same_head": "share of heads whose best match has the same index",
     "entropy": "entropy of the attention [bits]",
 }
@@ -258,8 +258,8 @@ def plot_probe_layers(folder: str | os.PathLike, pair: str, level: float) -> Fig
             title = f"{label(name)} {percent(level)}%" if name in TECHNIQUES else name
             style = {"color": look.colour, "marker": look.marker, "linestyle": look.line}
             [shown[title]] = axes.plot(means.to_numpy(), **style, markersize=4)
-        control = part[part.technique == "dense"].control.mean()
-        shown["control task, dense"] = axes.axhline(control, color="#BBBBBB", linewidth=1)
+        control = part[part.technique == "dense"].groupby("layer").control.mean().reindex(layers)
+        [shown["control task, dense"]] = axes.plot(control.to_numpy(), color="#BBBBBB", linewidth=1)
         shown["majority label"] = axes.axhline(part.majority.mean(), color="#BBBBBB", linestyle="--", linewidth=1)
         axes.set_xticks(range(len(layers)), _ticks(layers), fontsize=8)
         axes.set_title(f"{task}\n({part.group.iloc[0]})", fontsize=9)

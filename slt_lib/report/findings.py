@@ -18,15 +18,19 @@ from slt_lib.report.statistics import Contrast, pooled
 from slt_lib.report.tables import markdown_rows
 
 MOVVA, PRASANNA = "Movva and Zhao (2020)", "Prasanna et al. (2020)"
-VOITA, MICHEL = "Voita et al. (2019)", "Michel et al. (2019)"
+VOITA, MICHEL = "Voita et al. (2019)", "after Michel et al. (2019)"
+OURS = "not in the paper"
 # name -> statement, unit and source
 INSIDE = {
     "meaning_first": ("meaning degrades before the other groups of probes", "points", MOVVA),
-    "higher_diverge": ("the highest layer diverges more than the first", "CKA", MOVVA),
-    "higher_diverge_again": ("retraining alone leaves a smaller difference of these layers", "CKA", MOVVA),
+    "higher_diverge": ("the highest encoder layer diverges more than the first", "CKA", MOVVA),
+    "higher_diverge_decoder": ("the highest decoder layer diverges more than the first", "CKA", OURS),
+    "higher_diverge_again": ("the gap between encoder layers exceeds that of retraining alone", "CKA", OURS),
     "early_encode": ("the first layer encodes more than in the dense model", "points", MOVVA),
+    "early_encode_most": ("the first layer gains more than the highest", "points", OURS),
     "attention_stays": ("attention changes no more than by other SGD noise", "r", MOVVA),
 }
+KEYS, ENDS = ["technique", "sparsity", "seed"], ["0", "norm"]  # ENDS: sites that are no layers
 EACH_LEVEL = ("lt", "slt", "clt")  # trained once per level up to their own, as the control "again" is
 # start of a name in subnet_contrasts.csv -> what is compared there
 STATEMENTS = {
@@ -35,8 +39,8 @@ STATEMENTS = {
     "bad dense": "a bad subnetwork is worse than the whole model",
 }
 SUBNETWORKS = {
-    "cross_last": ("cross-attention is removed last", "% of heads", VOITA),
-    "last_cross": ("heads of the last cross-attention cost most BLEU", "BLEU", MICHEL),
+    "cross_last": ("cross-attention is removed last", "points", VOITA),
+    "last_cross": ("a head of the last cross-attention costs more BLEU than another head", "BLEU", MICHEL),
 } | {
     f"{pruning} {trained} {two}": (f"{pruning}, {how}: {text}", "BLEU", PRASANNA)
     for two, text in STATEMENTS.items()
@@ -49,11 +53,12 @@ RULE = (
     "over seeds. It holds if more than half of the contrasts are at or above 0. The spread between seeds is pooled "
     "over techniques and levels; what all contrasts of a seed share, such as its dense model, counts once. Contrasts: "
     "(1) loss of probing accuracy in points, of the group meaning minus the mean of the other groups, over the layers "
-    "of the encoder; (2) CKA with the dense model, first minus last encoder layer; (3) the same, minus that of the "
-    "dense run retrained as often, for LT, SLT and CLT alone, which are trained once per level; (4) probing accuracy "
-    "of the first layer, sparse minus dense, mean over tasks; (5) Pearson correlation of a head with the same head of "
-    "the dense model, minus that of the copy with other SGD noise. Findings 3 and 5 compare with controls that the "
-    "paper does not have."
+    "of the encoder; (2) CKA with the dense model, first minus last encoder layer; (3) the same in the decoder, which "
+    "Movva and Zhao left out; (4) finding 2 minus the same of the dense run retrained as often, for LT, SLT and CLT "
+    "alone, which are trained once per level; (5) probing accuracy of the first layer, sparse minus dense, mean over "
+    "tasks; (6) the same minus that of the last layer; (7) Pearson correlation of a head with the same head of the "
+    "dense model, minus that of the copy with other SGD noise, which Movva and Zhao do not have. Probing tasks on "
+    "which the dense model is no better than the most frequent label are left out."
 )
 HEADS_RULE = (
     "Each finding is judged like a claim of the paper (claims.md), on one contrast, the mean over seeds. Scores vary "
@@ -67,36 +72,46 @@ HEADS_RULE = (
 
 def effects(folder: str | os.PathLike, pair: str) -> dict[str, pd.Series]:
     """Finding -> effect per technique, sparsity and seed; a finding without rows is left out."""
-    keys, found = ["technique", "sparsity", "seed"], {}
-    frame = dissect.probes(folder, pair)
-    inner = frame[~frame.layer.isin(["0", "norm"])]
-    if len(inner):
-        # accuracy per model (rows) and task (columns), less that of the dense model of the seed
-        def change(part: pd.DataFrame) -> pd.DataFrame:
-            table = 100 * part.pivot_table(index=keys, columns=["group", "task"], values="accuracy")
-            return table - table.xs("dense", level="technique").droplevel("sparsity").reindex(table.index, level="seed")
-
-        groups = change(inner).T.groupby("group").mean().T
-        if "meaning" in groups and len(groups.columns) > 1:
-            found["meaning_first"] = groups.drop(columns="meaning").mean(axis=1) - groups["meaning"]
-        found["early_encode"] = change(inner[inner.layer == "1"]).mean(axis=1)
+    found = _of_probes(dissect.probes(folder, pair))
     frame = dissect.similarity(folder, pair)
-    frame = frame[(frame.side == "encoder") & ~frame.layer.isin(["0", "norm"])]
-    if frame.layer.nunique() > 1:
-        table = frame.pivot_table(index=keys, columns="layer", values="cka")
-        found["higher_diverge"] = table["1"] - table[max(table, key=int)]
-        if (frame.technique == "again").any():
-            again = found["higher_diverge"].xs("again", level="technique")
-            own = found["higher_diverge"][table.index.get_level_values("technique").isin(EACH_LEVEL)]
-            found["higher_diverge_again"] = own - again.reindex(own.index.droplevel("technique")).to_numpy()
+    layers = frame[~frame.layer.isin(ENDS)]
+    for side, name in (("encoder", "higher_diverge"), ("decoder", "higher_diverge_decoder")):
+        table = layers[layers.side == side].pivot_table(index=KEYS, columns="layer", values="cka")
+        if len(table.columns) > 1:
+            found[name] = table["1"] - table[max(table, key=int)]
+    if "higher_diverge" in found and (frame.technique == "again").any():
+        gap = found["higher_diverge"]
+        own = gap[gap.index.get_level_values("technique").isin(EACH_LEVEL)]
+        again = gap.xs("again", level="technique").reindex(own.index.droplevel("technique"))
+        found["higher_diverge_again"] = own - again.to_numpy()
     frame = dissect.heads(folder, pair)
     if (frame.technique == "noise").any():
-        table = frame.groupby(keys).correlation.mean()
+        table = frame.groupby(KEYS).correlation.mean()
         noise = table.xs("noise", level="technique").droplevel("sparsity")
         found["attention_stays"] = table - noise.reindex(table.index, level="seed")
     others = [*dissect.CONTROLS, "dense"]
     own = {name: effect.dropna().drop(others, level=0, errors="ignore") for name, effect in found.items()}
     return {name: effect for name, effect in own.items() if len(effect)}
+
+
+def _of_probes(frame: pd.DataFrame) -> dict[str, pd.Series]:
+    """The effects on the accuracy of probes, from the rows of dissect_probes.csv."""
+    inner, found = frame[~frame.layer.isin(ENDS)], {}
+    means = inner[inner.technique == "dense"].groupby("task")[["accuracy", "majority"]].mean()
+    inner = inner[inner.task.isin(means.index[means.accuracy > means.majority])]
+    if inner.empty:
+        return found
+
+    def change(part: pd.DataFrame) -> pd.DataFrame:
+        """Accuracy in points per model (rows) and task (columns), less that of the dense model of the seed."""
+        table = 100 * part.pivot_table(index=KEYS, columns=["group", "task"], values="accuracy")
+        return table - table.xs("dense", level="technique").droplevel("sparsity").reindex(table.index, level="seed")
+
+    groups = change(inner).T.groupby("group").mean().T
+    if "meaning" in groups and len(groups.columns) > 1:
+        found["meaning_first"] = groups.drop(columns="meaning").mean(axis=1) - groups["meaning"]
+    first, last = (change(inner[inner.layer == layer]).mean(axis=1) for layer in ("1", max(inner.layer, key=int)))
+    return found | {"early_encode": first} | ({"early_encode_most": first - last} if inner.layer.nunique() > 1 else {})
 
 
 def inside(folder: str | os.PathLike, pair: str) -> dict[str, list[Contrast]]:
@@ -201,16 +216,20 @@ def markdown(folder: str | os.PathLike, pair: str, kind: str = "dissect") -> str
     _, _, contrasts, _ = KINDS[kind]
     if not contrasts(folder, pair):
         return ""
-    head, body = "Finding|Source|Verdict|Effect|95% interval|At|Agree|Reason".split("|"), []
+    head, body = "No.|Finding|Source|Verdict|Effect|95% interval|At|Agree|Reason".split("|"), []
     rows = judged(folder, pair, kind)
-    tested = rows[rows["reason"] != NO_ROWS]
-    for row in tested.itertuples():
+    rows.index += 1
+    absent = rows.index[rows["reason"] == NO_ROWS]
+    for row in rows.drop(absent).itertuples():
         known = not np.isnan(row.effect)
         effect = f"{row.effect:+.3g} {row.unit}" if known else ""
         interval = f"{row.low:+.3g} to {row.high:+.3g}" if known and not np.isnan(row.low) else ""
-        body.append([row.statement, row.source, row.verdict, effect, interval, row.at, row.supported, row.reason])
-    absent = len(rows) - len(tested)
-    return markdown_rows(head, body) + (f"\nFindings that lack runs: {absent}.\n" if absent else "")
+        judgement = [row.verdict, effect, interval, row.at, row.supported, row.reason]
+        body.append([str(row.Index), row.statement, row.source, *judgement])
+    listed = ", ".join(map(str, absent))
+    if 2 < len(absent) == absent[-1] - absent[0] + 1:
+        listed = f"{absent[0]} to {absent[-1]}"
+    return markdown_rows(head, body) + (f"\nFindings that lack runs: {listed}.\n" if listed else "")
 
 
 def render(folder: str | os.PathLike, pairs: Iterable[str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from slt_lib.report.claims import CLAIMS, Claims, named
-from slt_lib.report.data import HYBRID_SWITCH, SLT_MP_FIRST, Figures, label, percent, read_study, trainings
+from slt_lib.report.data import Figures, has_own, label, percent, read_study, trainings
 from slt_lib.report.judging import CONTROL, FAILS, HOLDS, NO_ROWS, UNDECIDED
 from slt_lib.report.paper import paper_figures
 
@@ -47,8 +47,8 @@ def _ran(figures: Figures, run: list[str]) -> str:
     names = f" ({joined(map(label, begun))})" if 0 < len(begun) < len(known) else ""
     return (
         f"The study {figures.name} has {_many(len(trainings(rows)), 'training')}: {joined(run)}, "
-        f"seed{'s' * (len(seeds) > 1)} {joined(seeds)}, {len(levels)} of {len({*figures.levels, *levels})} levels and "
-        f"{len(begun)} of {len(known)} techniques{names}."
+        f"seed{'s' * (len(seeds) > 1)} {joined(seeds)}, {len(begun)} of {len(known)} techniques{names} at up to "
+        f"{len(levels)} of {len({*figures.levels, *levels})} levels."
     )
 
 
@@ -66,17 +66,17 @@ def _dense(figures: Figures, run: list[str]) -> str:
 def _best(figures: Figures, run: list[str]) -> str:
     told = [text for pair in run if (text := _best_of(figures, pair))]
     if not told:
-        return "No level has two techniques yet, so none is the best"
-    return f"By mean BLEU the best technique is {'; '.join(told)}"
+        return "No level has two techniques and all that were begun, so none is the best"
+    return f"By mean BLEU, where none of these techniques is missing, the best one is {'; '.join(told)}"
 
 
 def _best_of(figures: Figures, pair: str) -> str:
-    """The technique with the highest mean BLEU at each level that two or more have, neighbouring levels together."""
+    """The technique with the highest mean BLEU at each complete level of two or more, neighbouring levels together."""
     winners = []
     for level in figures.sparsities(pair)[1:]:
         cells = [cell for name in figures.techniques(pair) if (cell := figures.cell(pair, name, level))]
         means = {cell.technique: cell.mean("bleu") for cell in cells if cell.rows and not cell.copied}
-        if len(means) > 1:
+        if len(means) > 1 and figures.complete(pair, level):
             winners.append((max(means, key=means.get), level))
     parts = []
     for name, group in itertools.groupby(winners, key=lambda winner: winner[0]):
@@ -125,7 +125,7 @@ def _missing(figures: Figures, judged: pd.DataFrame, pairs: list[str], run: list
     if idle := [pair for pair in pairs if pair not in run]:
         gaps.append(f"all of {joined(idle)}")
     for pair in run:
-        planned = [(name, level) for name in figures.pairs[pair] for level in figures.levels if _own(name, level)]
+        planned = [(name, level) for name in figures.pairs[pair] for level in figures.levels if has_own(name, level)]
         cells = [figures.cell(pair, *at) for at in (("dense", 0.0), *planned)]
         gaps += [f"{absent} of the {len(cells)} cells of {pair}"] if (absent := cells.count(None)) else []
         fewer = sum(len(cell.rows) + len(cell.failures) < seeds for cell in cells if cell)
@@ -134,8 +134,3 @@ def _missing(figures: Figures, judged: pd.DataFrame, pairs: list[str], run: list
         gaps.append(f"all runs for {_many(lacking, 'claim')}")
     parts.insert(0, f"Still missing: {joined(gaps)}" if gaps else "Nothing is missing")
     return f"{'; '.join(parts)}."
-
-
-def _own(technique: str, level: float) -> bool:
-    """Whether a technique has a model of its own at a level of its study."""
-    return level >= {"slt-mp": SLT_MP_FIRST, "mp-slt": HYBRID_SWITCH + 1e-6}.get(technique, 1e-6)

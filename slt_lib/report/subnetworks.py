@@ -187,7 +187,7 @@ def plot_heads(folder: str | os.PathLike, pair: str) -> Figure:
     Bold: the 95% interval excludes 0. A cross marks heads that the good structured subnetwork leaves out.
     """
     rows = frame(folder, "heads", pair)
-    seeds, layers, heads = sorted(rows.seed.unique()), int(rows.layer.max()) + 1, int(rows["head"].max()) + 1
+    seeds, layers, heads = sorted(rows.seed.unique()), int(rows.layer.max()), int(rows["head"].max())
     size = 1.2 + 3 * 0.75 * max(heads, 3), 0.9 + len(seeds) * (0.5 * layers + 0.8)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(seeds), 3, squeeze=False)
@@ -201,7 +201,7 @@ def plot_heads(folder: str | os.PathLike, pair: str) -> Figure:
             sure, dark = head.low > 0 or head.high < 0, abs(head.change) > 0.6 * bound
             text = f"{head.change:+.1f}" + ("" if head.survives else " ×")
             style = {"fontweight": "bold" if sure else "normal", "color": "white" if dark else "black"}
-            axes.text(head.head, head.layer, text, ha="center", va="center", fontsize=8, **style)
+            axes.text(head.head - 1, head.layer - 1, text, ha="center", va="center", fontsize=8, **style)
         axes.set_xticks(range(heads), range(1, heads + 1))
         axes.set_yticks(range(layers), range(1, layers + 1))
         axes.set_title(f"{kind} attention, seed {seed}", fontsize=9)
@@ -217,17 +217,21 @@ def plot_heads(folder: str | os.PathLike, pair: str) -> Figure:
 def heads_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     """Per kind of attention and layer: BLEU lost without one head, mean and most, and survivors; over all seeds."""
     rows = frame(folder, "heads", pair)
-    rows = rows.assign(lost=rows.bleu - rows["without"], layer=rows.layer + 1, survives=100 * rows.survives)
+    rows = rows.assign(lost=rows.bleu - rows["without"], survives=100 * rows.survives)
     columns = {"heads": ("head", "nunique"), "BLEU lost, mean": ("lost", "mean"), "BLEU lost, most": ("lost", "max")}
     found = rows.groupby(["kind", "layer"]).agg(**columns, **{"heads surviving (%)": ("survives", "mean")})
     return found.round({"BLEU lost, mean": 2, "heads surviving (%)": 0})
 
 
 def patterns_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
-    """Number of heads of each attention pattern over all seeds, among the surviving and the removed heads."""
+    """Heads of each attention pattern, surviving and removed, over all seeds, and the largest shares among them.
+
+    `positional`, `vertical` and `rare`: the share of tokens (percent) on which the rule of that pattern decides.
+    """
     rows = frame(folder, "heads", pair)
-    kept = rows.survives.map({1: "surviving", 0: "removed"})
-    return pd.crosstab([rows.kind, rows.pattern], kept).reindex(columns=["surviving", "removed"], fill_value=0)
+    by, kept = [rows.kind, rows.pattern], rows.survives.map({1: "surviving", 0: "removed"})
+    counts = pd.crosstab(by, kept).reindex(columns=["surviving", "removed"], fill_value=0)
+    return counts.join((100 * rows.groupby(by)[["positional", "vertical", "rare"]].max()).round().astype(int))
 
 
 # Masks ------------------------------------------------------------
@@ -342,7 +346,7 @@ def dead_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
 
 def survivors_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     """Heads of each attention that the good subnetwork keeps; one column per seed."""
-    rows = frame(folder, "heads", pair).assign(layer=lambda rows: rows.layer + 1)
+    rows = frame(folder, "heads", pair)
     return rows.pivot_table(index=["kind", "layer"], columns="seed", values="survives", aggfunc="sum", sort=False)
 
 

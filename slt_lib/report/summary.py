@@ -12,12 +12,13 @@ from slt_lib.base.files import write_bytes
 from slt_lib.report import findings
 from slt_lib.report.claims import Claims, claims_table
 from slt_lib.report.data import KINDS, SLT_MP_FIRST, Figures, label, percent, trainings
-from slt_lib.report.headline import headline
+from slt_lib.report.headline import headline, joined
 from slt_lib.report.tables import MISSING, NONE, ablations, failed, markdown_rows, table, uneven
 
 KEY = (
     "One rule judges the claims on the paper's tables and on the runs here: `figures/{}/claims.md`. *Effect* is the "
-    "difference that *At* names; *Agree* counts the differences that agree with the claim."
+    "difference that *At* names; with one seed, its interval omits the noise of training. *Agree* counts the "
+    "differences that agree with the claim."
 )
 BEGIN, END = "<!-- results of {}: made by `python -m slt_lib report {} --into {}` -->", "<!-- end of results -->"
 
@@ -151,12 +152,14 @@ def _scores(figures: Figures, pair: str) -> str:
         [f"{level}%", *part.set_index("technique").bleu[names]] for level, part in cells.groupby("sparsity", sort=False)
     ]
     body = [line for line in lines if {*line[1:]} - {MISSING, NONE}]
-    partial = len(names) < len(figures.techniques(pair)) or len(body) < len(lines)
+    absent = [label(name) for name in figures.techniques(pair) if name not in tried]
+    absent += [line[0] for line in lines if line not in body]
     shown = f"{title}:\n\n{markdown_rows(['Sparsity', *map(label, names)], body)}"
     cells = {cell for line in body for cell in line[1:]}
     notes = [f"{NONE}: SLT-MP starts at {percent(SLT_MP_FIRST)}%."] if NONE in cells else []
-    notes += [f"{MISSING}: not run yet."] if partial and MISSING in cells else []
-    notes += ["What is not listed was not run yet."] if partial else []
+    gaps = any(not figures.complete(pair, level) for level in figures.levels)
+    absent = [MISSING] * (gaps and MISSING in cells) + absent
+    notes += [f"{joined(absent)}: not run yet."] if absent else []
     return "\n".join(filter(None, [shown, faults, odd, " ".join(notes)]))
 
 

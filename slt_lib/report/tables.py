@@ -54,12 +54,12 @@ class _Entry:
 def table(figures: Figures, pair: str, test_set: str | None = None) -> Table:
     """A pair's scores in the form of Table 1: one row per sparsity, BLEU and TER per technique, means over seeds.
 
-    Bold marks the best score of a row as printed, including ties. Cells copied from another technique do not compete,
-    as in the paper, so nothing is bold at 0%. In SLT-MP a dagger marks cells trained with SLT and a double dagger cells
-    trained with MP. An asterisk marks a cell with a failed seed, "failed" a cell whose seeds all failed, "n/a" a cell
-    that does not exist, and "–" one that was not run. Memory is the mean over the techniques at that sparsity in MiB;
-    the column is omitted if no row has it. The CSV has the columns of `paper_tables.csv`, plus the best scores and the
-    test set. `test_set` defaults to the study's first.
+    Bold marks the best score of a row as printed, including ties, unless a technique begun lacks a run there. Cells
+    copied from another technique do not compete, as in the paper, so nothing is bold at 0%. In SLT-MP a dagger marks
+    cells trained with SLT and a double dagger cells trained with MP. An asterisk marks a cell with a failed seed,
+    "failed" a cell whose seeds all failed, "n/a" a cell that does not exist, and "–" one that was not run. Memory is
+    the mean over the techniques at that sparsity in MiB; the column is omitted if no row has it. The CSV has the
+    columns of `paper_tables.csv`, plus the best scores and the test set. `test_set` defaults to the study's first.
     """
     test_set = test_set or figures.test_set(pair)
     techniques, levels = figures.techniques(pair), figures.sparsities(pair)
@@ -69,7 +69,7 @@ def table(figures: Figures, pair: str, test_set: str | None = None) -> Table:
     head += [f"{label(name)} {metric.upper()}" for name in techniques for metric in CHOOSE]
     body, lines = [], []
     for level, size, row in zip(levels, memory, rows, strict=True):
-        _find_best(row)
+        _find_best(row, figures.complete(pair, level))
         start = [f"{percent(level)}%", *([size or MISSING] if any(memory) else [])]
         body.append(start + [entry.show(metric) for entry in row for metric in CHOOSE])
         for name, entry in zip(techniques, row, strict=True):
@@ -91,7 +91,7 @@ def beside_paper(figures: Figures, pair: str) -> str:
     head = "".join(f'<th colspan="2">{label(name)}</th>' for name in names)
     lines = [f"<tr><th></th>{head}</tr>", f"<tr><th>Sparsity</th>{'<th>BLEU</th><th>TER</th>' * len(names)}</tr>"]
     for level, row in rows.items():
-        _find_best(row)
+        _find_best(row, figures.complete(pair, level))
         cells = [f"<th>{percent(level)}%</th>"]
         for name, entry in zip(names, row, strict=True):
             cell = paper.cell(pair, name, level) if pair in paper.pairs else None
@@ -130,9 +130,10 @@ def _star(cell: Cell) -> str:
     return STAR if cell.failures and cell.rows else ""
 
 
-def _find_best(row: list[_Entry]) -> None:
+def _find_best(row: list[_Entry], complete: bool) -> None:
+    """Mark the best scores of a row; none in a row that lacks a technique."""
     running = [entry for entry in row if entry.cell and entry.cell.rows and not entry.cell.copied]
-    for metric, choose in CHOOSE.items() if len(running) > 1 else ():
+    for metric, choose in CHOOSE.items() if complete and len(running) > 1 else ():
         scores = [entry.scores[metric] for entry in running if entry.scores[metric] != MISSING]
         best = choose(scores, key=float, default=None)
         for entry in running:
@@ -192,7 +193,7 @@ def ablations(figures: Figures, pair: str) -> Table:
     """Every variant of a recipe, compared with the default recipe at the same sparsity.
 
     The difference is variant minus default in BLEU points, with its 95% interval and the smallest difference that the
-    design can detect (`statistics.contrast`). "sentences only": with one seed the interval omits the noise of training.
+    design can detect (`statistics.contrast`). Identical translations have no interval.
     """
     body, lines = [], []
     for cell in figures.variants(pair):
@@ -201,11 +202,12 @@ def ablations(figures: Figures, pair: str) -> Table:
         numbers, shown, power = [np.nan] * 4, MISSING, MISSING
         if gap:
             numbers, shown = [gap.effect, np.nan, np.nan, np.nan], f"{gap.effect:+.1f}"
-        if gap and not gap.printed:
+        alike = gap and not gap.printed and gap.error == 0
+        if gap and not gap.printed and not alike:
             numbers[1:] = *gap.bounds(), gap.detectable
             shown, power = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*numbers), f"{gap.detectable:.1f}"
         notes = [*dict.fromkeys(cell.failures)]
-        notes += ["sentences only"] if gap and not gap.seeds_known else []
+        notes += ["same translations"] if alike else ["sentences only"] if gap and not gap.seeds_known else []
         notes += ["same training as the default"] if same_runs(cell, default) else []
         bleu, ter = _scores(cell).values()
         before = _scores(default)["bleu"] if default else MISSING
@@ -218,6 +220,8 @@ def ablations(figures: Figures, pair: str) -> Table:
     head = ["Technique", "Variant", "Sparsity", "BLEU", "TER", "Default's BLEU", "Difference [95%]"]
     head += ["Detectable", "Seeds", "Note"]
     notes = [] if body else ["No variant was run."]
+    if any("sentences only" in line[-1] for line in body):
+        notes.append("Sentences only: with one seed, the interval omits the noise of training.")
     return Table(_markdown(title, head, body, notes), "", csv_text(ABLATION_COLUMNS, lines))
 
 

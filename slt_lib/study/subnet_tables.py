@@ -144,7 +144,7 @@ def record_heads(study: Study, runs: Iterable[Run]) -> None:
             low, high = np.quantile(without[1:] - whole[1:], [0.025, 0.975])
             numbers = [short(value) for value in (importance[head], whole[0], without[0], low, high)]
             pattern, shares = looks[head]
-            about = [study.pair, run.ticket.seed, kind, layer, number, *numbers, int(head not in gone), pattern]
+            about = [study.pair, run.ticket.seed, kind, layer + 1, number + 1, *numbers, int(head not in gone), pattern]
             rows.append([*about, *(short(shares[name], 3) for name in patterns.SHARES)])
     write(study, "heads", rows)
 
@@ -211,7 +211,7 @@ def densities(mask: Mapping[str, Tensor], number: int) -> list[list]:
         rows.append([name, "", short(float(kept.float().mean())), *dead])
         if "attention" in name:
             sides = kept.t() if name.endswith("output") else kept
-            for i, head in enumerate(sides.view(number, -1, sides.shape[1])):
+            for i, head in enumerate(sides.view(number, -1, sides.shape[1]), start=1):
                 shares = short(float(head.float().mean())), short(float((~head.any(1)).float().mean()))
                 rows.append([name, i, *shares, ""])
     return rows
