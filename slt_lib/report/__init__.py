@@ -17,7 +17,7 @@ from pathlib import Path
 from slt_lib.base.files import write_bytes
 from slt_lib.report import dissect, findings
 from slt_lib.report.claims import CLAIMS, claims_table
-from slt_lib.report.data import Figures, load
+from slt_lib.report.data import load
 from slt_lib.report.forest import plot_forest, short_table
 from slt_lib.report.headline import headline
 from slt_lib.report.merging import merge
@@ -35,40 +35,6 @@ from slt_lib.report.plots import (
 from slt_lib.report.statistics import contrast, interval
 from slt_lib.report.summary import cost, into, provenance_table, summary
 from slt_lib.report.tables import ablations, beside_paper, table
-
-__all__ = [
-    "CLAIMS",
-    "Figures",
-    "ablations",
-    "all_plots",
-    "beside_paper",
-    "claims_table",
-    "contrast",
-    "cost",
-    "fold",
-    "headline",
-    "interval",
-    "into",
-    "load",
-    "merge",
-    "paper_figures",
-    "paper_folder",
-    "paper_table",
-    "plot_cost",
-    "plot_depth",
-    "plot_forest",
-    "plot_kept",
-    "plot_magnitudes",
-    "plot_scores",
-    "provenance_table",
-    "render",
-    "save_plot",
-    "short_table",
-    "show",
-    "summary",
-    "table",
-    "write_page",
-]
 
 
 def render(folder: str | os.PathLike) -> dict[str, Path]:

@@ -9,7 +9,7 @@ import gzip
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -275,6 +275,19 @@ def read_text(path: Path, columns: Iterable[str]) -> pd.DataFrame:
             wrong = f"{len(line)} cells where the header has {len(header)}"
             raise InputError(f"{path}, line {number}: {wrong}; rerun the job")
     return pd.DataFrame(lines, columns=header, dtype=object)
+
+
+def read_rows(path: str | os.PathLike, columns: Sequence[str]) -> pd.DataFrame:
+    """The columns of a file as text; no rows where there is no such file. Raises InputError if it is malformed."""
+    there = Path(path).is_file()
+    return read_text(Path(path), columns)[[*columns]] if there else pd.DataFrame(columns=[*columns], dtype=object)
+
+
+def numbers(path: str | os.PathLike, columns: Sequence[str], pair: str, text: Collection[str]) -> pd.DataFrame:
+    """The rows of a pair; all columns but `text` are numbers, an empty cell is nan."""
+    frame = read_rows(path, columns)
+    frame = frame[frame.pair == pair]
+    return frame.assign(**{name: pd.to_numeric(frame[name]) for name in columns if name not in text})
 
 
 def _read_results(path: Path, pairs: Iterable[str]) -> pd.DataFrame:

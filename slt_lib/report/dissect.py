@@ -17,9 +17,8 @@ from matplotlib.figure import Figure
 from scipy.special import stdtrit
 
 from slt_lib.base.settings import TECHNIQUES, Technique
-from slt_lib.report.data import label, percent
+from slt_lib.report.data import label, numbers, percent
 from slt_lib.report.plots import LINE, LOOKS, STYLE
-from slt_lib.report.rows import numbers
 
 ABOUT = "pair seed technique sparsity"
 SIMILARITY, COMPLEXITY, ATTENTION = (f"dissect_{name}.csv" for name in ("similarity", "complexity", "attention"))

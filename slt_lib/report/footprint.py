@@ -24,20 +24,7 @@ WAYS = {
 }
 SIZES = {"bytes": "as exported", "bytes_fp32": "dense fp32", "bytes_bf16": "dense bf16", "bytes_csc": "CSC"}
 SIZES |= {"bytes_paper": "compressed CSC (the paper's)"}
-COLUMNS = [
-    "pair",
-    "technique",
-    "sparsity",
-    "seed",
-    "study",
-    "run",
-    "weights",
-    *SIZES,
-    "bleu",
-    *WAYS,
-    "threads",
-    "machine",
-]
+COLUMNS = [*"pair technique sparsity seed study run weights".split(), *SIZES, "bleu", *WAYS, "threads", "machine"]
 MIB = 2**20
 
 

@@ -99,8 +99,6 @@ def _parts(folder: Path, wanted: Mapping) -> dict[str, dict]:
             others.setdefault(reason, []).append(path.name.removesuffix(PART))
         else:
             parts[path.name] = part
-    old = ".results.csv"
-    others["an older format"] = [path.name.removesuffix(old) for path in (folder / "parts").glob(f"*{old}")]
     for reason, names in others.items():
         _tell(folder / "parts", f"part of {reason}", names)
     return parts

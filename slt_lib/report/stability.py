@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from slt_lib.report.rows import numbers
+from slt_lib.report.data import numbers
 
 FILE = "stability.csv"
 COLUMNS = "pair seed start sparsity copies share loss dev_bleu runs".split()

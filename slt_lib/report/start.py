@@ -22,9 +22,8 @@ from matplotlib.patches import ConnectionPatch
 
 from slt_lib.base.errors import InputError
 from slt_lib.base.settings import DENSE, home
-from slt_lib.report.data import HYBRID_SWITCH, SLT_MP_FIRST, Figures, label, percent
+from slt_lib.report.data import HYBRID_SWITCH, SLT_MP_FIRST, Figures, label, numbers, percent
 from slt_lib.report.plots import GRID, INK, LINE, LOOKS, METRICS, STYLE
-from slt_lib.report.rows import numbers
 
 FILE = "start.csv"
 COLUMNS = "pair technique sparsity seed what value".split()

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.special import stdtrit
 
 from slt_lib.base.settings import DENSE, TECHNIQUES
-from slt_lib.report.rows import numbers
+from slt_lib.report.data import numbers
 from slt_lib.report.tables import markdown_rows
 
 # name -> columns after pair and seed; docs/figures.md explains them

@@ -4,5 +4,3 @@ from slt_lib.study.chains import Chain, Recipe
 from slt_lib.study.runs import Run
 from slt_lib.study.study import Study
 from slt_lib.study.tickets import Ticket
-
-__all__ = ["Chain", "Recipe", "Run", "Study", "Ticket"]

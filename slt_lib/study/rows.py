@@ -5,8 +5,7 @@ from typing import Any
 
 from slt_lib.base.files import write_bytes
 from slt_lib.base.store import digest, recall, remember
-from slt_lib.report.data import csv_bytes, pack
-from slt_lib.report.rows import read
+from slt_lib.report.data import csv_bytes, pack, read_rows
 from slt_lib.study.opening import Opened
 from slt_lib.study.results import describe, figures
 
@@ -33,6 +32,6 @@ def replace(
     rows = [["" if value is None else str(value) for value in row] for row in rows]
     replaced = {tuple(row[:same]) for row in [[study.pair], *rows]}
     with study.store.lock(f"rows-{digest(str(path))[:16]}"):
-        rows += [row for row in read(path, columns).values.tolist() if tuple(row[:same]) not in replaced]
+        rows += [row for row in read_rows(path, columns).values.tolist() if tuple(row[:same]) not in replaced]
         content = csv_bytes(columns, sorted(rows, key=order))
         write_bytes(path, pack(content) if path.suffix == ".gz" else content)
