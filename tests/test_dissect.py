@@ -405,9 +405,14 @@ def test_labels_of_the_grammar(made):
             assert word.lower() in [each.lower() for each in lex.NOUN[form].en] and label == label_of(lex.NOUN[form])
     tense = found["tense"]
     for (sentence, *_), label in zip(tense.spans, tense.labels, strict=True):
-        assert label in {clause.tense for clause in structures[sentence].clauses}
+        assert label in {clause.tense for _, clause in structures[sentence].clauses}
         if label == "fut":
             assert "will" in lines[sentence].lower()
+    for (sentence, *_), label in zip(found["negation"].spans, found["negation"].labels, strict=True):
+        assert label == str("not" in lines[sentence].split())
+    for role in ("subject", "object"):
+        for (sentence, *_), label, head in zip(*vars_of(found[f"number of the {role}"]), strict=True):
+            assert lex.NOUN[head].en[0 if label == "singular" else -1].lower() in lines[sentence].lower()
     lengths = {label: [] for label in ("flat", "embedded")}
     for (sentence, *_), label in zip(found["depth"].spans, found["depth"].labels, strict=True):
         lengths[label].append(len(split[sentence]))

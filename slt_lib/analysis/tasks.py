@@ -111,15 +111,16 @@ def grammar_tasks(
     rows = defaultdict(list)
     for number, (found, structure) in enumerate(zip(split, structures, strict=True)):
         span = number, 0, found[-1][2]
-        main = next(clause for clause in structure.clauses if clause.type == "main")
+        clauses = [clause for _, clause in structure.clauses]
+        main = next(clause for type, clause in structure.clauses if type == "main")
         rows["tense", "morphology"].append((span, main.tense, main.modal or main.verb))
-        for role in ("subject", "object"):
-            if (phrase := getattr(main, role)) and phrase.kind == "noun":
+        for role, phrase in (("subject", main.subj), ("object", main.obj)):
+            if phrase and phrase.head in lex.NOUN:
                 number_of = "plural" if phrase.plural else "singular"
                 rows[f"number of the {role}", "morphology"].append((span, number_of, phrase.head))
         rows["clause type", "syntax"].append((span, structure.kind, main.verb))
-        rows["negation", "meaning"].append((span, any(clause.negated for clause in structure.clauses), main.verb))
-        targets = {clause.agrees_with.head for clause in structure.clauses}
+        rows["negation", "meaning"].append((span, any(clause.neg for clause in clauses), main.verb))
+        targets = {clause.subj.head for clause in clauses}  # of a relative clause perhaps the noun that it describes
         nouns = [(_nouns(source).get(form.lower()), *place) for form, *place in found]
         seen = Counter(lemma for lemma, *_ in nouns)
         for lemma, *place in nouns:
