@@ -83,7 +83,7 @@ def _score(run: Run, test_set: str, checkpoint: str) -> dict:
         "test_set": test_set,
         "bleu": float(scoring.corpus_bleu(statistics)),
         "ter": float(scoring.corpus_ter(statistics)),
-        "ter_13a": float(scoring.corpus_ter_13a(statistics)),
+        "ter_13a": float(scoring.corpus_ter(statistics, "ter_13a")),
         "signatures": scoring.signatures(),
         "statistics": {name: [int(value) for value in values] for name, values in statistics.items()},
         "hypotheses": hypotheses,
