@@ -43,9 +43,7 @@ def decoder(study: Opened, weights: Mapping[str, Tensor]) -> Engine | Transforme
     """What `decoding.translate` runs fastest with these weights: the engine on a CPU, the model elsewhere."""
     if device().type == "cpu":
         return Engine(study.shape, weights)
-    model = study.model().to(device())
-    model.load_state_dict(weights)
-    return model
+    return study.loaded(weights)
 
 
 def scores(run: Run, checkpoint: str = "best") -> dict[str, dict]:
