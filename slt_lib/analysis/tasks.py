@@ -38,9 +38,9 @@ def words(vocabulary: Vocabulary, sentence: str) -> list[Word]:
     return found
 
 
-def swapped(sentences: Sequence[str], draw: int = 0) -> list[str]:
+def swapped(sentences: Sequence[str]) -> list[str]:
     """Each sentence with two neighbouring words exchanged, neither the first nor the last ones."""
-    random, found = stream(draw, "swapped neighbours"), []
+    random, found = stream(0, "swapped neighbours"), []
     for sentence in sentences:
         parts = sentence.split()
         if len(parts) > 4:
@@ -127,7 +127,8 @@ def grammar_tasks(
             if lemma and seen[lemma] == 1:
                 noun, at = lex.NOUN[lemma], (number, *place)
                 rows["agreement target", "syntax"].append((at, lemma in targets, lemma))
-                rows["noun class", "meaning"].append((at, _class(noun.kind), lemma))
+                noun_class = next(name for kinds, name in CLASSES.items() if noun.kind in kinds)
+                rows["noun class", "meaning"].append((at, noun_class, lemma))
                 if target in ("de", "fr"):
                     gender = noun.gender[("de", "fr").index(target)]
                     rows["gender of the translation", "morphology"].append((at, gender, lemma))
@@ -150,10 +151,6 @@ def _nouns(language: str) -> dict[str, str]:
         for form in getattr(noun, language)
         if form not in others and " " not in form
     }
-
-
-def _class(kind: str) -> str:
-    return next(name for kinds, name in CLASSES.items() if kind in kinds)
 
 
 def _depth(split: Sequence[list[Word]], structures: Sequence[Structure]) -> list[tuple]:
