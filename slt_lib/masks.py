@@ -18,7 +18,7 @@ def magnitude_mask(
     order is pruned first, on every device. Returns name -> BoolTensor. Raises ValueError for a sparsity outside 0..1 or
     below that of `mask`, and for weights that are not finite. Source: paper section 3.1; FACTS.md section 3.
     """
-    return lowest_mask(dict(_magnitudes(weights, sparsity)), sparsity, mask)
+    return lowest_mask({name: weight.detach().abs() for name, weight in weights.items()}, sparsity, mask)
 
 
 def lowest_mask(
@@ -81,12 +81,6 @@ CRITERIA = {
 }
 
 
-def _magnitudes(weights: Mapping[str, Tensor], sparsity: float) -> Iterator[tuple[str, Tensor]]:
-    """Names and magnitudes, after checks of the sparsity and the weights."""
-    for name, weight in _finite(weights, sparsity):
-        yield name, weight.detach().abs()
-
-
 def _finite(weights: Mapping[str, Tensor], sparsity: float) -> Iterator[tuple[str, Tensor]]:
     """Names and weights, after checks of both."""
     if not 0 <= sparsity <= 1:
@@ -106,8 +100,8 @@ def histogram_mask(
     very large. Entries that are False in `mask` stay pruned. Source: FACTS.md section 3, library mechanics.
     """
     result = {}
-    for name, magnitude in _magnitudes(weights, sparsity):
-        magnitude = magnitude.float()
+    for name, weight in _finite(weights, sparsity):
+        magnitude = weight.detach().abs().float()
         if mask is not None:
             magnitude = magnitude * mask[name]
         largest = magnitude.max()

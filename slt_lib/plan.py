@@ -5,7 +5,6 @@ prepared, and no lock is waited for.
 """
 
 import dataclasses
-import functools
 import itertools
 import statistics
 import time
@@ -82,12 +81,6 @@ class Planned(Study):
     def done(self) -> dict[str, Run]:
         """The stored runs that `train` found."""
         return {train_id: run for train_id, run in self.runs.items() if not isinstance(run, StandIn)}
-
-    @functools.cached_property
-    def outline(self) -> torch.nn.Module:
-        """The model on the meta device."""
-        with torch.device("meta"):
-            return self.model()
 
 
 @dataclasses.dataclass(frozen=True)

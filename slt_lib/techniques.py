@@ -292,11 +292,7 @@ def retrained(study: Study, at: float = 0.8, draws: int = 0) -> list[Chain]:
     In a rehearsal only the first seed's, and 0 means one.
     """
     draws = draws or (1 if study.params.rehearsal else RANDOM)
-    return [
-        study.chain(line.recipe, seed, line.levels, line.label, **line.knobs)
-        for seed in _few_seeds(study)
-        for line in subnetworks(at, draws)
-    ]
+    return _chains(study, _few_seeds(study), subnetworks(at, draws))
 
 
 def _few_seeds(study: Study) -> list[int]:
@@ -311,11 +307,12 @@ def compared(study: Study, names: Sequence[str], **options) -> dict[str, list[Ch
     catalogue = comparisons(study.levels, techniques=study.params.pairs[study.pair], **options)
     for name in names:
         check_choice("comparisons", name, tuple(catalogue))
-    return {
-        name: [
-            study.chain(line.recipe, seed, line.levels, line.label, line.scored, **line.knobs)
-            for seed in study.seeds
-            for line in catalogue[name]
-        ]
-        for name in names
-    }
+    return {name: _chains(study, study.seeds, catalogue[name]) for name in names}
+
+
+def _chains(study: Study, seeds: Sequence[int], lines: Sequence[Line]) -> list[Chain]:
+    return [
+        study.chain(line.recipe, seed, line.levels, line.label, line.scored, **line.knobs)
+        for seed in seeds
+        for line in lines
+    ]

@@ -169,11 +169,15 @@ def sentences(count, seed):
     return [[*draw.integers(3, 30, draw.integers(2, 9)).tolist(), EOS] for _ in range(count)]
 
 
+def sites(layers, side):
+    return [f"{side}.{layer}" for layer in (*range(layers + 1), "norm")]
+
+
 def test_the_states_are_those_of_the_model(model):
     """Sentence by sentence without padding; the decoder's output gives the model's own logits."""
     sources, targets = sentences(70, 1), sentences(70, 2)
     states, sentence = activations.gather(activations.traces(model, sources, targets))
-    assert set(states) == {*activations.sites(2, "encoder"), *activations.sites(2, "decoder")}
+    assert set(states) == {*sites(2, "encoder"), *sites(2, "decoder")}
     for number in (0, 33, 69):
         memory = model.encode(torch.tensor([sources[number]]))[0, :-1]
         assert torch.allclose(states["encoder.norm"][sentence["encoder"] == number], memory, atol=1e-5)
@@ -184,19 +188,22 @@ def test_the_states_are_those_of_the_model(model):
         embedded = embedded + model.positions[: len(sources[number])]
         assert torch.allclose(states["encoder.0"][sentence["encoder"] == number], embedded[:-1], atol=1e-5)
     alone, _ = activations.gather(activations.traces(model, sources))
-    assert set(alone) == set(activations.sites(2, "encoder"))
+    assert set(alone) == set(sites(2, "encoder"))
     assert torch.allclose(alone["encoder.2"], states["encoder.2"], atol=1e-5)
 
 
 def test_attention_weights_give_the_output_of_the_module(model):
-    """Recomputed weights, times the values, are what the attention itself returns."""
-    x, memory = torch.randn(3, 5, 8), torch.randn(3, 6, 8)
-    module = model.decoder[1].cross_attention
-    key, value = module.keys(memory)
-    found = activations.weights(module, x, key, value, None)
-    assert torch.allclose(found.sum(-1), torch.ones(3, 2, 5))
+    """The recorded weights, times the values, are what the attention itself returns."""
+    [(_, batch)] = activations.batches(sentences(3, 1), sentences(3, 2))
+    module, calls = model.decoder[1].cross_attention, []
+    hook = module.register_forward_hook(lambda _, inputs, output: calls.append((inputs[2], output)))
+    with activations._recording(model) as (_, attention):
+        model(batch)
+    hook.remove()
+    [(value, output)], found = calls, attention["cross", 2]
+    assert torch.allclose(found.sum(-1), torch.ones(3, 2, batch.target.shape[1]))
     own = (found @ value).transpose(1, 2).flatten(-2) @ module.output.T
-    assert torch.allclose(own, module(x, key, value, None, None), atol=1e-6)
+    assert torch.allclose(own, output, atol=1e-6)
 
 
 def test_a_handmade_model_attends_where_it_is_told_to():
@@ -405,9 +412,14 @@ def test_labels_of_the_grammar(made):
             assert word.lower() in [each.lower() for each in lex.NOUN[form].en] and label == label_of(lex.NOUN[form])
     tense = found["tense"]
     for (sentence, *_), label in zip(tense.spans, tense.labels, strict=True):
-        assert label in {clause.tense for clause in structures[sentence].clauses}
+        assert label in {clause.tense for _, clause in structures[sentence].clauses}
         if label == "fut":
             assert "will" in lines[sentence].lower()
+    for (sentence, *_), label in zip(found["negation"].spans, found["negation"].labels, strict=True):
+        assert label == str("not" in lines[sentence].split())
+    for role in ("subject", "object"):
+        for (sentence, *_), label, head in zip(*vars_of(found[f"number of the {role}"]), strict=True):
+            assert lex.NOUN[head].en[0 if label == "singular" else -1].lower() in lines[sentence].lower()
     lengths = {label: [] for label in ("flat", "embedded")}
     for (sentence, *_), label in zip(found["depth"].spans, found["depth"].labels, strict=True):
         lengths[label].append(len(split[sentence]))

@@ -61,7 +61,7 @@ def test_the_null_is_that_of_permutations(random):
         drawn.append((one.numpy() & moved).sum() / (one.numpy() | moved).sum())
     assert np.quantile(drawn, [0.025, 0.975]) == pytest.approx([low, high], abs=0.03)
     assert np.mean(drawn) == pytest.approx(mean, abs=0.01)
-    kappa, low, high = overlap.kappa_with_null(one.numpy().ravel(), other.numpy().ravel(), 1)
+    kappa, low, high = overlap.kappa_with_null(one.numpy().ravel(), other.numpy().ravel(), 1, [""] * 60)
     assert low < 0 < high and kappa == overlap.fleiss_kappa([one.numpy().ravel(), other.numpy().ravel()])
 
 
@@ -86,7 +86,7 @@ def test_a_null_within_groups_keeps_their_numbers():
     mask = np.array([1, 1, 1, 0, 0, 0, 0, 1], dtype=bool)
     kappa, low, high = overlap.kappa_with_null(mask, mask, 1, list("aaaabbbb"))
     assert (kappa, low, high) == (1, 0, 1)  # neither, one or both groups agree: 0, .5 or 1
-    assert overlap.kappa_with_null(mask, mask, 1)[1] < 0
+    assert overlap.kappa_with_null(mask, mask, 1, [""] * 8)[1] < 0
     same = np.array([1, 1, 0, 0], dtype=bool)
     assert overlap.kappa_with_null(same, same, 1, list("aabb")) == (1, 1, 1)
 

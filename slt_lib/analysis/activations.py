@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from slt_lib.base.errors import InputError
-from slt_lib.base.products import matmul
 from slt_lib.transformer import EOS, PAD, Attention, Batch, Transformer
 
 SENTENCES = 64  # per batch; no result depends on it beyond float error
@@ -35,11 +34,6 @@ class Trace:
     states: dict[str, Tensor]
     attention: dict[tuple[str, int], Tensor]
     visible: dict[str, Tensor]
-
-
-def sites(layers: int, side: str) -> list[str]:
-    """The sites of one side of a model, in order of depth."""
-    return [f"{side}.{layer}" for layer in (*range(layers + 1), "norm")]
 
 
 def batches(sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Batch]]:
@@ -97,10 +91,12 @@ def _recording(model: Transformer) -> Iterator[tuple[dict, dict]]:
     def keep(module, site: str) -> None:
         hooks.append(module.register_forward_hook(lambda _, inputs, output: states.__setitem__(site, output)))
 
-    def attend(module: Attention, *key) -> None:
-        hooks.append(
-            module.register_forward_hook(lambda own, inputs, _: attention.__setitem__(key, weights(own, *inputs)))
-        )
+    def attend(module: Attention, *place) -> None:
+        def record(own: Attention, inputs: tuple, _) -> None:
+            x, key, _, bias, _ = inputs
+            attention[place] = own.weights(x, key, bias)
+
+        hooks.append(module.register_forward_hook(record))
 
     for side in SIDES:
         layers = getattr(model, side)
@@ -119,13 +115,6 @@ def _recording(model: Transformer) -> Iterator[tuple[dict, dict]]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def weights(attention: Attention, x: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, drop=None) -> Tensor:
-    """Attention weights [rows, heads, queries, keys] for the inputs of a call of `attention`; `value` is not used."""
-    query = attention.split(x, attention.query) * (key.shape[-1] ** -0.5)
-    scores = matmul(query, key.transpose(-1, -2))
-    return (scores if bias is None else scores + bias).softmax(-1)
 
 
 def gather(found: Iterable[Trace]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

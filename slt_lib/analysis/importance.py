@@ -15,8 +15,6 @@ from torch import Tensor
 from slt_lib.analysis.activations import batches
 from slt_lib.transformer import Batch, Transformer, smoothed_cross_entropy
 
-SIDES = ("encoder", "decoder")
-
 
 def sublayers(model: Transformer, kind: str) -> dict[str, torch.nn.Module]:
     """Name -> module of every attention (`kind` "attention") or feed-forward layer ("feed_forward")."""

@@ -81,15 +81,13 @@ def kappa_null(masks: Sequence[Mapping[str, Tensor]]) -> tuple[float, float, flo
     return float(mean), float(mean - width), float(mean + width)
 
 
-def kappa_with_null(
-    one: np.ndarray, other: np.ndarray, seed: int, groups: Sequence[str] | None = None
-) -> tuple[float, float, float]:
-    """Fleiss' kappa of two masks, and the 2.5% and 97.5% quantiles if the second is permuted.
+def kappa_with_null(one: np.ndarray, other: np.ndarray, seed: int, groups: Sequence[str]) -> tuple[float, float, float]:
+    """Fleiss' kappa of two masks, and the 2.5% and 97.5% quantiles if the second is permuted within groups.
 
-    `groups`: name of the group of each entry; entries are then permuted within their group.
+    `groups`: name of the group of each entry.
     """
     generator = stream(seed, "permutation null", len(one))
-    place = np.unique(["" for _ in one] if groups is None else groups, return_inverse=True)[1]
+    place = np.unique(groups, return_inverse=True)[1]
     grouped, drawn = np.argsort(place, kind="stable"), []
     for _ in range(PERMUTATIONS):
         permuted = np.empty_like(other)

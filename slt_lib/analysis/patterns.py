@@ -19,7 +19,6 @@ from slt_lib.analysis.importance import sublayers
 from slt_lib.transformer import PAD, Batch, Transformer
 
 SHARES = ("confidence", "positional", "vertical", "rare")
-PATTERNS = ("previous", "next", "positional", "vertical", "rare word", "heterogeneous")
 MOST, RARE = 0.9, 2 / 3  # shares of the tokens
 UNIFORM = 1e-4  # norm of a head's centred weights below which it is uniform, but for rounding
 
@@ -102,7 +101,7 @@ def _add(found: Attended, name: str, weights: np.ndarray, batch: Batch, source_c
 
 
 def pattern(found: Attended, head: int) -> tuple[str, Mapping[str, float]]:
-    """The pattern of a head, one of PATTERNS, and the shares that decide it (SHARES)."""
+    """The pattern of a head, such as "previous" or "heterogeneous", and the shares that decide it (SHARES)."""
     offsets, counts = np.unique(np.concatenate([part[head] for part in found.offset]), return_counts=True)
     shares = {
         "confidence": float(np.concatenate([part[head] for part in found.largest]).mean()),

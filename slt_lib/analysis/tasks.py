@@ -38,9 +38,9 @@ def words(vocabulary: Vocabulary, sentence: str) -> list[Word]:
     return found
 
 
-def swapped(sentences: Sequence[str], draw: int = 0) -> list[str]:
+def swapped(sentences: Sequence[str]) -> list[str]:
     """Each sentence with two neighbouring words exchanged, neither the first nor the last ones."""
-    random, found = stream(draw, "swapped neighbours"), []
+    random, found = stream(0, "swapped neighbours"), []
     for sentence in sentences:
         parts = sentence.split()
         if len(parts) > 4:
@@ -111,22 +111,24 @@ def grammar_tasks(
     rows = defaultdict(list)
     for number, (found, structure) in enumerate(zip(split, structures, strict=True)):
         span = number, 0, found[-1][2]
-        main = next(clause for clause in structure.clauses if clause.type == "main")
+        clauses = [clause for _, clause in structure.clauses]
+        main = next(clause for type, clause in structure.clauses if type == "main")
         rows["tense", "morphology"].append((span, main.tense, main.modal or main.verb))
-        for role in ("subject", "object"):
-            if (phrase := getattr(main, role)) and phrase.kind == "noun":
+        for role, phrase in (("subject", main.subj), ("object", main.obj)):
+            if phrase and phrase.head in lex.NOUN:
                 number_of = "plural" if phrase.plural else "singular"
                 rows[f"number of the {role}", "morphology"].append((span, number_of, phrase.head))
         rows["clause type", "syntax"].append((span, structure.kind, main.verb))
-        rows["negation", "meaning"].append((span, any(clause.negated for clause in structure.clauses), main.verb))
-        targets = {clause.agrees_with.head for clause in structure.clauses}
+        rows["negation", "meaning"].append((span, any(clause.neg for clause in clauses), main.verb))
+        targets = {clause.subj.head for clause in clauses}  # of a relative clause perhaps the noun that it describes
         nouns = [(_nouns(source).get(form.lower()), *place) for form, *place in found]
         seen = Counter(lemma for lemma, *_ in nouns)
         for lemma, *place in nouns:
             if lemma and seen[lemma] == 1:
                 noun, at = lex.NOUN[lemma], (number, *place)
                 rows["agreement target", "syntax"].append((at, lemma in targets, lemma))
-                rows["noun class", "meaning"].append((at, _class(noun.kind), lemma))
+                noun_class = next(name for kinds, name in CLASSES.items() if noun.kind in kinds)
+                rows["noun class", "meaning"].append((at, noun_class, lemma))
                 if target in ("de", "fr"):
                     gender = noun.gender[("de", "fr").index(target)]
                     rows["gender of the translation", "morphology"].append((at, gender, lemma))
@@ -149,10 +151,6 @@ def _nouns(language: str) -> dict[str, str]:
         for form in getattr(noun, language)
         if form not in others and " " not in form
     }
-
-
-def _class(kind: str) -> str:
-    return next(name for kinds, name in CLASSES.items() if kind in kinds)
 
 
 def _depth(split: Sequence[list[Word]], structures: Sequence[Structure]) -> list[tuple]:

@@ -1,5 +1,6 @@
 """What a reader loses: BLEU by sentence length, recall of words by their frequency, numbers and nouns that are kept."""
 
+import bisect
 import functools
 import re
 from collections import Counter
@@ -11,7 +12,8 @@ from slt_lib.data import lexicon as lex
 from slt_lib.data.grammar import LANGUAGES
 from slt_lib.evaluation import scoring
 
-BANDS = (1, 5, 20, 100, 1000)  # training frequencies at which a band begins; below the first: never seen
+BANDS = (1, 5, 20, 100, 1000)  # training frequencies at which the bands after the first, "never seen", begin
+NAMES = ("0", "1-4", "5-19", "20-99", "100-999", "1000+")
 Row = tuple[str, float, int]  # band, value, number of cases
 
 
@@ -50,17 +52,11 @@ def recall_by_frequency(hypotheses: Sequence[str], references: Sequence[str], se
             total[_band(seen.get(word, 0))] += count
         for word, count in (wanted & Counter(tokens(hypothesis))).items():
             found[_band(seen.get(word, 0))] += count
-    names = [_band(start) for start in (0, *BANDS)]
-    return [(name, found[name] / total[name], total[name]) for name in names if total[name]]
+    return [(name, found[name] / total[name], total[name]) for name in NAMES if total[name]]
 
 
 def _band(count: int) -> str:
-    place = int(np.searchsorted(BANDS, count, side="right"))
-    starts = [0, *BANDS]
-    if place == len(BANDS):
-        return f"{starts[-1]}+"
-    low, high = starts[place], starts[place + 1] - 1
-    return f"{low}" if low == high else f"{low}-{high}"
+    return NAMES[bisect.bisect_right(BANDS, count)]
 
 
 def kept(hypotheses: Sequence[str], references: Sequence[str], sources: Sequence[str], pair: str) -> list[Row]:

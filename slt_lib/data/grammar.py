@@ -62,91 +62,27 @@ def generate(counts: Mapping[str, int], seed: int, structure: bool = False) -> d
 
 
 @dataclass(frozen=True)
-class Phrase:
-    """A noun phrase of a clause.
-
-    Attributes:
-        head: the English noun in the singular ("dog"), a name ("Anna") or a pronoun in the nominative ("she").
-        kind: "noun", "name" or "pronoun".
-        plural: whether it is plural. "you" counts as singular, as its translations do ("du", "tu").
-        german: gender of the German noun, "m", "f" or "n"; "" for a name or pronoun.
-        french: gender that agrees in French, "m" or "f".
-    """
-
-    head: str
-    kind: str
-    plural: bool
-    german: str
-    french: str
-
-    @classmethod
-    def of(cls, phrase: NP) -> Phrase:
-        word = lex.HEAD[phrase.head]
-        return cls(phrase.head, word.type, phrase.index > 2, *word.gender)
-
-
-@dataclass(frozen=True)
-class ClauseStructure:
-    """One clause of a sentence.
-
-    Attributes:
-        type: "main", "because", "that", "when", "if" or "relative".
-        depth: number of clauses around it; 0 for a main clause.
-        verb: key of the verb in grammar.yaml ("look for", "be", "think").
-        modal: the verb that takes `verb` as an infinitive ("can", "want", ...), or "".
-        tense: "pres", "prog" (English progressive), "past" or "fut".
-        plural: number of the finite verb.
-        negated: whether it holds "not" ("never" does not count).
-        subject: its subject; None in a relative clause whose pronoun is the subject.
-        object: its direct or prepositional object; None without one, or if the relative pronoun is the object.
-        recipient: the person that receives the object, or None.
-        agrees_with: the phrase whose person and number the finite verb takes: the subject, or in a relative clause
-            whose pronoun is the subject the phrase that the clause describes.
-    """
-
-    type: str
-    depth: int
-    verb: str
-    modal: str
-    tense: str
-    plural: bool
-    negated: bool
-    subject: Phrase | None
-    object: Phrase | None
-    recipient: Phrase | None
-    agrees_with: Phrase
-
-    @classmethod
-    def of(cls, c: Clause, type: str, depth: int) -> ClauseStructure:
-        agrees_with = Phrase.of(c.subj)
-        parts = (None if c.gap == "subj" else c.subj, None if c.gap == "obj" else c.obj, c.to)
-        phrases = [Phrase.of(part) if part else None for part in parts]
-        return cls(type, depth, c.verb, c.modal, c.tense, agrees_with.plural, c.neg, *phrases, agrees_with)
-
-
-@dataclass(frozen=True)
 class Structure:
     """The structure of a sentence, from which `syntax.render` makes its text.
 
     Attributes:
         kind: kind of the sentence; see `lexicon.Sentence`.
-        clauses: all clauses, in the order of the English text; a relative clause follows the clause that holds it.
+        clauses: type ("main", "because", "that", "when", "if" or "relative") and clause of all clauses, in the order of
+            the English text; a relative clause follows the clause that holds it.
         depth: the deepest nesting of clauses and owners; 0 for one clause without either.
-        sentence: the abstract sentence itself, with all words. A changed copy can be rendered.
     """
 
     kind: str
-    clauses: tuple[ClauseStructure, ...]
+    clauses: tuple[tuple[str, Clause], ...]
     depth: int
-    sentence: Sentence
 
     @classmethod
     def of(cls, sentence: Sentence) -> Structure:
         types = {"because": ("main", "because"), "that": ("main", "that"), "when": (sentence.word, "main")}
         typed = zip(sentence.spoken, types.get(sentence.kind, ("main", "main")), strict=False)
         parts = [part for clause, type in typed for part in _walk(clause, int(type != "main"), type)]
-        clauses = tuple(ClauseStructure.of(*part) for part in parts if isinstance(part[0], Clause))
-        return cls(sentence.kind, clauses, max(depth for _, _, depth in parts), sentence)
+        clauses = tuple((type, part) for part, type, _ in parts if isinstance(part, Clause))
+        return cls(sentence.kind, clauses, max(depth for _, _, depth in parts))
 
 
 def _walk(part: Clause | NP, depth: int, type: str = "") -> Iterator[tuple[Clause | NP, str, int]]:

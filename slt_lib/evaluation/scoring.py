@@ -108,32 +108,21 @@ def corpus_bleu(statistics: Statistics) -> float | np.ndarray:
     return _float_or_array(np.where(matched.any(axis=0) & total.all(axis=0), score, 0.0))
 
 
-def corpus_ter(statistics: Statistics) -> float | np.ndarray:
-    """TER in percent of raw text with sacrebleu's defaults, most likely as in the paper (FACTS.md, section 5).
+def corpus_ter(statistics: Statistics, metric: str = "ter") -> float | np.ndarray:
+    """TER in percent, sacrebleu's defaults; `statistics` has the `COLUMNS` of `metric`, axes as in `corpus_bleu`.
 
-    `statistics` has `ter_edits` and `ter_words` [..., lines]; axes as in `corpus_bleu`.
+    "ter" is of raw text, most likely as in the paper (FACTS.md, section 5). "ter_13a" is of 13a tokens, lowercased: the
+    conventional setting, about nine points lower.
     """
-    return _edit_rate(statistics, "ter")
-
-
-def corpus_ter_13a(statistics: Statistics) -> float | np.ndarray:
-    """TER in percent of 13a tokens, lowercased: the conventional setting, about nine points lower than `corpus_ter`.
-
-    `statistics` has `ter13a_edits` and `ter13a_words` [..., lines]; axes as in `corpus_bleu`.
-    """
-    return _edit_rate(statistics, "ter_13a")
+    edits, words = _totals(statistics, metric)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rate = np.where(words > 0, edits / words, edits > 0)
+    return _float_or_array(100.0 * rate)
 
 
 def _totals(statistics: Statistics, metric: str) -> np.ndarray:
     """Sums over lines: [columns, ...]."""
     return np.stack([np.asarray(statistics[column]).sum(axis=-1) for column in COLUMNS[metric]])
-
-
-def _edit_rate(statistics: Statistics, metric: str) -> float | np.ndarray:
-    edits, words = _totals(statistics, metric)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rate = np.where(words > 0, edits / words, edits > 0)
-    return _float_or_array(100.0 * rate)
 
 
 def _float_or_array(values: np.ndarray) -> float | np.ndarray:

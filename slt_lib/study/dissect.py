@@ -13,7 +13,6 @@ from torch import Tensor
 
 from slt_lib.analysis import activations, attention, probes, similarity, tasks, words
 from slt_lib.base import settings
-from slt_lib.base.devices import device
 from slt_lib.base.errors import InputError
 from slt_lib.base.store import digest
 from slt_lib.data import corpora
@@ -25,7 +24,6 @@ from slt_lib.study.scores import scores, translate
 from slt_lib.study.start import own_sentences
 from slt_lib.study.study import Chain, Study
 from slt_lib.study.tickets import check_choice
-from slt_lib.transformer import Transformer
 
 PIECES = 10_000  # word pieces of a side that similarity needs, as CKA of fewer is above 0 for independent noise
 VERSION = 2  # raise when a change of code changes a measured number
@@ -206,16 +204,9 @@ def _compared(study: Study, one: Subject, other: Subject, of: Text, memory: dict
 
 def _inside(study: Study, subject: Subject, of: Text) -> tuple[list, dict[str, similarity.Moments]]:
     """The traces of a model, and site -> its moments."""
-    traces = list(activations.traces(model(study, subject), of.sources, of.targets))
+    traces = list(activations.traces(study.loaded(subject.weights()), of.sources, of.targets))
     states, _ = activations.gather(traces)
     return traces, {site: similarity.Moments.of(state.cpu().numpy()) for site, state in states.items()}
-
-
-def model(study: Study, subject: Subject) -> Transformer:
-    """The subject as a model on this process's device."""
-    found = study.model().to(device())
-    found.load_state_dict(subject.weights())
-    return found.eval()
 
 
 # Probes ------------------------------------------------------------
@@ -269,7 +260,7 @@ def record_probes(
 
 
 def _probed(study: Study, subject: Subject, ids: list, found: list[probes.Task], draws: int) -> list[list[str]]:
-    states, sentence = activations.gather(activations.traces(model(study, subject), ids))
+    states, sentence = activations.gather(activations.traces(study.loaded(subject.weights()), ids))
     rows = []
     for site, state in states.items():
         inputs = probes.vectors(state.cpu().numpy(), sentence["encoder"].cpu().numpy(), found)

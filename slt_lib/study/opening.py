@@ -5,14 +5,15 @@ import functools
 import importlib.metadata
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from slt_lib.base import distributed
 from slt_lib.base import settings as params
-from slt_lib.base.devices import threads
+from slt_lib.base.devices import device, threads
 from slt_lib.base.errors import InputError
 from slt_lib.base.store import Store, digest, recall, remember
 from slt_lib.data import corpora, wmt14
@@ -150,17 +151,27 @@ class Opened:
         """A model of the study's shape, weights not initialised."""
         return training.new_model(self.params.training, self.params.vocabulary)
 
+    def loaded(self, weights: Mapping[str, Tensor]) -> Transformer:
+        """A model with these weights on this process's device, in eval mode."""
+        model = self.model()
+        model.load_state_dict(weights)
+        return model.to(device()).eval()
+
     @functools.cached_property
+    def outline(self) -> Transformer:
+        """The model on the meta device, where nothing is allocated."""
+        with torch.device("meta"):
+            return self.model()
+
+    @property
     def shape(self) -> Shape:
         """Sizes of the study's model."""
-        with torch.device("meta"):
-            return self.model().shape
+        return self.outline.shape
 
     @functools.cached_property
     def shapes(self) -> dict[str, torch.Size]:
-        """Parameter name -> shape, computed without allocating the model."""
-        with torch.device("meta"):
-            return {name: tensor.shape for name, tensor in self.model().state_dict().items()}
+        """Parameter name -> shape."""
+        return {name: tensor.shape for name, tensor in self.outline.state_dict().items()}
 
     def threads(self):
         """Context in which PyTorch uses the study's number of threads."""

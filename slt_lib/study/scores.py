@@ -43,9 +43,7 @@ def decoder(study: Opened, weights: Mapping[str, Tensor]) -> Engine | Transforme
     """What `decoding.translate` runs fastest with these weights: the engine on a CPU, the model elsewhere."""
     if device().type == "cpu":
         return Engine(study.shape, weights)
-    model = study.model().to(device())
-    model.load_state_dict(weights)
-    return model
+    return study.loaded(weights)
 
 
 def scores(run: Run, checkpoint: str = "best") -> dict[str, dict]:
@@ -83,7 +81,7 @@ def _score(run: Run, test_set: str, checkpoint: str) -> dict:
         "test_set": test_set,
         "bleu": float(scoring.corpus_bleu(statistics)),
         "ter": float(scoring.corpus_ter(statistics)),
-        "ter_13a": float(scoring.corpus_ter_13a(statistics)),
+        "ter_13a": float(scoring.corpus_ter(statistics, "ter_13a")),
         "signatures": scoring.signatures(),
         "statistics": {name: [int(value) for value in values] for name, values in statistics.items()},
         "hypotheses": hypotheses,

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from slt_lib import masks, parts
 from slt_lib.analysis import overlap, patterns
-from slt_lib.base.devices import device
 from slt_lib.evaluation import scoring
 from slt_lib.report.statistics import line_counts
 from slt_lib.report.subnetworks import FILES
@@ -151,13 +150,12 @@ def record_heads(study: Study, runs: Iterable[Run]) -> None:
 
 def attention(study: Study, weights: Mapping[str, Tensor]) -> dict[str, patterns.Attended]:
     """What the heads of trained weights look at on dev, targets given."""
-    model, data = study.model(), study.data
-    model.load_state_dict(weights)
+    data = study.data
     sources = data.dev_source.lists()[:SENTENCES]
     targets = study.vocabulary.encode(data.dev_reference[:SENTENCES]).lists()
     counts = [np.bincount(side.flat, minlength=len(data.vocabulary)) for side in (data.source, data.target)]
     with study.threads():
-        return patterns.attended(model.to(device()).eval(), sources, targets, *counts)
+        return patterns.attended(study.loaded(weights), sources, targets, *counts)
 
 
 # Masks ------------------------------------------------------------
