@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor
 
 from slt_lib.analysis import importance
-from slt_lib.base.devices import device
 
 Opened = Any  # `slt_lib.study.opening.Opened`, whose module imports this one
 SENTENCES = 512  # the first pairs of the training text
@@ -19,12 +18,11 @@ def measured(study: Opened, weights: Mapping[str, Tensor]) -> tuple[dict[str, fl
     come in the order of their scores before the norm: the last head of an attention always has 1, and of equal scores
     `parts.least_heads` takes the first.
     """
-    model, data = study.model(), study.data
-    model.load_state_dict(weights)
+    data = study.data
     count = min(SENTENCES, len(data.source))
     sides = [[side[i].tolist() for i in range(count)] for side in (data.source, data.target)]
     with study.threads():
-        raw = importance.raw(model.to(device()).eval(), *sides)
+        raw = importance.raw(study.loaded(weights), *sides)
     found = importance.normalized(raw)
     heads = sorted(
         (float(before), f"{name}.{i}", float(score))
