@@ -590,10 +590,12 @@ def test_a_finding_in_closed_form(tmp_path):
             for layer, cka in zip((1, 2), layers, strict=True):
                 own = cka + (shift if layer == 1 else 0)
                 rows.append(["en-de", seed, technique, level, "encoder", layer, layer, own, 1, 1, 1, 1])
+                rows.append(["en-de", seed, technique, level, "decoder", layer, layer, 1 - own, 1, 1, 1, 1])
     (tmp_path / "dissect_similarity.csv").write_bytes(csv_bytes(show.FILES["dissect_similarity.csv"], rows))
     effects = findings.effects(tmp_path, "en-de")
-    assert list(effects) == ["higher_diverge"]
+    assert list(effects) == ["higher_diverge", "higher_diverge_decoder"]
     assert effects["higher_diverge"].to_numpy() == pytest.approx([0.2, 0.22, 0.3, 0.32])
+    assert effects["higher_diverge_decoder"].to_numpy() == pytest.approx([-0.2, -0.22, -0.3, -0.32])
     about = {"study": "t", "rehearsal": False, "pairs": {"en-de": ["slt"]}, "levels": [0.5], "seeds": [1], "steps": 1}
     (tmp_path / "study.json").write_text(json.dumps(about | {"test_sets": {"en-de": ["test"]}}))
     judged = findings.judged(tmp_path, "en-de").set_index("finding")
@@ -603,6 +605,23 @@ def test_a_finding_in_closed_form(tmp_path):
     # the seeds differ by the same shift in both contrasts, which counts once: t of 1 degree of freedom
     assert (row.high - row.low) / 2 == pytest.approx(12.706205 * error, rel=1e-4)
     assert judged.loc["meaning_first"].verdict == "undecided"
+
+
+def test_findings_about_probes_in_closed_form(tmp_path):
+    """Of a task that the dense model cannot do, no gain is counted."""
+    rows, file = [], "dissect_probes.csv"
+    accuracy = {("dense", 0.0): (0.8, 0.7), ("slt", 0.9): (0.85, 0.72)}
+    for (technique, level), layers in accuracy.items():
+        for layer, value in enumerate(layers, start=1):
+            about = ["en-de", 1, technique, level, layer]
+            rows.append([*about, "possible", "surface", 0, 99, value, 0.5, 0.5, 0, 0])
+            rows.append([*about, "impossible", "syntax", 0, 99, 0.9 if level else 0.4, 0.5, 0.5, 0, 0])
+    (tmp_path / file).write_bytes(csv_bytes(show.FILES[file], rows))
+    effects = findings.effects(tmp_path, "en-de")
+    assert {name: effect.tolist() for name, effect in effects.items()} == {
+        "early_encode": pytest.approx([5.0]),
+        "early_encode_most": pytest.approx([5.0 - 2.0]),
+    }
 
 
 def test_what_the_contrasts_of_a_seed_share_counts_once():
