@@ -648,6 +648,9 @@ def test_the_summary_of_a_study_under_way_has_what_was_run(rendered):
     assert "| Sparsity | MP | SLT-MP |" in text and "MP-SLT, 50%, 80% and 98%: not run yet." in text
     assert [line.split(" | ")[0] for line in text.splitlines() if "%" in line.split(" | ")[0]][:2] == ["| 0%", "| 90%"]
     assert "SLT is below MP" not in text and "SLT-MP is best above 85%" in text
+    gap = dataclasses.replace(figures, results=rows[(rows.technique != "lt") | (rows.sparsity != 0.8)])
+    bold = {line.split(" | ")[0]: "**" in line for line in report.table(gap, "en-de").markdown.splitlines()}
+    assert bold["| 90%"] and not bold["| 80%"]  # LT is missing there, so nothing is best
     dense = dataclasses.replace(figures, results=rows[rows.technique == "dense"])
     assert "(dense); no technique was run yet." in report.summary(dense) and "bleu_en-de" not in report.summary(dense)
     assert not list(report.all_plots(dense))
