@@ -55,7 +55,7 @@ clean:
 $(ROOT)/.venv/ready: $(ROOT)/requirements.txt $(ROOT)/pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, with venv; set PYTHON=/path/to/python3.x"; exit 2; }
 	$(PYTHON) -m venv $(ROOT)/.venv
-	$(BIN)/python -m pip install --quiet --requirement $(ROOT)/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-compile --requirement $(ROOT)/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --editable $(ROOT)
 	@mkdir -p $(ROOT)/.venv/share/jupyter/lab/settings
 	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' \

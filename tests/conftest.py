@@ -15,6 +15,7 @@ os.environ["SLT_PROGRESS"] = "lines"  # a picture takes longer than a tiny train
 torch.set_num_threads(1)  # two cores are shared, and bytes are promised for one count of threads
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+LONG = {f"test_{name}.py" for name in ("engine", "browser", "kill", "cluster", "distributed", "workers", "figures")}
 
 TINY = {
     "rehearsal": True,
@@ -128,3 +129,8 @@ def pytest_terminal_summary(terminalreporter):
                 figures[name] = good + tried * report.passed, all_of_them + tried
     for name, (good, tried) in sorted(figures.items()):
         terminalreporter.write_line(f"{name} {good} of {tried}")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: one that begins last would keep one core busy while the others idle."""
+    items.sort(key=lambda item: item.path.name not in LONG)
