@@ -14,6 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 export PATH := $(BIN):$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 unexport PYTHONPATH
+unexport PYTHONDONTWRITEBYTECODE # pip compiles nothing below: each process would compile all that it imports
 
 .PHONY: study cluster test soak bench full-size lab notebooks lint clean
 study: $(ROOT)/.venv/ready

@@ -127,7 +127,7 @@ def test_kernels_use_unix_sockets_if_the_path_is_short_enough(tmp_path, folder, 
         there = Path(short) / folder
         there.mkdir(exist_ok=True)
         command = [sys.executable, "notebooks/papermill", tmp_path / "in.ipynb", out, "-k", "python3"]
-        variables = os.environ | {"TMPDIR": str(there), "PYTHONDONTWRITEBYTECODE": "1"}
+        variables = os.environ | {"TMPDIR": str(there)}
         subprocess.run(command, cwd=ROOT, env=variables, check=True, capture_output=True)
     [cell] = nbformat.read(out, as_version=4).cells
     assert cell.outputs[0].text.strip() == transport
