@@ -84,15 +84,16 @@ def test_the_sizes_and_speeds_in_the_texts_are_those_measured():
         shown[name] = row
         line = f"| {name} | {row.bleu:.1f} | {row.bytes / 2**20:.1f} | {row.beam4_batch:.0f} |"
         assert line in page, line
-    names = "SLT-MP at 90%", "SLT-MP at 80%", "dense, width 48", "dense, width 128"
+    names = "SLT at 90%", "SLT at 80%", "dense, width 48", "dense, width 128"
     sparse, denser, small, wide = (shown[name] for name in names)
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert f"{sparse.bytes / 2**20:.1f} MiB and {sparse.bleu:.1f} BLEU" in text
     assert f"of that size has {small.bleu:.1f} BLEU" in text
-    assert f"of width 128 has {wide.bleu:.1f} ({wide.bytes / 2**20:.1f} MiB)" in text
-    assert f"at 80% {denser.bleu:.1f} ({denser.bytes / 2**20:.1f} MiB)" in text
-    for one in (sparse, denser):
-        assert abs(wide.beam4_batch / one.beam4_batch - 1) < 0.1
+    wider = f"of width 128 has {wide.bleu:.1f}, at four times the size ({wide.bytes / 2**20:.1f} MiB)"
+    assert wider in text and round(wide.bytes / sparse.bytes) == 4
+    assert f"at 80% has {denser.bleu:.1f} ({denser.bytes / 2**20:.1f} MiB)" in text
+    for one in (sparse, denser):  # "about the same speed": docs/speed.md says how much two measurements differed
+        assert abs(wide.beam4_batch / one.beam4_batch - 1) < 0.17
     assert abs(small.bytes / sparse.bytes - 1) < 0.1
 
 
@@ -112,7 +113,7 @@ def test_the_ratios_of_the_speed_page_are_those_measured():
         assert line in page, line
 
 
-@pytest.mark.parametrize("folder", ["multi30k-en-de-slt-mp-90", "multi30k-en-de-lt-90-ticket"])
+@pytest.mark.parametrize("folder", ["multi30k-en-de-slt-90", "multi30k-en-de-lt-90-ticket"])
 def test_what_is_published_is_a_run_of_the_results(folder):
     card = (ROOT / "models" / folder / "README.md").read_text(encoding="utf-8")
     rows = pd.read_csv(ROOT / "figures" / "multi30k" / "results.csv")
