@@ -155,8 +155,7 @@ def _stored_run(options):
     if not options.study:
         raise InputError("name a study, or a folder with --model")
     study, sparsity = Study(options.study, options.pair), options.sparsity
-    if sparsity and sparsity not in study.levels:
-        raise InputError(f"sparsity {sparsity} is not a level of {study.name}, which has {study.levels}")
+    study.require_levels("sparsity", [sparsity] if sparsity else [])
     technique = options.technique if sparsity else "dense"
     [chain] = study.follow([study.through(RECIPES[technique], options.seed, [sparsity])], stored=True)
     runs = [run for run in chain.runs if run.sparsity == sparsity]

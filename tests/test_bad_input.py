@@ -230,7 +230,7 @@ COMMANDS = {
     ),
     "no level of the study": (
         "translate TINY --sparsity 0.7",
-        "sparsity 0.7 is not a level of tiny, which has [0.5, 0.6, 0.8]",
+        "sparsity: 0.7 is not a level of tiny, which has [0.5, 0.6, 0.8]",
     ),
     "a translation by nobody": (
         "translate TINY --seed 7",

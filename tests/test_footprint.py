@@ -34,6 +34,13 @@ def test_measured_again_rows_are_replaced(measured, session_study):
     assert sorted(stored.run) == sorted(frame.run)
 
 
+def test_levels_choose_what_is_measured_beside_the_dense_model(session_study, monkeypatch, tmp_path):
+    monkeypatch.setenv("SLT_FIGURES", str(tmp_path))
+    chains = session_study.follow([session_study.chain(RECIPES["slt"], 1)])
+    frame = record_footprint(session_study, chains, sentences=2, seconds=0, levels=[0.8])
+    assert frame.sparsity.tolist() == [0, 0.8]
+
+
 def test_speeds_are_relative_to_the_largest_dense_model():
     about = {"pair": "en-de", "bleu": 30.0, "threads": 2} | dict.fromkeys(footprint.SIZES, 2.0**20)
     models = [

@@ -94,9 +94,7 @@ def _spread(study: Study, sentences: int) -> list[tuple[str, int, str, str]]:
 
 def levels_of(study: Study, levels: Sequence[float]) -> list[float]:
     """`levels`, or those of `files.LEVELS` that the study has. Raises InputError for a level that it does not have."""
-    for level in levels:
-        if level not in study.levels:
-            raise InputError(f"levels: {level} is not a level of {study.name}, which has {study.levels}")
+    study.require_levels("levels", levels)
     return list(levels) or [level for level in study.levels if level in files.LEVELS] or study.levels
 
 

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -29,15 +29,17 @@ SINGLES = 8  # sentences that are translated one by one
 EXTRA = 20  # word pieces by which a translation may be longer than its source
 
 
-def record_footprint(study: Opened, chains: Iterable[Chain], sentences: int = 64, seconds: float = 0.5) -> pd.DataFrame:
+def record_footprint(
+    study: Opened, chains: Iterable[Chain], sentences: int = 64, seconds: float = 0.5, levels: Collection[float] = ()
+) -> pd.DataFrame:
     """Rows of all scored runs of `chains`, which may come from studies with other models; written to footprint.csv.
 
     Speeds are of the first `sentences` of the first test set on the CPU, the best of the calls that fit into `seconds`,
-    and of the first seed only: a seed changes no count of weights. Rows of the same run are replaced.
+    and of the first seed only: a seed changes no count of weights. `levels`: sparsities that are measured beside the
+    dense models; empty: all. Rows of the same run are replaced.
     """
-    done = [
-        (chain, run) for chain in chains for run in chain.runs if run.ticket.listed and run.record["status"] == "ok"
-    ]
+    every = [(chain, run) for chain in chains for run in chain.runs if not levels or run.sparsity in {0, *levels}]
+    done = [(chain, run) for chain, run in every if run.ticket.listed and run.record["status"] == "ok"]
     frame = pd.DataFrame([_row(study, chain, run, sentences, seconds) for chain, run in done], columns=COLUMNS)
     frame = frame.drop_duplicates("run")
     path = figures(study.name) / FILE

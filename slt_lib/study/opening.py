@@ -72,6 +72,12 @@ class Opened:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name}, {self.pair}, seeds {self.seeds}, levels {self.levels})"
 
+    def require_levels(self, key: str, levels: Iterable[float]) -> None:
+        """Raise InputError, which names `key`, for a level that the study does not have."""
+        for level in levels:
+            if level not in self.levels:
+                raise InputError(f"{key}: {level} is not a level of {self.name}, which has {self.levels}")
+
     # Data ------------------------------------------------------------
 
     @functools.cached_property
