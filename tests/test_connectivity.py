@@ -89,6 +89,8 @@ def test_a_study_s_copies(make_study, home, monkeypatch):
         assert end.sparsity == row.sparsity
     assert len(stability.barriers(folder, "en-de")) == 12
     assert len(stability.plot_stability(folder, "en-de").axes) == 8
+    shown = stability.table(folder, "en-de")
+    assert shown.count("\n| ") == 1 + 4 and "\n| LT ticket | 50% | 3 |" in shown
     before = (folder / "stability.csv").read_bytes()
     monkeypatch.setattr(connectivity, "loss", None)  # measured once
     recorded.record_stability(study, chains[::-1], points=3)

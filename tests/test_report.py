@@ -303,10 +303,11 @@ def test_two_names_of_one_training_are_not_compared(rendered):
     other = same.cell("en-de", "mine", 0.9)
     assert statistics.same_runs(slt, other) and not statistics.same_runs(slt, figures.cell("en-de", "mp", 0.9))
     assert report.contrast(same, "en-de", slt, other) is None
-    for level in (0.0, 0.9):  # and they count once in the spread
-        assert statistics.seed_spread(same, "en-de", "bleu", level) == statistics.seed_spread(
-            figures, "en-de", "bleu", level
-        )
+    final = results[rows].assign(variant="checkpoint=final", run=results.run[rows] + "+final")
+    both = dataclasses.replace(figures, results=pd.concat([results, final.assign(bleu=final.bleu * final.seed)]))
+    for level, more in itertools.product((0.0, 0.9), (same, both)):  # and they count once in the spread
+        spread = statistics.seed_spread(figures, "en-de", "bleu", level)
+        assert statistics.seed_spread(more, "en-de", "bleu", level) == spread
 
 
 def test_a_paired_difference_is_surer_than_its_parts(rendered):
@@ -430,16 +431,24 @@ def test_controls_are_judged_where_they_were_run(rendered, tmp_path):
     part = {kind: [] for kind in KINDS}
     controls = {"control=none": 0.0, "control=none,depth=3": 0.0, "control=none,noise=1": 0.0, "control=mask": 0.5}
     controls |= {"at=0.9,control=mask": 0.9, "control=weights": 0.5, "at=0.9,control=weights": 0.9}
+    controls |= {"control=none,depth=10": 0.0, "noise=1": 0.5}
     for (variant, sparsity), seed in itertools.product(controls.items(), SEEDS):
         add_run(part, run_of("slt", variant, sparsity, seed), STRENGTH)  # below the default, as every variant here
     write_part(folder, "controls", part)
     rows = verdicts_of(folder)
     told = [rows[name, "en-de"] for name in ("again_above_dense", "slt_above_random_masks", "slt_above_fresh_weights")]
     assert [row["verdict"] for row in told] == ["fails", "holds", "holds"]
-    assert [row["supported"] for row in told] == ["0 of 2", "2 of 2", "2 of 2"]
+    assert [row["supported"] for row in told] == ["0 of 3", "2 of 2", "2 of 2"]
     assert told[0]["at"].startswith("SLT (control=none") and told[0]["at"].endswith(" - dense 0%")
     written = report.render(folder)
     assert "depth_en-de.png" in written and "depth_en-de.png" not in rendered[1]
+    assert "figures/made/depth_en-de.png)" in written["summary.md"].read_text()
+    figures = report.load(folder)
+    cells = {cell.variant: cell for cell in figures.variants("en-de") if cell.variant in controls}
+    names = [name for name in cells if name.startswith("control=none")]
+    assert names == [f"control=none{knob}" for knob in ("", ",depth=3", ",depth=10", ",noise=1")]
+    for variant, default in (("control=none,noise=1", "control=none"), ("noise=1", ""), ("control=mask", "")):
+        assert figures.default("en-de", cells[variant]).variant == default
 
 
 def test_a_rehearsal_judges_nothing(tmp_path):

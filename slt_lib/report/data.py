@@ -138,6 +138,12 @@ class Figures:
         primary = self.test_set(pair)
         return [cell for key, cell in self._cells.items() if key[0] == pair and cell.variant and key[4] == primary]
 
+    def default(self, pair: str, cell: Cell) -> Cell | None:
+        """What a variant is compared with: the default recipe, or the same variant if only SGD's noise is another."""
+        known = [knob for knob in cell.variant.split(",") if not knob.startswith("noise=")]
+        variant = "" if len(known) == len(cell.variant.split(",")) else ",".join(known)
+        return self.cell(pair, cell.technique, cell.sparsity, variant)
+
     def cell(
         self, pair: str, technique: str, sparsity: float, variant: str = "", test_set: str | None = None
     ) -> Cell | None:
@@ -169,8 +175,11 @@ class Figures:
         return cells
 
     def depth(self, technique: str, sparsity: float) -> int:
-        """How many trainings come before that of a cell in its chain, by the technique's default recipe."""
-        if technique == "mp" or not sparsity:
+        """How many earlier trainings the initial weights of a cell went through, by the technique's default recipe.
+
+        None under LT: its masks come from earlier trainings, its weights are theta_0.
+        """
+        if technique in ("mp", "lt") or not sparsity:
             return 0
         if technique == "slt-mp":
             return 1 if sparsity < HYBRID_SWITCH else 2

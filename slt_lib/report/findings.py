@@ -31,7 +31,7 @@ INSIDE = {
     "attention_stays": ("attention changes no more than by other SGD noise", "r", MOVVA),
 }
 KEYS, ENDS = ["technique", "sparsity", "seed"], ["0", "norm"]  # ENDS: sites that are no layers
-EACH_LEVEL = ("lt", "slt", "clt")  # trained once per level up to their own, as the control "again" is
+EACH_LEVEL = ("slt", "clt")  # their weights go through a training per level, as those of the control "again" do
 # start of a name in subnet_contrasts.csv -> what is compared there
 STATEMENTS = {
     "good random": "a good subnetwork beats a random one",
@@ -54,11 +54,11 @@ RULE = (
     "over techniques and levels; what all contrasts of a seed share, such as its dense model, counts once. Contrasts: "
     "(1) loss of probing accuracy in points, of the group meaning minus the mean of the other groups, over the layers "
     "of the encoder; (2) CKA with the dense model, first minus last encoder layer; (3) the same in the decoder, which "
-    "Movva and Zhao left out; (4) finding 2 minus the same of the dense run retrained as often, for LT, SLT and CLT "
-    "alone, which are trained once per level; (5) probing accuracy of the first layer, sparse minus dense, mean over "
-    "tasks; (6) the same minus that of the last layer; (7) Pearson correlation of a head with the same head of the "
-    "dense model, minus that of the copy with other SGD noise, which Movva and Zhao do not have. Probing tasks on "
-    "which the dense model is no better than the most frequent label are left out."
+    "Movva and Zhao left out; (4) finding 2 minus the same of the dense run retrained as often, for SLT and CLT "
+    "alone, whose weights go through a training per level; (5) probing accuracy of the first layer, sparse minus "
+    "dense, mean over tasks; (6) the same minus that of the last layer; (7) Pearson correlation of a head with the "
+    "same head of the dense model, minus that of the copy with other SGD noise, which Movva and Zhao do not have. "
+    "Probing tasks on which the dense model is no better than the most frequent label are left out."
 )
 HEADS_RULE = (
     "Each finding is judged like a claim of the paper (claims.md), on one contrast, the mean over seeds. Scores vary "

@@ -46,7 +46,7 @@ def _ran(figures: Figures, run: list[str]) -> str:
     known = dict.fromkeys(name for pair in run for name in figures.techniques(pair))
     names = f" ({joined(map(label, begun))})" if 0 < len(begun) < len(known) else ""
     return (
-        f"The study {figures.name} has {_many(len(trainings(rows)), 'training')}: {joined(run)}, "
+        f"The study {figures.name} has {_many(len(trainings(rows)), 'scored training')}: {joined(run)}, "
         f"seed{'s' * (len(seeds) > 1)} {joined(seeds)}, {len(begun)} of {len(known)} techniques{names} at up to "
         f"{len(levels)} of {len({*figures.levels, *levels})} levels."
     )

@@ -7,6 +7,7 @@ on stderr, and nothing in `parts/` is changed.
 import gzip
 import json
 import os
+import re
 import sys
 import zlib
 from collections.abc import Iterable, Mapping
@@ -137,8 +138,8 @@ def _collected(folder: Path, parts: Mapping[str, dict], kind: str) -> pd.DataFra
 
 def _sorted(rows: pd.DataFrame, kind: str) -> list[list[str]]:
     _, columns, key = KINDS[kind]
-    places = [columns.index(column) for column in key]
-    return sorted(rows[columns].to_numpy().tolist(), key=lambda row: [_rank(row[place]) for place in places])
+    ranks = [(columns.index(column), _rank_of_variant if column == "variant" else _rank) for column in key]
+    return sorted(rows[columns].to_numpy().tolist(), key=lambda row: [rank(row[place]) for place, rank in ranks])
 
 
 def _rank(text: str) -> tuple[int, float, str]:
@@ -146,6 +147,12 @@ def _rank(text: str) -> tuple[int, float, str]:
         return 0, float(text), text
     except ValueError:
         return 1, 0.0, text
+
+
+def _rank_of_variant(text: str) -> list[str | float]:
+    """Numbers in the text by value: depth=2 comes before depth=10."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [float(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def _joined(folder: Path, kept: Tables, fresh: Tables, pairs: Iterable[str]) -> Tables:

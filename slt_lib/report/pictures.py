@@ -60,23 +60,26 @@ class Curve:
 def plot_curves(curves: Iterable[Curve], steps: int) -> Figure:
     """Training loss, dev BLEU and sparsity over the `steps` of each training: colour by level, line style by seed.
 
-    If there are several kinds or variants of a level, and few in all, the colours tell these apart.
+    If there are several kinds or variants of a level, and few in all, the colours tell these apart. Where there are
+    many, variants are pale.
     """
     curves = sorted(curves, key=lambda curve: (curve.sparsity, curve.variant, curve.seed))
     colours, seeds = level_colours(curve.sparsity for curve in curves), sorted({curve.seed for curve in curves})
     names = list(dict.fromkeys(curve.name for curve in curves if curve.sparsity or curve.variant))
-    shades = mpl.colormaps["Dark2"].colors
+    shades = mpl.colormaps["Dark2" if len(names) <= 8 else "tab20"].colors
     few = len({curve.sparsity for curve in curves} - {0.0}) < len(names) <= len(shades)
     own = dict(zip(names, shades, strict=False)) if few else {}
     figure = Figure(figsize=(9.6, 2.9), layout="constrained")
     panels, shown = figure.subplots(1, 3), {}
     for curve in curves:
         colour = own.get(curve.name, colours[curve.sparsity])
+        name = curve.name if few else replace(curve, variant="other settings" if curve.variant else "").name
         style = {"color": colour, "linestyle": SEEDS[seeds.index(curve.seed) % len(SEEDS)]}
+        style["alpha"] = 0.4 if curve.variant and not few else 1.0
         for axes, column in zip(panels, PANELS, strict=True):
             heights = [point[column] * (100 if column == "sparsity" else 1) for point in curve.points]
             [line] = axes.plot([point["step"] for point in curve.points], heights, ".", markersize=3, **style)
-        shown.setdefault(curve.name if few else replace(curve, variant="").name, line)
+        shown.setdefault(name, line)
     for axes, text in zip(panels, PANELS.values(), strict=True):
         axes.set(xlabel="step", title=text, xlim=(0, steps))
     panels[2].set_ylim(-3, 103)
@@ -342,7 +345,7 @@ def plot_variants(figures: Figures, pair: str) -> Figure | None:
     """
     found = {}
     for cell in figures.variants(pair):
-        if gap := contrast(figures, pair, cell, figures.cell(pair, cell.technique, cell.sparsity)):
+        if gap := contrast(figures, pair, cell, figures.default(pair, cell)):
             name = label(cell.technique) + (f" {percent(cell.sparsity)}%" if cell.sparsity else "")
             found[f"{name}, {cell.variant}"] = cell.technique, gap
     if not found:

@@ -88,8 +88,8 @@ def _scores(figures: Figures, pair: str, name: str, metric: str, relative: bool)
 def plot_depth(figures: Figures, pair: str) -> Figure:
     """BLEU minus that of the dense model trained as often (`Figures.control`), one line per technique.
 
-    What is above zero was gained by pruning and rewinding, not by further training. Bars: 95% intervals of the
-    difference.
+    What is above zero was gained by pruning and rewinding, not by further training. MP and LT start from theta_0, so
+    they are compared with the dense model itself. Bars: 95% intervals of the difference.
     """
     title = f"{pair}, difference to the dense model trained as often"
     axes = _canvas(figures, title, "BLEU minus the control of the same depth [points]")
@@ -99,7 +99,7 @@ def plot_depth(figures: Figures, pair: str) -> Figure:
         controls = [figures.control(pair, figures.depth(name, cell.sparsity)) for cell in cells]
         points = _points(figures, pair, "bleu", [two for two in zip(cells, controls, strict=True) if two[1]])
         if points:
-            _errorbars(axes, _places(levels, points, name, names, dodge=0), points, name, names)
+            _errorbars(axes, _places(levels, points, name, names), points, name, names)
     axes.axhline(0, label="dense, trained as often", **LINE)
     _level_axis(axes, levels)
     axes.legend(loc="lower left", ncols=2)
@@ -255,7 +255,9 @@ def all_plots(figures: Figures) -> Iterator[tuple[str, Figure]]:
         if figures.control(pair, 1):
             yield f"depth_{pair}", plot_depth(figures, pair)
         if not stability.lines(figures.path, pair).empty:
-            yield f"stability_{pair}", stability.plot_stability(figures.path, pair)
+            figure = stability.plot_stability(figures.path, pair)
+            figure.suptitle(_title(figures, f"{pair}, between copies of one ticket"), fontsize=11)
+            yield f"stability_{pair}", figure
         yield f"cost_{pair}", plot_cost(figures, pair)
         if figures.magnitudes is not None:
             yield f"magnitudes_{pair}", plot_magnitudes(figures, pair)

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from slt_lib.report.data import numbers
+from slt_lib.report.tables import markdown_rows
 
 FILE = "stability.csv"
 COLUMNS = "pair seed start sparsity copies share loss dev_bleu runs".split()
@@ -17,6 +18,7 @@ STARTS = {
     "lt": r"LT ticket, $\theta_0 \odot m$",
     "slt": r"SLT ticket, $\theta_t \odot m$",
 }
+NAMES = {"theta_0": "dense, theta_0", "theta_t": "dense, theta_t", "lt": "LT ticket", "slt": "SLT ticket"}
 
 
 def lines(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
@@ -37,16 +39,32 @@ def barriers(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     return groups.agg(lambda losses: barrier(losses.tolist())).reset_index()
 
 
+def table(folder: str | os.PathLike, pair: str) -> str:
+    """Barriers per start as Markdown: the mean over seeds and pairs of copies, with the range."""
+    found, body = barriers(folder, pair), []
+    for start in STARTS:
+        part = found[found.start == start]
+        for level, lines in part.groupby("sparsity"):
+            loss, bleu = (f"{x.mean():.2f} ({x.min():.2f} to {x.max():.2f})" for x in (lines.barrier, lines.bleu_lost))
+            body.append([NAMES[start], f"{100 * level:g}%", str(len(lines)), loss, bleu])
+    head = ["Start", "Sparsity", "Lines", "Barrier [nats per token]", "Barrier [BLEU]"]
+    note = "Barrier: the worst point of a line against the mean of its two ends, on dev; mean and range over the lines."
+    return f"{markdown_rows(head, body)}\n{note}\n"
+
+
 def plot_stability(folder: str | os.PathLike, pair: str) -> Figure:
-    """Loss (above) and dev BLEU (below) on the line between two copies, one column per start."""
+    """Loss (above) and dev BLEU (below) on the line between two copies, one column per start, with its mean barrier."""
     frame = lines(folder, pair).sort_values("share")
+    means = barriers(folder, pair).groupby("start")[["barrier", "bleu_lost"]].mean()
     starts = [start for start in STARTS if (frame.start == start).any()]
     figure = Figure(figsize=(2.6 * len(starts) + 0.8, 4.6), layout="constrained")
     axes = figure.subplots(2, len(starts), sharex=True, sharey="row", squeeze=False)
     for column, start in enumerate(starts):
         part = frame[frame.start == start]
         level = part.sparsity.iloc[0]
-        axes[0, column].set_title(STARTS[start] + (f", {100 * level:g}%" if level else ""), fontsize=9)
+        name = STARTS[start] + (f", {100 * level:g}%" if level else "")
+        axes[0, column].set_title(f"{name}\nbarrier {means.barrier[start]:.2f} nats", fontsize=9)
+        axes[1, column].set_title(f"barrier {means.bleu_lost[start]:.1f} BLEU", fontsize=9)
         for row, metric in enumerate(("loss", "dev_bleu")):
             for _, line in part.groupby(["seed", "copies"]):
                 axes[row, column].plot(line.share, line[metric], color="C0", alpha=0.7, linewidth=1.2)

@@ -79,12 +79,14 @@ def replicates(figures: Figures, pair: str) -> tuple[int, dict[str, dict[str, np
 def seed_spread(figures: Figures, pair: str, metric: str, sparsity: float) -> tuple[float, int]:
     """Standard deviation between seeds and its degrees of freedom, pooled over the cells in the band of this sparsity.
 
-    (nan, 0) if none has two seeds. Runs with two names count once. The cells of one chain are trained from each other,
-    so the true degrees of freedom may be fewer.
+    (nan, 0) if none has two seeds. Trainings with two names count once, also those that are scored at two checkpoints.
+    The cells of one chain are trained from each other, so the true degrees of freedom may be fewer.
     """
     rows = _scored(figures, pair)
     rows = rows[np.searchsorted(BANDS, rows["sparsity"] - 1e-9) == np.searchsorted(BANDS, sparsity - 1e-9)]
-    cells = {frozenset(cell["run"]): cell[metric] for _, cell in rows.groupby(["technique", "variant", "sparsity"])}
+    cells = {}
+    for _, cell in rows.groupby(["technique", "variant", "sparsity"]):  # the default before its variants
+        cells.setdefault(frozenset(cell["run"].str.partition("+")[0]), cell[metric])
     return pooled([scores for scores in cells.values() if scores.notna().all()])
 
 

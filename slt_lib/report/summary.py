@@ -9,7 +9,7 @@ import pandas as pd
 
 from slt_lib.base.errors import InputError
 from slt_lib.base.files import write_bytes
-from slt_lib.report import findings
+from slt_lib.report import findings, stability
 from slt_lib.report.claims import Claims, claims_table
 from slt_lib.report.data import KINDS, SLT_MP_FIRST, Figures, label, percent, trainings
 from slt_lib.report.headline import headline, joined
@@ -24,7 +24,7 @@ BEGIN, END = "<!-- results of {}: made by `python -m slt_lib report {} --into {}
 
 
 def summary(figures: Figures, claims: Claims | None = None) -> str:
-    """Markdown with plot, BLEU, verdicts and variants of each pair, and the findings of related papers.
+    """Markdown with plots, BLEU, verdicts and variants of each pair, and the findings of related papers.
 
     `claims`: verdicts computed earlier, if any. Links are relative to the folder that contains `figures/`.
     """
@@ -33,6 +33,13 @@ def summary(figures: Figures, claims: Claims | None = None) -> str:
         parts += _plot_and_scores(figures, pair)
         parts += [verdicts[pair] and key, verdicts[pair]]
         key = "" if verdicts[pair] else key  # above the first table
+        if figures.control(pair, 1):
+            alt = f"{pair}: BLEU minus that of the dense model trained as often"
+            parts.append(_plot(figures, f"depth_{pair}", alt))
+        if not stability.lines(figures.path, pair).empty:
+            parts.append(f"Copies of one ticket under other SGD noise, {pair} (`stability`, notebook 08_ablations):")
+            parts.append(_plot(figures, f"stability_{pair}", f"{pair}: loss and BLEU between two copies of a ticket"))
+            parts.append(stability.table(figures.path, pair))
         if figures.variants(pair):
             other = ablations(figures, pair).markdown.partition("\n\n")[2]
             parts.append(f"Variants of the recipes, {pair}, BLEU:\n\n{other}")
@@ -61,8 +68,12 @@ def overview(figures: Figures) -> str:
 def _plot_and_scores(figures: Figures, pair: str) -> list[str]:
     if not (figures.results.pair == pair).any():
         return [f"{pair}: nothing was run yet."]
-    plot = f"![{pair}: BLEU against sparsity, one line per technique](figures/{figures.name}/bleu_{pair}.png)"
+    plot = _plot(figures, f"bleu_{pair}", f"{pair}: BLEU against sparsity, one line per technique")
     return [plot] * bool(figures.begun(pair)) + [_scores(figures, pair).strip()]
+
+
+def _plot(figures: Figures, name: str, alt: str) -> str:
+    return f"![{alt}](figures/{figures.name}/{name}.png)"
 
 
 def into(figures: Figures, path: str | os.PathLike, allow_dirty: bool = False) -> Path:
@@ -118,9 +129,9 @@ def cost(figures: Figures) -> str:
     columns = ("device", "threads", "precision", "torch")
     device, threads, precision, torch = (" and ".join(sorted({*rows[column]} - {""})) for column in columns)
     return (
-        f"The training times of {len(rows)} runs of {figures.steps:,} steps total {hours:.1f} hours, at a median of "
-        f"{np.median(speed):,.0f} target tokens/s ({device}, threads per training: {threads}, {precision}, torch "
-        f"{torch}). Each run's time and speed: `figures/{figures.name}/provenance.csv`.\n"
+        f"The training times of the {len(rows)} scored runs of {figures.steps:,} steps total {hours:.1f} hours, at a "
+        f"median of {np.median(speed):,.0f} target tokens/s ({device}, threads per training: {threads}, {precision}, "
+        f"torch {torch}). Each run's time and speed: `figures/{figures.name}/provenance.csv`.\n"
     )
 
 

@@ -197,7 +197,7 @@ def ablations(figures: Figures, pair: str) -> Table:
     """
     body, lines = [], []
     for cell in figures.variants(pair):
-        default = figures.cell(pair, cell.technique, cell.sparsity)
+        default = figures.default(pair, cell)
         gap = contrast(figures, pair, cell, default)
         numbers, shown, power = [np.nan] * 4, MISSING, MISSING
         if gap:

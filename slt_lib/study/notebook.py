@@ -77,19 +77,21 @@ def plan(ticket: Ticket) -> pictures.Plan:
 
 def show_curves(chains: Iterable[Chain]) -> Figure:
     """Loss, dev BLEU and sparsity of every training of the chains, those without a row in the results too."""
-    variants, runs = {}, {}
+    variants, runs, chains = {}, {}, list(chains)
+    for chain in chains:  # the dense run is that of the default too
+        for run in chain.runs:
+            variants.setdefault(run.id, results.labels(run.study, chain, run)[1])
     for chain in chains:
         waiting = [*chain.runs]
-        # the dense run is that of the default too
-        variants |= {run.id: results.labels(run.study, chain, run)[1] for run in waiting if run.id not in variants}
         while waiting:
             run = waiting.pop()
             runs[run.id] = run
+            variants.setdefault(run.id, chain.variant)
             waiting += [parent for parent in run.ticket.runs.values() if parent.id not in runs]
     curves = []
     for run in runs.values():
         about = run.ticket.trained_with, run.sparsity, run.ticket.seed, run.curve
-        curves.append(pictures.Curve(*about, variants.get(run.id, "")))
+        curves.append(pictures.Curve(*about, variants[run.id]))
     return pictures.plot_curves(curves, max(run.record["steps"] for run in runs.values()))
 
 
