@@ -561,7 +561,7 @@ def test_the_report_comes_from_the_files_alone(looked, tmp_path, monkeypatch):
     folder = looked[0]
     for path in [*folder.glob("dissect_*.csv"), folder / "study.json"]:
         shutil.copy(path, tmp_path / path.name)
-    assert "lack runs" not in findings.markdown(tmp_path, "en-de")
+    assert "without results" not in findings.markdown(tmp_path, "en-de")
     names = [name for name, _ in show.all_plots(tmp_path, ["en-de"])]
     assert {"dissect_cka_en-de", "dissect_heatmap_slt_en-de", "dissect_layers_80_en-de"} <= set(names)
     texts = findings.render(tmp_path, ["en-de", "en-fr"])
@@ -578,7 +578,7 @@ def test_the_report_comes_from_the_files_alone(looked, tmp_path, monkeypatch):
     assert {"dissect_findings_en-de.md", "dissect_cka_en-de"} <= set(written)
     assert "Movva and Zhao" in (folder / "summary.md").read_text()
     (tmp_path / "dissect_probes.csv").unlink()
-    assert "Findings that lack runs: 1, 5, 6." in findings.markdown(tmp_path, "en-de")
+    assert "Findings without results: 1, 5, 6." in findings.markdown(tmp_path, "en-de")
 
 
 def test_a_finding_in_closed_form(tmp_path):
@@ -608,14 +608,16 @@ def test_a_finding_in_closed_form(tmp_path):
 
 
 def test_findings_about_probes_in_closed_form(tmp_path):
-    """Of a task that the dense model cannot do, no gain is counted."""
+    """Of a task that the dense model cannot do, no gain is counted. Unseen word forms count where a task has them."""
     rows, file = [], "dissect_probes.csv"
     accuracy = {("dense", 0.0): (0.8, 0.7), ("slt", 0.9): (0.85, 0.72)}
     for (technique, level), layers in accuracy.items():
         for layer, value in enumerate(layers, start=1):
             about = ["en-de", 1, technique, level, layer]
-            rows.append([*about, "possible", "surface", 0, 99, value, 0.5, 0.5, 0, 0])
-            rows.append([*about, "impossible", "syntax", 0, 99, 0.9 if level else 0.4, 0.5, 0.5, 0, 0])
+            rows.append([*about, "possible", "surface", 0, 99, value, 0.5, 0.5, "", ""])
+            rows.append([*about, "impossible", "syntax", 0, 99, 0.9 if level else 0.4, 0.5, 0.5, "", ""])
+            rows.append([*about, "by form", "morphology", 0, 99, 0.99, 0.5, 0.5, value, 0.6])
+            rows.append([*about, "words alone", "morphology", 0, 99, 0.99, 0.5, 0.5, 0.4 + level, 0.5])
     (tmp_path / file).write_bytes(csv_bytes(show.FILES[file], rows))
     effects = findings.effects(tmp_path, "en-de")
     assert {name: effect.tolist() for name, effect in effects.items()} == {

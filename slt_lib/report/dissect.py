@@ -181,8 +181,8 @@ def plot_complexity(folder: str | os.PathLike, pair: str, measure: str = "partic
 
 def plot_heads(folder: str | os.PathLike, pair: str, measure: str = "correlation") -> Figure:
     """A value of the attention heads over sparsity, mean over the heads of a layer; one row per kind of attention."""
-    frame = heads(folder, pair)
-    frame = frame[frame.technique != "dense"] if measure != "entropy" else frame
+    frame = heads(folder, pair)  # an entropy is that of a model alone, not of two compared
+    frame = frame[~frame.technique.isin(["seed", "noise"] if measure == "entropy" else ["dense"])]
     kinds = {"encoder": "encoder self,", "decoder": "decoder self,", "cross": "cross,"}
     frame = pd.concat([frame[frame.kind == kind].sort_values("layer") for kind in kinds])
     return plot_curves(frame.assign(layer=frame.layer.map(_site), kind=frame.kind.map(kinds)), measure, "layer", "kind")

@@ -58,15 +58,18 @@ RULE = (
     "alone, whose weights go through a training per level; (5) probing accuracy of the first layer, sparse minus "
     "dense, mean over tasks; (6) the same minus that of the last layer; (7) Pearson correlation of a head with the "
     "same head of the dense model, minus that of the copy with other SGD noise, which Movva and Zhao do not have. "
-    "Probing tasks on which the dense model is no better than the most frequent label are left out."
+    "Accuracies are those on unseen word forms where a task has such a split. Probing tasks on which the dense model "
+    "is no better than the most frequent label are left out. Captions have no labels for the group meaning; the study "
+    "grammar-large has."
 )
 HEADS_RULE = (
     "Each finding is judged like a claim of the paper (claims.md), on one contrast, the mean over seeds. Scores vary "
     "over the lines of the test set and between seeds; the spread between seeds is pooled over the models as pruned, "
-    "and over the retrained ones. For Voita et al.: the share of heads that are gone when a head of cross-attention is "
-    "removed, minus that of other heads, where heads alone are removed. For Michel et al.: BLEU lost without one head "
-    "of the last cross-attention, minus that of other heads. These two vary over heads and between seeds, and nothing "
-    "is pooled."
+    "and over the retrained ones. For Voita et al.: the share of heads that are gone when a head of cross-attention "
+    "is removed, minus that of other heads, where heads alone are removed. For Michel et al.: BLEU lost without one "
+    "head of the last cross-attention, minus that of other heads. These two vary over heads and between seeds, and "
+    "nothing is pooled. Contrasts of a seed with the same model are not independent, so the true degrees of freedom "
+    "may be fewer."
 )
 
 
@@ -95,7 +98,9 @@ def effects(folder: str | os.PathLike, pair: str) -> dict[str, pd.Series]:
 
 
 def _of_probes(frame: pd.DataFrame) -> dict[str, pd.Series]:
-    """The effects on the accuracy of probes, from the rows of dissect_probes.csv."""
+    """The effects on the accuracy of probes, on unseen word forms where that was measured."""
+    values = {name: frame[f"form_{name}"].fillna(frame[name]) for name in ("accuracy", "majority")}
+    frame = frame.assign(**values)
     inner, found = frame[~frame.layer.isin(ENDS)], {}
     means = inner[inner.technique == "dense"].groupby("task")[["accuracy", "majority"]].mean()
     inner = inner[inner.task.isin(means.index[means.accuracy > means.majority])]
@@ -229,7 +234,7 @@ def markdown(folder: str | os.PathLike, pair: str, kind: str = "dissect") -> str
     listed = ", ".join(map(str, absent))
     if 2 < len(absent) == absent[-1] - absent[0] + 1:
         listed = f"{absent[0]} to {absent[-1]}"
-    return markdown_rows(head, body) + (f"\nFindings that lack runs: {listed}.\n" if listed else "")
+    return markdown_rows(head, body) + (f"\nFindings without results: {listed}.\n" if listed else "")
 
 
 def render(folder: str | os.PathLike, pairs: Iterable[str]) -> dict[str, str]:

@@ -172,7 +172,7 @@ def _verdict(claim: Claim, contrasts: Sequence[Contrast], shift: float = 0.0) ->
 def _reasons(claim: Claim, contrasts: Sequence[Contrast], verdict: str, decisive: Contrast) -> list[str]:
     n, k, reasons = len(contrasts), claim.needed(len(contrasts)), []
     if verdict == FAILS:
-        reasons.append(f"contradicted by {decisive.what}")
+        reasons += [f"contradicted by {decisive.what}"] if decisive.what else []
     elif verdict == UNDECIDED and not all(one.seeds_known for one in contrasts):
         reasons.append("one seed: the noise of training is unknown")
     elif verdict == UNDECIDED:

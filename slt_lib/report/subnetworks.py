@@ -6,6 +6,7 @@ scores vary most, and for trained ones. With one seed it is that of the lines al
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -353,3 +354,28 @@ def survivors_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
 def seeds_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     """Whether two seeds keep the same heads: kappa with heads matched by attention, and not; its interval by chance."""
     return frame(folder, "seeds", pair).drop(columns="pair").set_index(["seed", "heads"]).round(3)
+
+
+# rows needed, what is made of them, its title
+SHOWN = [
+    ("scores", plot_scores, "BLEU of good, random and bad subnetworks"),
+    ("pruning", plot_pruning, "dev BLEU against heads and units removed"),
+    ("pruning", plot_survivors, "heads left of each kind of attention, where heads alone are removed"),
+    ("heads", plot_heads, "BLEU points without each head"),
+    ("heads", patterns_table, "attention patterns of surviving and removed heads"),
+    ("heads", survivors_table, "heads that the good subnetwork keeps, by seed"),
+    ("seeds", seeds_table, "whether two seeds keep the same heads"),
+    ("overlap", plot_overlap, "how alike the masks of two techniques are"),
+    ("overlap", kappa_table, "Fleiss' kappa of the masks of all techniques"),
+    ("overlap", levels_table, "Jaccard's index of a technique's masks at successive levels"),
+    ("density", plot_density, "weights that each head keeps under the masks of a technique"),
+    ("density", dead_table, "rows, columns and heads without weights, in percent"),
+    ("global", plot_global, "weights that each matrix keeps under one threshold for all"),
+]
+
+
+def shown(folder: str | os.PathLike, pair: str) -> Iterator[tuple[str, Figure | pd.DataFrame]]:
+    """Title and plot or table of everything that the folder has rows for, as the report shows it."""
+    for name, make, title in SHOWN:
+        if not frame(folder, name, pair).empty:
+            yield title, make(folder, pair)

@@ -115,7 +115,7 @@ def trained(chain: Chain) -> list[Run]:
 
 
 def chosen(study: Study, subjects: Iterable[Subject], names: Sequence[str], levels: Sequence[float]) -> list[Subject]:
-    """The subjects of some techniques at some levels; no levels: 0.9 in a rehearsal, all otherwise.
+    """The subjects of some techniques at some levels; none named: MP and SLT at 0.9 in a rehearsal, all otherwise.
 
     Raises InputError for a level that no subject has, and for an unknown technique.
     """
@@ -126,6 +126,7 @@ def chosen(study: Study, subjects: Iterable[Subject], names: Sequence[str], leve
     for level in levels:
         if level not in there:
             raise InputError(f"probe_levels: no model of {level} is looked into; take some of {there}")
+    names = names or (("mp", "slt") if study.params.rehearsal else own)
     levels = levels or ([0.9] if study.params.rehearsal and 0.9 in there else there)
     return [one for one in subjects if one.technique in names and one.sparsity in levels]
 
@@ -185,6 +186,8 @@ def _compared(study: Study, one: Subject, other: Subject, of: Text, memory: dict
                 if place.startswith(side):
                     found = similarity.similarity(states, others)
                     values = [f"{found[name]:.5f}" for name in similarity.MEASURES]
+                    if one.technique == "seed":  # the neurons of two seeds have no common order
+                        values[-1] = ""
                     rows[files.SIMILARITY].append([side, layer, place.split(".")[1], *values])
             found = similarity.complexity(states)
             rows[files.COMPLEXITY].append([side, layer, *(f"{value:.5g}" for value in found.values())])
@@ -196,7 +199,7 @@ def _compared(study: Study, one: Subject, other: Subject, of: Text, memory: dict
                 rows[files.ATTENTION].append([kind, str(layer), *shown])
         return rows
 
-    key = [VERSION, "inside", one.technique == "seed", one.key, other.key, of.key]
+    key = [VERSION, "inside", one.technique == "seed" and "no index", one.key, other.key, of.key]
     return remembered(study, "dissect", "value", key, compute)
 
 

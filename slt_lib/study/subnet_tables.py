@@ -221,26 +221,27 @@ def densities(mask: Mapping[str, Tensor], number: int) -> list[list]:
 def record_between_seeds(study: Study, runs: Sequence[Run]) -> None:
     """Do two seeds keep the same heads? Heads of a layer are exchangeable, so they are matched by their attention.
 
-    For each two seeds: the correlation of matched heads, Fleiss' kappa of the heads in the good subnetworks with
-    matched and with unmatched heads, and 95% of it where survivors are drawn at random within each attention, as many
-    as it has.
+    For each two seeds, with heads matched and with those of the same index: the mean correlation of their attention,
+    Fleiss' kappa of the heads in the good subnetworks, and 95% of it where survivors are drawn at random within each
+    attention, as many as it has.
     """
     rows, shape = [], study.shape
     every = parts.heads(shape.layers, shape.heads)
     attentions = [head.rpartition(".")[0] for head in every]
     for one, other in itertools.combinations(runs, 2):
         looks = [attention(study, run.weights(subnetworks.CHECKPOINT)) for run in (one, other)]
-        partner, alike = {}, []
+        partner, alike = {}, {"matched": [], "unmatched": []}
         for name in looks[0]:
             correlation = patterns.correlations(looks[0][name], looks[1][name])
             for i, j in zip(*linear_sum_assignment(-correlation), strict=True):
                 partner[f"{name}.{i}"] = f"{name}.{j}"
-                alike.append(correlation[i, j])
+                alike["matched"].append(correlation[i, j])
+                alike["unmatched"].append(correlation[i, i])
         gone = [{*subnetworks.good(run)[0]} for run in (one, other)]
         first = np.array([head not in gone[0] for head in every])
         for how, names in (("matched", [partner[head] for head in every]), ("unmatched", every)):
             second = np.array([head not in gone[1] for head in names])
             kappa, low, high = overlap.kappa_with_null(first, second, one.ticket.seed, attentions)
-            about = [study.pair, f"{one.ticket.seed}-{other.ticket.seed}", how, short(np.mean(alike))]
+            about = [study.pair, f"{one.ticket.seed}-{other.ticket.seed}", how, short(np.mean(alike[how]))]
             rows.append([*about, short(kappa), short(low), short(high)])
     write(study, "seeds", rows)
