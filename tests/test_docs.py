@@ -10,6 +10,7 @@ import pytest
 
 from slt_lib import masks
 from slt_lib.__main__ import parser
+from slt_lib.report import stability
 from slt_lib.techniques import comparisons
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,9 +67,11 @@ def test_the_readme_compares_what_was_measured():
     gains = {name: np.mean(bleu[""][name][levels]) - bleu["", "dense", 0] for name in chains}
     again, both = np.mean(depths) - bleu["", "dense", 0], (gains["slt"] + gains["clt"]) / 2
     assert f"SLT and CLT gain {both:.1f} BLEU on average, the dense model trained as often {again:.1f}" in text
-    assert f"LT gains {gains['lt']:.1f} from theta_0" in text
+    assert f"LT gains {gains['lt']:.1f}, always from theta_0" in text
+    barriers = stability.barriers(ROOT / "figures" / "multi30k", "en-de").groupby("start").barrier.mean()
+    assert f"a barrier of {barriers['lt']:.2f} nats; dense theta_0: {barriers['theta_0']:.2f}" in text
     final = bleu["checkpoint=final"]
-    assert f"at the last ones LT has {final['lt', 0.9]:.1f} and MP {final['mp', 0.9]:.1f}" in text
+    assert f"At the last checkpoints of 90%, LT has {final['lt', 0.9]:.1f} and MP {final['mp', 0.9]:.1f}" in text
 
 
 def test_the_sizes_and_speeds_in_the_texts_are_those_measured():

@@ -24,7 +24,7 @@ from slt_lib.techniques import mp, slt
 from slt_lib.train import checkpoint
 
 SOURCES = ["study.json", *(name for name, _, _ in KINDS.values())]
-MEASURED = ("dissect_", "subnet_")  # by notebooks 10 and 11
+MEASURED = ("dissect_", "subnet_", "stability.")  # by notebooks 10 and 11, and the comparison `stability`
 COMMITTED = sorted(path.parent for path in (home() / "figures").glob("*/results.csv") if path.parent.name != "quick")
 
 
@@ -54,7 +54,7 @@ def test_tables_verdicts_summary_and_plots_come_again(committed, tmp_path):
     """A folder rendered from its sources alone. One test, since rendering takes long."""
     again = tmp_path / committed.name
     again.mkdir()
-    measured = [path.name for path in committed.glob("*_*.csv*") if path.name.startswith(MEASURED)]
+    measured = [path.name for path in committed.glob("*.csv*") if path.name.startswith(MEASURED)]
     for name in [*SOURCES, *(name for name in measured if "_findings_" not in name)]:
         shutil.copy(committed / name, again / name)
     report.render(again)
