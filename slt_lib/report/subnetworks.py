@@ -312,7 +312,7 @@ def plot_density(folder: str | os.PathLike, pair: str) -> Figure:
     heads = rows.assign(attention=attention, kind=kind).groupby(keys).kept.mean().reset_index()
     heads = heads.assign(relative=100 * heads.kept / (1 - heads.sparsity))
     names = [name for name in TECHNIQUES if (heads.technique == name).any()]
-    figure = Figure(figsize=(1 + 2.3 * len(names), 3.2), layout="constrained")
+    figure = Figure(figsize=(1 + 2.8 * len(names), 3.2), layout="constrained")
     axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for side, name in zip(axes, names, strict=True):
         part = heads[heads.technique == name]
@@ -322,7 +322,7 @@ def plot_density(folder: str | os.PathLike, pair: str) -> Figure:
             x = [levels.index(level) + 0.2 * (place - 1) for level in dots.sparsity]
             side.plot(x, dots.relative, ".", color=colour, alpha=0.7, label=kind)
         side.axhline(100, color="0.6", linewidth=0.8)
-        side.set_xticks(range(len(levels)), [f"{100 * level:g}" for level in levels])
+        side.set_xticks(range(len(levels)), [f"{100 * level:g}" for level in levels], fontsize=7)
         side.set(title=TECHNIQUES[name].label, xlabel="sparsity (%)")
     axes[0].set_ylabel("weights a head keeps\n(% of the mean of its matrices)")
     axes[0].legend(title="attention", frameon=False, fontsize=8)
