@@ -43,10 +43,9 @@ def table(folder: str | os.PathLike, pair: str) -> str:
     """Barriers per start as Markdown: the mean over seeds and pairs of copies, with the range."""
     found, body = barriers(folder, pair), []
     for start in STARTS:
-        part = found[found.start == start]
-        for level, lines in part.groupby("sparsity"):
-            loss, bleu = (f"{x.mean():.2f} ({x.min():.2f} to {x.max():.2f})" for x in (lines.barrier, lines.bleu_lost))
-            body.append([NAMES[start], f"{100 * level:g}%", str(len(lines)), loss, bleu])
+        for level, part in found[found.start == start].groupby("sparsity"):
+            loss, bleu = (f"{x.mean():.2f} ({x.min():.2f} to {x.max():.2f})" for x in (part.barrier, part.bleu_lost))
+            body.append([NAMES[start], f"{100 * level:g}%", str(len(part)), loss, bleu])
     head = ["Start", "Sparsity", "Lines", "Barrier [nats per token]", "Barrier [BLEU]"]
     note = "Barrier: the worst point of a line against the mean of its two ends, on dev; mean and range over the lines."
     return f"{markdown_rows(head, body)}\n{note}\n"
