@@ -1,5 +1,6 @@
 """Notebook 10: states, similarity, attention, probes and words against closed forms and independent computations."""
 
+import dataclasses
 import json
 import shutil
 
@@ -532,6 +533,7 @@ def test_the_files_of_a_study(looked):
     frame = show.rows(folder, "dissect_similarity.csv", "en-de")
     assert [len(controls), len(sparse)] == [2 + 2 + 4 + 1, 4]
     assert len(frame) == (2 + 9 + 4) * 2 * 16  # models, sides, pairs of input, two layers and output
+    assert (frame.same_index.isna() == (frame.technique == "seed")).all()  # two seeds have no common order
     same = show.similarity(folder, "en-de")
     dense = same[same.technique == "dense"]
     assert np.allclose(dense[["cka", "svcca", "pwcca", "neuron", "same_index"]], 1, atol=1e-4)
@@ -652,6 +654,14 @@ def test_retraining_is_taken_off_where_it_was_as_often(tmp_path):
     assert set(found["higher_diverge"].index.get_level_values("technique")) == {"slt", "mp"}
     again = found["higher_diverge_again"]
     assert again.index.tolist() == [("slt", 0.5, 1)] and again.iloc[0] == pytest.approx(0.2 - 0.05)
+
+
+def test_a_rehearsal_probes_mp_and_slt_and_a_study_all(looked, monkeypatch):
+    _, study, _, _, sparse, _ = looked
+    mixed = [*sparse, *(dataclasses.replace(one, technique="clt") for one in sparse)]
+    for rehearsal, expected in ((True, {"slt"}), (False, {"slt", "clt"})):
+        monkeypatch.setattr(study, "params", study.params.model_copy(update={"rehearsal": rehearsal}))
+        assert {one.technique for one in dissect.chosen(study, mixed, [], [])} == expected
 
 
 def test_bad_input_gives_one_line(looked):

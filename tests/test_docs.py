@@ -67,11 +67,11 @@ def test_the_readme_compares_what_was_measured():
     gains = {name: np.mean(bleu[""][name][levels]) - bleu["", "dense", 0] for name in chains}
     again, both = np.mean(depths) - bleu["", "dense", 0], (gains["slt"] + gains["clt"]) / 2
     assert f"SLT and CLT gain {both:.1f} BLEU on average, the dense model trained as often {again:.1f}" in text
-    assert f"LT gains {gains['lt']:.1f}, always from theta_0" in text
+    assert f"LT gains {gains['lt']:.1f}, with weights from theta_0" in text
     barriers = stability.barriers(ROOT / "figures" / "multi30k", "en-de").groupby("start").barrier.mean()
     assert f"a barrier of {barriers['lt']:.2f} nats; dense theta_0: {barriers['theta_0']:.2f}" in text
-    final = bleu["checkpoint=final"]
-    assert f"At the last checkpoints of 90%, LT has {final['lt', 0.9]:.1f} and MP {final['mp', 0.9]:.1f}" in text
+    final = bleu["checkpoint=final"]  # "changes little": no cell by a BLEU, and LT is above MP at 90% either way
+    assert (final - bleu[""].reindex(final.index)).abs().max() < 1 and final["lt", 0.9] > final["mp", 0.9]
 
 
 def test_the_sizes_and_speeds_in_the_texts_are_those_measured():
@@ -96,8 +96,7 @@ def test_the_sizes_and_speeds_in_the_texts_are_those_measured():
     wider = f"of width 128 has {wide.bleu:.1f}, at four times the size ({wide.bytes / 2**20:.1f} MiB)"
     assert wider in text and round(wide.bytes / sparse.bytes) == 4
     assert f"at 80% has {denser.bleu:.1f} ({denser.bytes / 2**20:.1f} MiB)" in text
-    for one in (sparse, denser):  # "about the same speed": docs/speed.md says how much two measurements differed
-        assert abs(wide.beam4_batch / one.beam4_batch - 1) < 0.17
+    assert wide.beam4_batch < sparse.beam4_batch and abs(wide.beam4_batch / denser.beam4_batch - 1) < 0.1
     assert abs(small.bytes / sparse.bytes - 1) < 0.1
 
 

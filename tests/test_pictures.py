@@ -249,6 +249,15 @@ def test_one_picture_per_call_drawn_at_most_once_per_pause_and_complete(make_stu
     assert len(found) == len(shown.images) <= 3  # from the store: nothing is under way
 
 
+def test_trainings_without_rows_have_the_variant_of_their_chain(make_study, monkeypatch):
+    study, found = make_study({"seeds": [1]}), []
+    monkeypatch.setattr(pictures, "plot_curves", lambda curves, steps: found.extend(curves))
+    chains = [study.chain(techniques.slt, 1, [0.5]), study.chain(techniques.slt_control, 1, control="mask", at=0.6)]
+    notebook.show_curves(study.follow(chains))
+    pruned = sorted((curve.sparsity, curve.variant) for curve in found if curve.sparsity)
+    assert pruned == [(0.5, ""), (0.5, chains[1].variant), (0.6, chains[1].variant)] and chains[1].variant
+
+
 def test_runs_of_worker_processes_are_drawn_as_they_end(make_study, shown, monkeypatch):
     study = make_study({"seeds": [1]})
     monkeypatch.delenv("SLT_PROGRESS", raising=False)

@@ -381,6 +381,8 @@ def test_a_cell_over_one_seed_decides_nothing_beside_others_over_two():
     for effects in ((2, 2), (-2, 2)):  # the sentences alone would decide both
         assert told(*effects).verdict == "undecided" and "one seed" in told(*effects).reason
     assert told(-2, -1).verdict == "fails" and told(-2, -1).reason == "contradicted by 1"
+    nameless = [dataclasses.replace(one, what="") for one in made_of(-9.0)]
+    assert judging.decide(claim_of("lt_below_mp"), nameless).reason == ""
 
 
 def test_an_interval_that_decides_only_before_its_correction_is_told_so():

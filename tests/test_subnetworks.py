@@ -243,6 +243,11 @@ def test_recording_again_gives_the_same_bytes(tables):
     assert {file: (folder / file).read_bytes() for file in before} == before
 
 
+def test_matched_heads_are_more_alike_than_those_of_one_index(tables):
+    found = report.frame(tables[0], "seeds", "en-de").set_index("heads").correlation
+    assert found["matched"] >= found["unmatched"] and found["unmatched"] != found["matched"]
+
+
 def test_scores_are_those_of_the_pruned_weights(tables, session_study):
     folder, chains, runs, _ = tables
     rows = report.frame(folder, "scores", "en-de")

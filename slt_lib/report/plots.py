@@ -92,7 +92,7 @@ def plot_depth(figures: Figures, pair: str) -> Figure:
     they are compared with the dense model itself. Bars: 95% intervals of the difference.
     """
     title = f"{pair}, difference to the dense model trained as often"
-    axes = _canvas(figures, title, "BLEU minus the control of the same depth [points]")
+    axes = _canvas(figures, title, "BLEU minus dense, trained as often [points]")
     levels, names = figures.sparsities(pair)[1:], figures.begun(pair)
     for name in names:
         cells = [cell for cell in figures.own_cells(pair, name) if cell.sparsity]
