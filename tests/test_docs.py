@@ -70,8 +70,10 @@ def test_the_readme_compares_what_was_measured():
     assert f"LT gains {gains['lt']:.1f}, with weights from theta_0" in text
     barriers = stability.barriers(ROOT / "figures" / "multi30k", "en-de").groupby("start").barrier.mean()
     assert f"a barrier of {barriers['lt']:.2f} nats; dense theta_0: {barriers['theta_0']:.2f}" in text
-    final = bleu["checkpoint=final"]  # "changes little": no cell by a BLEU, and LT is above MP at 90% either way
-    assert (final - bleu[""].reindex(final.index)).abs().max() < 1 and final["lt", 0.9] > final["mp", 0.9]
+    final = bleu["checkpoint=final"]
+    changes = (final - bleu[""].reindex(final.index)).abs().mean()
+    assert f"Last checkpoints (`final`) differ by {changes:.1f} BLEU on average" in text
+    assert final["lt", 0.9] > final["mp", 0.9]
 
 
 def test_the_sizes_and_speeds_in_the_texts_are_those_measured():
