@@ -274,5 +274,14 @@ def test_lines_and_worker_processes_show_no_picture(shown, monkeypatch):
     assert not progress.Progress().picture.show
 
 
+def test_a_line_of_the_log_is_written_at_once(make_study, monkeypatch):
+    """Several processes share a log; where Python does not buffer, a line of two writes could be broken by another."""
+    study, written = make_study({"seeds": [1]}), []
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=written.append, flush=lambda: None))
+    study.follow([study.chain(techniques.dense, 1)])
+    lines = [text for text in written if text]
+    assert len(lines) == 4 and all(": step " in line and line.endswith("%\n") for line in lines)
+
+
 def test_a_curve_without_points_is_no_error():
     assert drawn(pictures.plot_curves([Curve("slt", 0.5, 1, [])], 10))

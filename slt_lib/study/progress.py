@@ -41,7 +41,9 @@ class Progress:
                 points.append(point)
                 self.picture.add(ticket, points)
                 if self.lines and distributed.first():
-                    print(f"{name}: step {point['step']}/{steps}, {text}", file=sys.stderr, flush=True)
+                    # one write even if Python does not buffer: the lines of several processes stay whole
+                    line = f"{name}: step {point['step']}/{steps}, {text}\n"
+                    print(line, end="", file=sys.stderr, flush=True)
 
             yield report
 
