@@ -519,7 +519,8 @@ def looked(tmp_path_factory):
             dissect.record_insides(study, runs, [*controls, *sparse], dissect.text(study, 100))
             lines, found = dissect.probe_tasks(study, 110)
             probed = dissect.chosen(study, sparse, ["slt"], [0.8])
-            dissect.record_probes(study, [*dissect.dense(runs), *probed], lines, found, 2)
+            deeper = [one for one in controls if one.technique == "again" and one.sparsity == 0.8]
+            dissect.record_probes(study, [*dissect.dense(runs), *deeper, *probed], lines, found, 2)
             dissect.record_words(study, [*dissect.dense(runs), *sparse], ["The dog sees two apples."])
 
         look()
@@ -580,7 +581,7 @@ def test_the_report_comes_from_the_files_alone(looked, tmp_path, monkeypatch):
     assert {"dissect_findings_en-de.md", "dissect_cka_en-de"} <= set(written)
     assert "Movva and Zhao" in (folder / "summary.md").read_text()
     (tmp_path / "dissect_probes.csv").unlink()
-    assert "Findings without results: 1, 5, 6." in findings.markdown(tmp_path, "en-de")
+    assert "Findings without results: 1, 5, 6, 7." in findings.markdown(tmp_path, "en-de")
 
 
 def test_a_finding_in_closed_form(tmp_path):
@@ -612,18 +613,19 @@ def test_a_finding_in_closed_form(tmp_path):
 def test_findings_about_probes_in_closed_form(tmp_path):
     """Of a task that the dense model cannot do, no gain is counted. Unseen word forms count where a task has them."""
     rows, file = [], "dissect_probes.csv"
-    accuracy = {("dense", 0.0): (0.8, 0.7), ("slt", 0.9): (0.85, 0.72)}
+    accuracy = {("dense", 0.0): (0.8, 0.7), ("slt", 0.9): (0.85, 0.72), ("again", 0.9): (0.82, 0.7)}
     for (technique, level), layers in accuracy.items():
         for layer, value in enumerate(layers, start=1):
             about = ["en-de", 1, technique, level, layer]
-            rows.append([*about, "possible", "surface", 0, 99, value, 0.5, 0.5, "", ""])
-            rows.append([*about, "impossible", "syntax", 0, 99, 0.9 if level else 0.4, 0.5, 0.5, "", ""])
-            rows.append([*about, "by form", "morphology", 0, 99, 0.99, 0.5, 0.5, value, 0.6])
-            rows.append([*about, "words alone", "morphology", 0, 99, 0.99, 0.5, 0.5, 0.4 + level, 0.5])
+            rows.append([*about, "possible", "surface", 0, 99, value, 0.5, 0.5, 0.5, "", ""])
+            rows.append([*about, "impossible", "syntax", 0, 99, 0.9 if level else 0.4, 0.5, 0.5, 0.5, "", ""])
+            rows.append([*about, "by form", "morphology", 0, 99, 0.99, 0.5, 0.5, 0.5, value, 0.6])
+            rows.append([*about, "words alone", "morphology", 0, 99, 0.99, 0.5, 0.5, 0.5, 0.4 + level, 0.5])
     (tmp_path / file).write_bytes(csv_bytes(show.FILES[file], rows))
     effects = findings.effects(tmp_path, "en-de")
     assert {name: effect.tolist() for name, effect in effects.items()} == {
         "early_encode": pytest.approx([5.0]),
+        "early_encode_again": pytest.approx([3.0]),
         "early_encode_most": pytest.approx([5.0 - 2.0]),
     }
 
@@ -654,6 +656,14 @@ def test_retraining_is_taken_off_where_it_was_as_often(tmp_path):
     assert set(found["higher_diverge"].index.get_level_values("technique")) == {"slt", "mp"}
     again = found["higher_diverge_again"]
     assert again.index.tolist() == [("slt", 0.5, 1)] and again.iloc[0] == pytest.approx(0.2 - 0.05)
+    values = {"slt": 0.7, "mp": 0.6, "again": 0.8, "noise": 0.4}
+    rows = [
+        ["en-de", 1, name, 0.0 if name == "noise" else 0.5, "cross", 1, 1, r, *[0] * 7] for name, r in values.items()
+    ]
+    (tmp_path / "dissect_attention.csv").write_bytes(csv_bytes(show.FILES["dissect_attention.csv"], rows))
+    found = findings.effects(tmp_path, "en-de")
+    assert found["attention_stays"].to_dict() == pytest.approx({("mp", 0.5, 1): 0.2, ("slt", 0.5, 1): 0.3})
+    assert found["attention_stays_again"].to_dict() == pytest.approx({("slt", 0.5, 1): -0.1})
 
 
 def test_a_rehearsal_probes_mp_and_slt_and_a_study_all(looked, monkeypatch):

@@ -310,6 +310,45 @@ def test_two_names_of_one_training_are_not_compared(rendered):
         assert statistics.seed_spread(more, "en-de", "bleu", level) == spread
 
 
+def test_a_contrast_is_over_the_seeds_that_both_cells_have(rendered):
+    """So that a variant of one seed is not compared with the mean of two."""
+    figures = report.load(rendered[0])
+    rows = figures.results
+    dropped = (rows.variant == "rewind=0.025") & (rows.seed == 2)
+    fewer = dataclasses.replace(figures, results=rows[~dropped])
+    cells = [fewer.cell("en-de", "slt", 0.9, variant) for variant in ("rewind=0.025", "")]
+    one, two = (rows[(rows.technique == "slt") & (rows.variant == cell.variant) & (rows.sparsity == 0.9)
+                     & (rows.seed == 1) & (rows.test_set == "test_a")].bleu.iloc[0] for cell in cells)  # fmt: skip
+    assert report.contrast(fewer, "en-de", *cells).effect == pytest.approx(one - two)
+    [line] = [line for line in report.ablations(fewer, "en-de").markdown.splitlines() if "rewind" in line]
+    assert f"| {two:.1f} | {one - two:+.1f} [" in line and "| 1 |" in line
+
+
+def test_two_checkpoints_of_one_training_differ_by_no_noise_of_training(rendered):
+    figures = report.load(rendered[0])
+    rows, sentences = figures.results, figures.sentences
+    own = (rows.technique == "slt") & (rows.variant == "") & (rows.sparsity == 0.9)
+    final = rows[own].assign(variant="checkpoint=final", run=rows.run[own] + "+final")
+    figures = dataclasses.replace(figures, results=pd.concat([rows, final]))
+    again = sentences[sentences.run.isin(set(rows.run[own]))]
+    figures.__dict__["sentences"] = pd.concat([sentences, again.assign(run=again.run + "+final")])
+    gap = report.contrast(figures, "en-de", *(figures.cell("en-de", "slt", 0.9, v) for v in ("checkpoint=final", "")))
+    assert (gap.effect, gap.error) == (0, 0)
+    assert "same translations" in report.ablations(figures, "en-de").markdown
+
+
+def test_a_spread_of_few_degrees_of_freedom_is_not_known(rendered):
+    """Second seeds in too few cells of the band up to 60%, and in just enough."""
+    figures = report.load(rendered[0])
+    rows = figures.results
+    for cells, known in ((statistics.FREEDOM - 1, False), (statistics.FREEDOM, True)):
+        low = rows[(rows.sparsity <= 0.6) & (rows.variant == "")].groupby(["technique", "sparsity"]).ngroup()
+        alone = (low.reindex(rows.index) >= cells) & (rows.seed == 2) & (rows.sparsity <= 0.6)
+        alone |= (rows.variant != "") & (rows.seed == 2)
+        fewer = dataclasses.replace(figures, results=rows[~alone])
+        assert (statistics.seed_spread(fewer, "en-de", "bleu", 0.5)[1] > 0) == known
+
+
 def test_a_paired_difference_is_surer_than_its_parts(rendered):
     figures = report.load(rendered[0])
     slt, mp = (figures.cell("en-de", name, 0.9) for name in ("slt", "mp"))
@@ -360,7 +399,7 @@ def verdicts_of(folder):
 def test_one_seed_decides_nothing(tmp_path):
     rows = verdicts_of(make_folder(tmp_path / "made", seeds=(1,)))
     assert {row["verdict"] for row in rows.values()} == {"undecided"}
-    assert "one seed" in rows["lt_below_mp", "en-de"]["reason"]
+    assert "too few seeds" in rows["lt_below_mp", "en-de"]["reason"]
     growth = rows["magnitudes_grow_final", "en-de"]  # no sentences behind it, so nothing that an interval could be of
     assert float(growth["effect"]) > 0 and growth["low"] == growth["high"] == growth["detectable"] == ""
 
@@ -379,7 +418,7 @@ def test_a_cell_over_one_seed_decides_nothing_beside_others_over_two():
         return judging.decide(claim_of("lt_below_mp"), [dataclasses.replace(first, seeds_known=False), *others])
 
     for effects in ((2, 2), (-2, 2)):  # the sentences alone would decide both
-        assert told(*effects).verdict == "undecided" and "one seed" in told(*effects).reason
+        assert told(*effects).verdict == "undecided" and "too few seeds" in told(*effects).reason
     assert told(-2, -1).verdict == "fails" and told(-2, -1).reason == "contradicted by 1"
     nameless = [dataclasses.replace(one, what="") for one in made_of(-9.0)]
     assert judging.decide(claim_of("lt_below_mp"), nameless).reason == ""
@@ -444,7 +483,7 @@ def test_controls_are_judged_where_they_were_run(rendered, tmp_path):
     assert told[0]["at"].startswith("SLT (control=none") and told[0]["at"].endswith(" - dense 0%")
     written = report.render(folder)
     assert "depth_en-de.png" in written and "depth_en-de.png" not in rendered[1]
-    assert "figures/made/depth_en-de.png)" in written["summary.md"].read_text()
+    assert "](depth_en-de.png)" in written["summary.md"].read_text()  # a link relative to the page
     figures = report.load(folder)
     cells = {cell.variant: cell for cell in figures.variants("en-de") if cell.variant in controls}
     names = [name for name in cells if name.startswith("control=none")]
@@ -626,7 +665,7 @@ def test_cells_over_other_numbers_of_seeds_are_named(rendered):
     assert "Over fewer seeds than the rest: SLT 90%." in table(one_less, "en-de").markdown
     assert "Over fewer seeds than the rest: SLT 90%." in report.summary(one_less)
     one_more = without(second & ~slt & (figures.results.technique != "dense"))
-    assert uneven(one_more, "en-de") == "Over more seeds than the rest: dense, SLT 90%."
+    assert uneven(one_more, "en-de") == "Over more seeds than the rest: dense; SLT 90%."
 
 
 def test_a_pair_that_was_not_run_yet_is_said_to_be(tmp_path):

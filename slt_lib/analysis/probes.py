@@ -102,16 +102,18 @@ def accuracy(x: np.ndarray, labels: np.ndarray, fit: np.ndarray, test: np.ndarra
 
 
 def probe(task: Task, x: np.ndarray, draw: int) -> dict[str, float]:
-    """Accuracy of the task and of its control, on held-out sentences; on held-out word forms; of the majority label.
+    """Accuracy of the task and of its control, and of their majority labels, on held-out sentences; on held-out forms.
 
     `x`: the examples' vectors [n, hidden]. `draw`: number of the split and of the control labels. The same draw gives
     all models the same ones. `form_accuracy` and `form_majority` are nan for a task that is not tested by word form.
     """
     fit, test = task.split(draw)
+    control = task.control(draw)
     found = {
         "accuracy": accuracy(x, task.labels, fit, test),
-        "control": accuracy(x, task.control(draw), fit, test),
+        "control": accuracy(x, control, fit, test),
         "majority": _majority(task.labels, fit, test),
+        "control_majority": _majority(control, fit, test),
         "form_accuracy": float("nan"),
         "form_majority": float("nan"),
     }

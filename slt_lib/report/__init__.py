@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 
 from slt_lib.base.files import write_bytes
-from slt_lib.report import dissect, findings
+from slt_lib.report import dissect, findings, subnetworks
 from slt_lib.report.claims import CLAIMS, claims_table
 from slt_lib.report.data import load
 from slt_lib.report.forest import plot_forest, short_table
@@ -60,8 +60,9 @@ def render(folder: str | os.PathLike) -> dict[str, Path]:
     for name, text in texts.items():
         paths[name] = figures.path / name
         write_bytes(paths[name], text.encode())
-    plots = dissect.all_plots(figures.path, figures.pairs, few=figures.rehearsal)
-    for name, plot in itertools.chain(all_plots(figures), plots):
+    plots = [dissect.all_plots(figures.path, figures.pairs, few=figures.rehearsal)]
+    plots += [] if figures.rehearsal else [subnetworks.all_plots(figures.path, figures.pairs)]
+    for name, plot in itertools.chain(all_plots(figures), *plots):
         for path in save_plot(plot, figures.path, name):
             paths[path.name] = path
     return paths

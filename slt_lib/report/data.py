@@ -64,6 +64,14 @@ class Cell:
         return float(np.mean(values)) if values else float("nan")
 
 
+def of_common_seeds(one: Cell, other: Cell) -> tuple[Cell, Cell]:
+    """Two cells with the rows of the seeds that both have; unchanged if they have none in common."""
+    common = {row["seed"] for row in one.rows} & {row["seed"] for row in other.rows}
+    if not common:
+        return one, other
+    return tuple(replace(cell, rows=tuple(row for row in cell.rows if row["seed"] in common)) for cell in (one, other))
+
+
 def has_own(technique: str, sparsity: float) -> bool:
     """Whether a technique has a model of its own at a sparsity of its study."""
     return sparsity >= {"slt-mp": SLT_MP_FIRST, "mp-slt": HYBRID_SWITCH + 1e-6}.get(technique, 1e-6)
@@ -109,9 +117,13 @@ class Figures:
         return [name for name in self.techniques(pair) if self.own_cells(pair, name)]
 
     def complete(self, pair: str, sparsity: float) -> bool:
-        """Whether every begun technique of the study that has a model of its own at a sparsity was run there."""
+        """Whether every begun technique of the study that has a model of its own at a sparsity was run there.
+
+        By as many seeds as the others: means over other seeds are not compared.
+        """
         names = [name for name in self.begun(pair) if name in self.pairs[pair] and has_own(name, sparsity)]
-        return all(self.cell(pair, name, sparsity) for name in names)
+        cells = [self.cell(pair, name, sparsity) for name in names]
+        return all(cells) and len({len(cell.rows) for cell in cells if cell.rows}) < 2
 
     def sparsities(self, pair: str) -> list[float]:
         """All levels of a pair in ascending order, starting with 0 (dense)."""

@@ -19,6 +19,7 @@ from scipy.special import stdtrit
 from slt_lib.base.settings import TECHNIQUES, Technique
 from slt_lib.report.data import label, numbers, percent
 from slt_lib.report.plots import LINE, LOOKS, STYLE
+from slt_lib.report.statistics import pooled
 
 ABOUT = "pair seed technique sparsity"
 SIMILARITY, COMPLEXITY, ATTENTION = (f"dissect_{name}.csv" for name in ("similarity", "complexity", "attention"))
@@ -29,7 +30,8 @@ FILES = {  # file -> its columns
     COMPLEXITY: f"{ABOUT} side layer participation first tenth k99".split(),
     ATTENTION: f"{ABOUT} kind layer head correlation divergence entropy best_head best_correlation "
     "matched_head matched_correlation matched_divergence".split(),
-    PROBES: f"{ABOUT} layer task group draw n accuracy control majority form_accuracy form_majority".split(),
+    PROBES: f"{ABOUT} layer task group draw n accuracy control majority control_majority "
+    "form_accuracy form_majority".split(),
     WORDS: f"{ABOUT} measure place band value count".split(),
     TRANSLATIONS: f"{ABOUT} sentence source translation".split(),
 }
@@ -268,16 +270,27 @@ def plot_probe_layers(folder: str | os.PathLike, pair: str, level: float) -> Fig
 def probe_table(folder: str | os.PathLike, pair: str, layer: str = "norm") -> pd.DataFrame:
     """One row per task and model at a site of the encoder: means in percent over seeds and splits.
 
-    `interval`: half width of the 95% t interval of the accuracy over seeds and splits.
+    `interval`: half width of the 95% t interval of the accuracy over seeds, whose spread is pooled over the models of a
+    task; with one seed over its splits.
     """
     frame = probes(folder, pair)
     frame = frame[frame.layer == layer]
-    groups = frame.groupby(["group", "task", "technique", "sparsity"], sort=False)
-    columns = ["accuracy", "control", "selectivity", "majority", "form_accuracy", "form_majority"]
+    by = ["group", "task", "technique", "sparsity"]
+    groups = frame.groupby(by, sort=False)
+    columns = "accuracy control selectivity majority control_majority form_accuracy form_majority".split()
     table = 100 * groups[columns].mean()
-    table.insert(1, "interval", stdtrit(np.maximum(groups.size() - 1, 1), 0.975) * 100 * groups.accuracy.sem())
+    unit = "seed" if frame.seed.nunique() > 1 else "draw"
+    units = frame.groupby([*by, unit], sort=False).accuracy.mean()
+    table.insert(1, "interval", 100 * units.groupby("task", group_keys=False).apply(_half_width))
     table = table.reset_index()
     return table.assign(sparsity=table.sparsity.map(percent)).round(1)
+
+
+def _half_width(accuracy: pd.Series) -> pd.Series:
+    """Half width of the 95% t interval of each model's mean accuracy; the spread is pooled over the models."""
+    groups = accuracy.groupby(["group", "task", "technique", "sparsity"], sort=False)
+    spread, freedom = pooled([values.tolist() for _, values in groups])
+    return stdtrit(max(freedom, 1), 0.975) * spread / groups.size() ** 0.5
 
 
 # Words ------------------------------------------------------------

@@ -6,10 +6,11 @@ Neubig (2019), "Are sixteen heads really better than one?".
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import ttest_ind
 
 from slt_lib.report import dissect, subnetworks
 from slt_lib.report.data import label, percent, read_study
@@ -27,8 +28,10 @@ INSIDE = {
     "higher_diverge_decoder": ("the highest decoder layer diverges more than the first", "CKA", OURS),
     "higher_diverge_again": ("the gap between encoder layers exceeds that of retraining alone", "CKA", OURS),
     "early_encode": ("the first layer encodes more than in the dense model", "points", MOVVA),
+    "early_encode_again": ("the first layer encodes more than after retraining alone", "points", OURS),
     "early_encode_most": ("the first layer gains more than the highest", "points", OURS),
     "attention_stays": ("attention changes no more than by other SGD noise", "r", MOVVA),
+    "attention_stays_again": ("attention changes no more than by retraining alone", "r", OURS),
 }
 KEYS, ENDS = ["technique", "sparsity", "seed"], ["0", "norm"]  # ENDS: sites that are no layers
 EACH_LEVEL = ("slt", "clt")  # their weights go through a training per level, as those of the control "again" do
@@ -39,7 +42,7 @@ STATEMENTS = {
     "bad dense": "a bad subnetwork is worse than the whole model",
 }
 SUBNETWORKS = {
-    "cross_last": ("cross-attention is removed last", "points", VOITA),
+    "cross_last": ("cross-attention is removed after both other kinds", "points", VOITA),
     "last_cross": ("a head of the last cross-attention costs more BLEU than another head", "BLEU", MICHEL),
 } | {
     f"{pruning} {trained} {two}": (f"{pruning}, {how}: {text}", "BLEU", PRASANNA)
@@ -50,26 +53,28 @@ SUBNETWORKS = {
 }
 RULE = (
     "Each finding is judged like a claim of the paper (claims.md), on one contrast per technique and level, the mean "
-    "over seeds. It holds if more than half of the contrasts are at or above 0. The spread between seeds is pooled "
-    "over techniques and levels; what all contrasts of a seed share, such as its dense model, counts once. Contrasts: "
-    "(1) loss of probing accuracy in points, of the group meaning minus the mean of the other groups, over the layers "
-    "of the encoder; (2) CKA with the dense model, first minus last encoder layer; (3) the same in the decoder, which "
-    "Movva and Zhao left out; (4) finding 2 minus the same of the dense run retrained as often, for SLT and CLT "
-    "alone, whose weights go through a training per level; (5) probing accuracy of the first layer, sparse minus "
-    "dense, mean over tasks; (6) the same minus that of the last layer; (7) Pearson correlation of a head with the "
-    "same head of the dense model, minus that of the copy with other SGD noise, which Movva and Zhao do not have. "
-    "Accuracies are those on unseen word forms where a task has such a split. Probing tasks on which the dense model "
-    "is no better than the most frequent label are left out. Captions have no labels for the group meaning; the study "
-    "grammar-large has."
+    "over seeds: do more than half of the contrasts lie at or above 0? The spread between seeds is pooled over "
+    "techniques and levels; what all contrasts of a seed share, such as its dense model, counts once. All seeds read "
+    "the same sentences, whose choice the intervals do not cover. Contrasts: (1) loss of probing accuracy in points, "
+    "of the group meaning minus the mean of the other groups, over the layers of the encoder; (2) CKA with the dense "
+    "model, first minus last encoder layer; (3) the same in the decoder, which Movva and Zhao left out; (5) probing "
+    "accuracy of the first layer, sparse minus dense, mean over tasks; (7) the same minus that of the last layer; (8) "
+    "Pearson correlation of a head with the same head of the dense model, minus that of the copy with other SGD "
+    "noise, which Movva and Zhao do not have. Contrasts of retraining alone: (4), (6) and (9) are 2, 5 and the "
+    "correlation in 8, each minus the same of the dense run retrained as often, for SLT and CLT alone, whose weights "
+    "go through a training per level. The copy with other noise starts from theta_0, so its heads are as far from the "
+    "dense model's as those of another seed; (9) is the stricter test. Accuracies are those on unseen word forms where "
+    "a task has such a split. Probing tasks on which the dense model is no better than the most frequent label are "
+    "left out. Captions have no labels for the group meaning; the study grammar-large has."
 )
 HEADS_RULE = (
-    "Each finding is judged like a claim of the paper (claims.md), on one contrast, the mean over seeds. Scores vary "
-    "over the lines of the test set and between seeds; the spread between seeds is pooled over the models as pruned, "
-    "and over the retrained ones. For Voita et al.: the share of heads that are gone when a head of cross-attention "
-    "is removed, minus that of other heads, where heads alone are removed. For Michel et al.: BLEU lost without one "
-    "head of the last cross-attention, minus that of other heads. These two vary over heads and between seeds, and "
-    "nothing is pooled. Contrasts of a seed with the same model are not independent, so the true degrees of freedom "
-    "may be fewer."
+    "Each finding is judged like a claim of the paper (claims.md), on the mean over seeds. Scores vary over the lines "
+    "of the test set and between seeds; the spread between seeds is pooled over the models as pruned, and over the "
+    "retrained ones. For Voita et al.: the share of heads that are gone when a head of cross-attention is removed, "
+    "minus that of the heads of the encoder, and of the decoder, where heads alone are removed. For Michel et al.: "
+    "BLEU lost without one head of the last cross-attention, minus that of other heads. Both vary over the heads of "
+    "all seeds (Welch's t). Contrasts of a seed with the same model, and heads of one model, are not independent, so "
+    "the true degrees of freedom may be fewer."
 )
 
 
@@ -82,28 +87,30 @@ def effects(folder: str | os.PathLike, pair: str) -> dict[str, pd.Series]:
         table = layers[layers.side == side].pivot_table(index=KEYS, columns="layer", values="cka")
         if len(table.columns) > 1:
             found[name] = table["1"] - table[max(table, key=int)]
-    if "higher_diverge" in found and (frame.technique == "again").any():
-        gap = found["higher_diverge"]
-        own = gap[gap.index.get_level_values("technique").isin(EACH_LEVEL)]
-        again = gap.xs("again", level="technique").reindex(own.index.droplevel("technique"))
-        found["higher_diverge_again"] = own - again.to_numpy()
     frame = dissect.heads(folder, pair)
+    alike = frame.groupby(KEYS).correlation.mean()
     if (frame.technique == "noise").any():
-        table = frame.groupby(KEYS).correlation.mean()
-        noise = table.xs("noise", level="technique").droplevel("sparsity")
-        found["attention_stays"] = table - noise.reindex(table.index, level="seed")
+        noise = alike.xs("noise", level="technique").droplevel("sparsity")
+        found["attention_stays"] = alike - noise.reindex(alike.index, level="seed")
+    for name in ("higher_diverge", "early_encode"):
+        if name in found:
+            found[f"{name}_again"] = _less_again(found[name])
+    found["attention_stays_again"] = _less_again(alike)
     others = [*dissect.CONTROLS, "dense"]
     own = {name: effect.dropna().drop(others, level=0, errors="ignore") for name, effect in found.items()}
     return {name: effect for name, effect in own.items() if len(effect)}
 
 
+def _less_again(effect: pd.Series) -> pd.Series:
+    """The effect of SLT and CLT minus that of the dense run retrained as often; empty without such runs."""
+    names = effect.index.get_level_values("technique")
+    own, again = effect[names.isin(EACH_LEVEL)], effect[names == "again"].droplevel("technique")
+    return own - again.reindex(own.index.droplevel("technique")).to_numpy()
+
+
 def _of_probes(frame: pd.DataFrame) -> dict[str, pd.Series]:
-    """The effects on the accuracy of probes, on unseen word forms where that was measured."""
-    values = {name: frame[f"form_{name}"].fillna(frame[name]) for name in ("accuracy", "majority")}
-    frame = frame.assign(**values)
-    inner, found = frame[~frame.layer.isin(ENDS)], {}
-    means = inner[inner.technique == "dense"].groupby("task")[["accuracy", "majority"]].mean()
-    inner = inner[inner.task.isin(means.index[means.accuracy > means.majority])]
+    """The effects on the accuracy of probes."""
+    inner, found = _judged_probes(frame), {}
     if inner.empty:
         return found
 
@@ -117,6 +124,14 @@ def _of_probes(frame: pd.DataFrame) -> dict[str, pd.Series]:
         found["meaning_first"] = groups.drop(columns="meaning").mean(axis=1) - groups["meaning"]
     first, last = (change(inner[inner.layer == layer]).mean(axis=1) for layer in ("1", max(inner.layer, key=int)))
     return found | {"early_encode": first} | ({"early_encode_most": first - last} if inner.layer.nunique() > 1 else {})
+
+
+def _judged_probes(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of layers and tasks that findings are judged on; accuracies on unseen word forms where measured."""
+    values = {name: frame[f"form_{name}"].fillna(frame[name]) for name in ("accuracy", "majority")}
+    inner = frame.assign(**values)[~frame.layer.isin(ENDS)]
+    means = inner[inner.technique == "dense"].groupby("task")[["accuracy", "majority"]].mean()
+    return inner[inner.task.isin(means.index[means.accuracy > means.majority])]
 
 
 def inside(folder: str | os.PathLike, pair: str) -> dict[str, list[Contrast]]:
@@ -149,45 +164,44 @@ def _freedom(effect: pd.Series) -> float:
 
 
 def of_subnetworks(folder: str | os.PathLike, pair: str) -> dict[str, list[Contrast]]:
-    """Finding of SUBNETWORKS -> its one contrast."""
+    """Finding of SUBNETWORKS -> its contrasts: one, or two of cross-attention against the other kinds."""
     rows = subnetworks.frame(folder, "contrasts", pair)
     rows = rows.assign(finding=rows.pruning + " " + rows.trained + " " + rows.better + " " + rows.worse)
     rows.loc[rows.worse == "dense", "difference"] *= -1
     # other contrasts follow from these and would count the same differences twice
     rows = rows[rows.finding.isin(SUBNETWORKS)]
     rows = rows.assign(alike=np.where(rows.trained == "pruned", "as pruned", "retrained"))
-    columns = ["finding", "seed", "difference", "error", "alike"]
-    # those of heads have other units and other noise
-    by_head = [[*row, row[0]] for row in (*_removed_last(folder, pair), *_lost_most(folder, pair))]
-    rows = pd.DataFrame([*rows[columns].values.tolist(), *by_head], columns=columns)
     cells = subnetworks.estimates(rows, "difference", ["finding"], rows.alike)
-    return {
+    found = {
         name: [Contrast("", 0.0, cell["mean"], cell.deviation, cell.degrees, cell["count"] > 1)]
         for name, cell in cells.iterrows()
     }
+    return {name: made for name, made in (_of_heads(folder, pair) | found).items() if made}
 
 
-def _removed_last(folder: str | os.PathLike, pair: str) -> Iterator[tuple[str, int, float, float]]:
-    """Per seed: the share of heads that are gone (percent) when one of cross-attention goes, less that of others."""
-    rows = subnetworks.frame(folder, "pruning", pair).query("kind == 'heads'")
-    for seed, steps in rows.sort_values("step").groupby("seed"):
+def _of_heads(folder: str | os.PathLike, pair: str) -> dict[str, list[Contrast]]:
+    """The findings on removed heads: when those of cross-attention go, and what each head of the last one costs."""
+    rows, times = subnetworks.frame(folder, "pruning", pair).query("kind == 'heads'"), {}
+    for _, steps in rows.sort_values("step").groupby("seed"):
         left = steps[[*subnetworks.COLOURS]]
         gone, total = -left.diff().iloc[1:].astype(int), left.iloc[0].sum()
         at = 100 * (1 - left.iloc[1:].sum(axis=1) / total).to_numpy()
-        times = {kind: [*np.repeat(at, gone[kind]), *[100.0] * int(left[kind].iloc[-1])] for kind in left}
-        yield "cross_last", seed, *_difference(times["cross"], times["encoder"] + times["decoder"])
-
-
-def _lost_most(folder: str | os.PathLike, pair: str) -> Iterator[tuple[str, int, float, float]]:
-    """Per seed: BLEU lost without a head of the last cross-attention, less that of other heads."""
-    for seed, rows in subnetworks.frame(folder, "heads", pair).groupby("seed"):
+        for kind in left:
+            times.setdefault(kind, []).extend([*np.repeat(at, gone[kind]), *[100.0] * int(left[kind].iloc[-1])])
+    others, seeds = ("encoder", "decoder") if times else (), rows.seed.nunique()
+    found = {"cross_last": [_welch(f"against {kind}", times["cross"], times[kind], seeds) for kind in others]}
+    rows = subnetworks.frame(folder, "heads", pair)
+    if len(rows):
         lost, last = rows.bleu - rows["without"], (rows.kind == "cross") & (rows.layer == rows.layer.max())
-        yield "last_cross", seed, *_difference(lost[last], lost[~last])
+        found["last_cross"] = [_welch("", lost[last], lost[~last], rows.seed.nunique())]
+    return found
 
 
-def _difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
-    """Difference of two means and its standard error (Welch)."""
-    return np.mean(one) - np.mean(other), sum(np.var(part, ddof=1) / len(part) for part in (one, other)) ** 0.5
+def _welch(what: str, one: Sequence[float], other: Sequence[float], seeds: int) -> Contrast:
+    """The difference of two means as a contrast, with Welch's error and degrees of freedom."""
+    error = sum(np.var(part, ddof=1) / len(part) for part in (one, other)) ** 0.5
+    freedom = ttest_ind(one, other, equal_var=False).df
+    return Contrast(what, 0.0, float(np.mean(one) - np.mean(other)), error, float(freedom), seeds > 1)
 
 
 # start of the file names -> the findings, their relation, their contrasts, and how they are judged
@@ -234,7 +248,10 @@ def markdown(folder: str | os.PathLike, pair: str, kind: str = "dissect") -> str
     listed = ", ".join(map(str, absent))
     if 2 < len(absent) == absent[-1] - absent[0] + 1:
         listed = f"{absent[0]} to {absent[-1]}"
-    return markdown_rows(head, body) + (f"\nFindings without results: {listed}.\n" if listed else "")
+    table = markdown_rows(head, body) + (f"\nFindings without results: {listed}.\n" if listed else "")
+    groups = _judged_probes(dissect.probes(folder, pair)).groupby("group", sort=False).task if kind == "dissect" else []
+    tasks = "; ".join(f"{group}: {', '.join(part.unique())}" for group, part in groups)
+    return table + (f"\nProbing tasks that count: {tasks}.\n" if tasks else "")
 
 
 def render(folder: str | os.PathLike, pairs: Iterable[str]) -> dict[str, str]:

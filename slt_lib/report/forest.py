@@ -31,7 +31,7 @@ def brief(reason: str, supported: str) -> str:
         if len(longer.split()) > WORDS:
             break
         shown = longer
-    agree = f"{supported} contrasts agree" if supported else ""
+    agree = f"{supported} contrast{' agrees' if supported == '1 of 1' else 's agree'}" if supported else ""
     return shown or " ".join(reason.split()[:WORDS]) or agree
 
 

@@ -10,6 +10,8 @@ from slt_lib.report.data import Figures, has_own, label, percent, read_study, tr
 from slt_lib.report.judging import CONTROL, FAILS, HOLDS, NO_ROWS, UNDECIDED
 from slt_lib.report.paper import paper_figures
 
+LEANING = {HOLDS: "towards", FAILS: "against"}
+
 
 def headline(figures: Figures, claims: Claims, pairs: Iterable[str] = ()) -> list[str]:
     """The five sentences, about `pairs` of the study; by default about all. Claims are named for the first pair."""
@@ -40,14 +42,16 @@ def _ran(figures: Figures, run: list[str]) -> str:
     if not run:
         return f"Nothing of {figures.name} was run yet."
     rows = figures.results[figures.results["pair"].isin(run)]
-    seeds = sorted({int(seed) for seed in rows["seed"]})
+    seeds = {int(seed): len(part) for seed, part in rows[rows["variant"] == ""].groupby("seed")}
+    most = max(seeds.values(), default=0)
+    told = [f"{seed} in part" if count < most else seed for seed, count in seeds.items()]
     levels = {cell.sparsity for pair in run for name in figures.begun(pair) for cell in figures.own_cells(pair, name)}
     begun = dict.fromkeys(name for pair in run for name in figures.begun(pair))
     known = dict.fromkeys(name for pair in run for name in figures.techniques(pair))
     names = f" ({joined(map(label, begun))})" if 0 < len(begun) < len(known) else ""
     return (
         f"The study {figures.name} has {_many(len(trainings(rows)), 'scored training')}: {joined(run)}, "
-        f"seed{'s' * (len(seeds) > 1)} {joined(seeds)}, {len(begun)} of {len(known)} techniques{names} at up to "
+        f"seed{'s' * (len(seeds) > 1)} {joined(told)}, {len(begun)} of {len(known)} techniques{names} at up to "
         f"{len(levels)} of {len({*figures.levels, *levels})} levels."
     )
 
@@ -67,23 +71,23 @@ def _best(figures: Figures, run: list[str]) -> str:
     told = [text for pair in run if (text := _best_of(figures, pair))]
     if not told:
         return "No level has two techniques and all that were begun, so none is the best"
-    return f"By mean BLEU, where none of these techniques is missing, the best one is {'; '.join(told)}"
+    return f"Where all of these techniques were run, the highest mean BLEU is that of {'; '.join(told)}"
 
 
 def _best_of(figures: Figures, pair: str) -> str:
-    """The technique with the highest mean BLEU at each complete level of two or more, neighbouring levels together."""
+    """The techniques with the highest printed mean BLEU at each complete level, neighbouring levels together."""
     winners = []
     for level in figures.sparsities(pair)[1:]:
         cells = [cell for name in figures.techniques(pair) if (cell := figures.cell(pair, name, level))]
-        means = {cell.technique: cell.mean("bleu") for cell in cells if cell.rows and not cell.copied}
+        means = {cell.technique: round(cell.mean("bleu"), 1) for cell in cells if cell.rows and not cell.copied}
         if len(means) > 1 and figures.complete(pair, level):
-            winners.append((max(means, key=means.get), level))
+            winners.append(([name for name, mean in means.items() if mean == max(means.values())], level))
     parts = []
-    for name, group in itertools.groupby(winners, key=lambda winner: winner[0]):
+    for names, group in itertools.groupby(winners, key=lambda winner: winner[0]):
         levels = [f"{percent(level)}%" for _, level in group]
         where = f"from {levels[0]} to {levels[-1]}" if len(levels) > 1 else f"at {levels[0]}"
-        parts.append(f"{label(name)} {where}")
-    return f"{joined(parts)} on {pair}" if parts else ""
+        parts.append(f"{joined(map(label, names))} {where}")
+    return f"{', '.join(parts)} on {pair}" if parts else ""
 
 
 def _verdicts(judged: pd.DataFrame, verdict: str) -> str:
@@ -101,7 +105,8 @@ def _verdicts(judged: pd.DataFrame, verdict: str) -> str:
             f"{_quoted(decided) if first else ''}"
         )
         if len(leaning):
-            told[-1] += f", and {len(leaning)} undecided ones point that way{_quoted(leaning) if first else ''}"
+            lean = f"undecided one{'s lean' if len(leaning) > 1 else ' leans'} {LEANING[verdict]} it"
+            told[-1] += f", and {len(leaning)} {lean}{_quoted(leaning) if first else ''}"
     return f"{'; '.join(told)}."
 
 
@@ -130,6 +135,9 @@ def _missing(figures: Figures, judged: pd.DataFrame, pairs: list[str], run: list
         gaps += [f"{absent} of the {len(cells)} cells of {pair}"] if (absent := cells.count(None)) else []
         fewer = sum(len(cell.rows) + len(cell.failures) < seeds for cell in cells if cell)
         gaps += [f"a seed in {_many(fewer, 'cell')} of {pair}"] if fewer else []
+        controls = [figures.control(pair, depth) for depth in range(1, len(figures.levels) + 1)]
+        fewer = sum(len(cell.rows) < seeds for cell in controls if cell)
+        gaps += [f"a seed in {_many(fewer, 'run')} of `again` on {pair}"] if fewer else []
     if lacking := int((judged["reason"] == NO_ROWS).sum()):
         gaps.append(f"all runs for {_many(lacking, 'claim')}")
     parts.insert(0, f"Still missing: {joined(gaps)}" if gaps else "Nothing is missing")

@@ -10,7 +10,7 @@ import numpy as np
 
 from slt_lib.base.settings import TECHNIQUES
 from slt_lib.report.data import Cell, Figures, percent
-from slt_lib.report.statistics import LEVEL, SCORES, Contrast, contrast, log_ratios
+from slt_lib.report.statistics import FREEDOM, LEVEL, SCORES, Contrast, contrast, log_ratios
 
 # Points of BLEU within which two scores count as similar. The paper itself calls a loss of 0.4 (SLT at 60%, en-de) no
 # significant drop, and half a point is about what a test set of 3,000 lines can resolve.
@@ -27,9 +27,10 @@ RULE = (
     "contrasts are log ratios, paired by seed. The claim holds if k intervals at error rate 5%/(n - k + 1) lie inside "
     "the range. It fails if n - k + 1 intervals at error rate 5%/k lie outside it, because fewer than k contrasts can "
     "then agree. Otherwise it is undecided. These rates are Bonferroni's correction for k of n hypotheses (Benjamini "
-    "and Heller 2008). A contrast supports neither verdict if no cell of similar sparsity has two seeds: the noise of "
-    "training is then unknown. In a rehearsal every verdict is withheld. The paper's printed figures are judged by "
-    "their point estimates, and the reason says if rounding by 0.1 could change the verdict."
+    "and Heller 2008). A contrast is over the seeds that both cells have. It supports neither verdict if the spread "
+    f"of scores has fewer than {FREEDOM} degrees of freedom, one for each cell of similar sparsity with two seeds: the "
+    "noise of training is then unknown. In a rehearsal every verdict is withheld. The paper's printed figures are "
+    "judged by their point estimates, and the reason says if rounding by 0.1 could change the verdict."
 )
 
 HOLDS, FAILS, UNDECIDED, WITHHELD = "holds", "fails", "undecided", "withheld"
@@ -174,7 +175,7 @@ def _reasons(claim: Claim, contrasts: Sequence[Contrast], verdict: str, decisive
     if verdict == FAILS:
         reasons += [f"contradicted by {decisive.what}"] if decisive.what else []
     elif verdict == UNDECIDED and not all(one.seeds_known for one in contrasts):
-        reasons.append("one seed: the noise of training is unknown")
+        reasons.append("too few seeds: the noise of training is unknown")
     elif verdict == UNDECIDED:
         times = {HOLDS: n - k + 1, FAILS: k, UNDECIDED: 1}[claim.answer(decisive.bounds())]
         widened = f", widened for {times} comparisons," if times > 1 else ""

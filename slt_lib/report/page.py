@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from slt_lib.base.errors import InputError
 from slt_lib.base.files import write_bytes
+from slt_lib.report.claims import claims_table
 from slt_lib.report.data import load
 from slt_lib.report.plots import STYLE
 
@@ -47,12 +48,17 @@ def fold(title: str, markdown: str) -> str:
 def write_page(folder: str | os.PathLike) -> Path:
     """Write report.html from the executed notebook report.ipynb of a figures folder, and return its path.
 
-    Raises InputError if the notebook is missing, unreadable or not executed.
+    Raises InputError if the notebook is missing, unreadable, not executed, or shows other results than the folder.
     """
     from nbconvert import HTMLExporter
 
     path = Path(folder) / NOTEBOOK
     figures, notebook = load(folder), _executed(path)
+    told = [
+        output.get("data", {}).get("text/markdown", "") for cell in notebook.cells for output in cell.get("outputs", [])
+    ]
+    if claims_table(figures).markdown.strip() not in "\n".join(told):
+        raise InputError(f"{path}: shows other results than {folder}; execute the notebook 99_report again")
     script, plots = _interactive(figures, notebook)
     cells = _worth_showing(notebook.cells)
     for cell in cells:

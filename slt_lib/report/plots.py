@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from slt_lib.base.files import write_bytes
 from slt_lib.base.settings import DENSE, TECHNIQUES, Technique
 from slt_lib.report import stability
-from slt_lib.report.data import Cell, Figures, label, percent
+from slt_lib.report.data import Cell, Figures, label, of_common_seeds, percent
 from slt_lib.report.paper import paper_figures
 from slt_lib.report.statistics import interval, mean_magnitudes, seed_spread
 
@@ -68,8 +68,8 @@ def plot_scores(figures: Figures, pair: str, metric: str = "bleu", overlay: bool
         axes.axhline(0 if overlay else dense.mean(metric), label=DENSE.label, **LINE)
     _plot_failed(axes, figures, pair, levels)
     _level_axis(axes, levels)
-    known = [bool(seed_spread(figures, pair, metric, level)[1]) for level in figures.sparsities(pair)]
-    seeds = " and, if several, seeds" if any(known) else ""
+    known = [seed_spread(figures, pair, metric, level)[1] > 0 for level in figures.sparsities(pair)]
+    seeds = " and, where known, seeds" if any(known) else ""
     seeds = " and seeds" if all(known) else seeds
     bars = None if figures.sentences is None else f"bars: 95% interval over sentences{seeds}"
     corner = "lower left" if metric == "bleu" else "upper left"
@@ -111,8 +111,9 @@ def _points(figures: Figures, pair: str, metric: str, cells: Iterable[tuple[Cell
     points = {}
     for cell, minus in cells:
         if not np.isnan(cell.mean(metric)):
-            value = cell.mean(metric) - (minus.mean(metric) if minus else 0)
-            points[cell.sparsity] = value, interval(figures, pair, cell, metric, minus)
+            bounds = interval(figures, pair, cell, metric, minus)
+            one, other = of_common_seeds(cell, minus) if minus else (cell, None)
+            points[cell.sparsity] = one.mean(metric) - (other.mean(metric) if other else 0), bounds
     return points
 
 

@@ -17,7 +17,7 @@ from scipy.special import stdtrit
 
 from slt_lib.base.errors import InputError
 from slt_lib.evaluation.scoring import corpus_bleu, corpus_ter
-from slt_lib.report.data import KINDS, STATISTICS, Cell, Figures, percent, variant_label
+from slt_lib.report.data import KINDS, STATISTICS, Cell, Figures, of_common_seeds, percent, variant_label
 
 RESAMPLES = 1000
 BOOTSTRAP_SEED = 2020
@@ -25,6 +25,7 @@ LEVEL = 0.95  # of every interval
 POWER = 0.8  # the probability of finding a "detectable" difference
 # Cells up to 60%, above that up to 85%, and above: the levels that the paper's claims tell apart
 BANDS = (0.6, 0.85, 1.0)
+FREEDOM = 5  # with fewer degrees of freedom, intervals from a pooled spread miss the truth in clearly more than 5%
 AGREEMENT = 0.06  # BLEU: largest difference allowed between results.csv, which is rounded, and its sentences
 
 SCORES = {"bleu": corpus_bleu, "ter": corpus_ter}
@@ -79,15 +80,16 @@ def replicates(figures: Figures, pair: str) -> tuple[int, dict[str, dict[str, np
 def seed_spread(figures: Figures, pair: str, metric: str, sparsity: float) -> tuple[float, int]:
     """Standard deviation between seeds and its degrees of freedom, pooled over the cells in the band of this sparsity.
 
-    (nan, 0) if none has two seeds. Trainings with two names count once, also those that are scored at two checkpoints.
-    The cells of one chain are trained from each other, so the true degrees of freedom may be fewer.
+    (nan, 0) if these are fewer than FREEDOM. Trainings with two names count once, also those that are scored at two
+    checkpoints. The cells of one chain are trained from each other, so the true degrees of freedom may be fewer.
     """
     rows = _scored(figures, pair)
     rows = rows[np.searchsorted(BANDS, rows["sparsity"] - 1e-9) == np.searchsorted(BANDS, sparsity - 1e-9)]
     cells = {}
     for _, cell in rows.groupby(["technique", "variant", "sparsity"]):  # the default before its variants
         cells.setdefault(frozenset(cell["run"].str.partition("+")[0]), cell[metric])
-    return pooled([scores for scores in cells.values() if scores.notna().all()])
+    spread, freedom = pooled([scores for scores in cells.values() if scores.notna().all()])
+    return (spread, freedom) if freedom >= FREEDOM else (math.nan, 0)
 
 
 def pooled(groups: Collection[Sequence[float]]) -> tuple[float, int]:
@@ -95,6 +97,12 @@ def pooled(groups: Collection[Sequence[float]]) -> tuple[float, int]:
     freedom = sum(len(values) - 1 for values in groups)
     squares = math.fsum(np.var(values) * len(values) for values in groups)  # the same in any order of groups
     return ((squares / freedom) ** 0.5, freedom) if freedom else (math.nan, 0)
+
+
+def _same_trainings(*cells: Cell) -> bool:
+    """Whether two cells are the same trainings, perhaps scored at other checkpoints."""
+    ids = [{row["run"].partition("+")[0] for row in cell.rows} for cell in cells]
+    return len(ids) == 2 and ids[0] == ids[1]
 
 
 def same_runs(one: Cell | None, other: Cell | None = None) -> bool:
@@ -131,13 +139,16 @@ class Contrast:
 
 
 def contrast(figures: Figures, pair: str, *cells: Cell | None, metric: str = "bleu") -> Contrast | None:
-    """The first cell less the second, each a mean over seeds, in points of the metric; of one cell, its mean.
+    """The first cell less the second, means over the seeds that both have, in points of the metric; of one, its mean.
 
-    None if a cell has no score, if both are the same runs, or if a run has no sentences and the figures are not those
-    of a printed table.
+    Two checkpoints of the same trainings differ by no noise of training. None if a cell has no score, if both are the
+    same runs, or if a run has no sentences and the figures are not those of a printed table.
     """
+    if not all(cells):
+        return None
+    cells = of_common_seeds(*cells) if len(cells) == 2 else cells
     signed = list(zip((1, -1), cells, strict=False))
-    if not all(cells) or np.isnan(effect := float(sum(sign * cell.mean(metric) for sign, cell in signed))):
+    if np.isnan(effect := float(sum(sign * cell.mean(metric) for sign, cell in signed))):
         return None
     about = " - ".join(map(_name, cells)), max(cell.sparsity for cell in cells), effect
     if figures.printed:
@@ -148,7 +159,7 @@ def contrast(figures: Figures, pair: str, *cells: Cell | None, metric: str = "bl
     draws = [sign * np.mean([scores[metric][row["run"]] for row in cell.rows], axis=0)[1:] for sign, cell in signed]
     # (source, degrees of freedom) -> variance. The spread that two cells of a band share is one estimate.
     parts, known = {("sentences", max(lines - 1, 1)): float(np.var(sum(draws), ddof=1))}, True
-    for cell in cells:
+    for cell in () if _same_trainings(*cells) else cells:
         spread, freedom = seed_spread(figures, pair, metric, cell.sparsity)
         known &= freedom > 0
         if freedom:

@@ -6,7 +6,7 @@ scores vary most, and for trained ones. With one seed it is that of the lines al
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -239,17 +239,20 @@ def patterns_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
 
 
 def plot_overlap(folder: str | os.PathLike, pair: str) -> Figure:
-    """Jaccard's index of the weights that two techniques keep, against sparsity; grey: random masks of one size."""
+    """Jaccard's index of the weights that two techniques keep, against sparsity; dashed: random masks of one size.
+
+    Random masks are drawn within the mask of the first level, which LT, SLT and CLT share.
+    """
     rows = frame(folder, "overlap", pair).query("measure == 'jaccard' and matrix == 'all'")
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
     for names, part in rows.groupby("techniques", sort=False):
         one, other = (TECHNIQUES[name] for name in names.split())
-        means = part.groupby(100 * part.sparsity).value.mean()
+        means = part.groupby(100 * part.sparsity)[["value", "null"]].mean()
         label = f"{one.label} and {other.label}"
-        axes.plot(means, color=one.colour, marker=other.marker, markerfacecolor=other.colour, label=label)
-    null = rows.groupby(100 * rows.sparsity).null.mean()
-    axes.plot(null, color="0.6", linestyle="--", label="random masks")
+        axes.plot(means.value, color=one.colour, marker=other.marker, markerfacecolor=other.colour, label=label)
+        axes.plot(means.null, color="0.6", linestyle="--", zorder=1)
+    axes.plot([], [], color="0.6", linestyle="--", label="random masks")
     axes.set(xlabel="sparsity (%)", ylabel="Jaccard's index of kept weights", ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8, ncols=2)
@@ -261,8 +264,12 @@ def _in_percent(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def kappa_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
-    """Fleiss' kappa of the masks of all techniques at each sparsity (percent), one column per seed; random masks: 0."""
+    """Fleiss' kappa of the masks of all techniques at each sparsity (percent), one column per seed, and random masks'.
+
+    Random masks are drawn within the mask of the first level, which LT, SLT and CLT share.
+    """
     rows = _in_percent(frame(folder, "overlap", pair).query("measure == 'kappa'"))
+    rows = pd.concat([rows.assign(seed=rows.seed.astype(str)), rows.assign(seed="random masks", value=rows.null)])
     return rows.pivot_table(index=["sparsity", "techniques"], columns="seed", values="value", sort=False).round(3)
 
 
@@ -367,11 +374,20 @@ SHOWN = [
     ("seeds", seeds_table, "whether two seeds keep the same heads"),
     ("overlap", plot_overlap, "how alike the masks of two techniques are"),
     ("overlap", kappa_table, "Fleiss' kappa of the masks of all techniques"),
+    ("overlap", overlap_table, "Jaccard's index of two techniques' masks less that of random masks, per matrix"),
     ("overlap", levels_table, "Jaccard's index of a technique's masks at successive levels"),
     ("density", plot_density, "weights that each head keeps under the masks of a technique"),
     ("density", dead_table, "rows, columns and heads without weights, in percent"),
     ("global", plot_global, "weights that each matrix keeps under one threshold for all"),
 ]
+
+
+def all_plots(folder: str | os.PathLike, pairs: Iterable[str]) -> Iterator[tuple[str, Figure]]:
+    """(file name without suffix, Figure) of every plot of SHOWN that the folder has rows for."""
+    for pair in pairs:
+        for name, make, _ in SHOWN:
+            if make.__name__.startswith("plot_") and not frame(folder, name, pair).empty:
+                yield f"{make.__name__.replace('plot', 'subnet')}_{pair}", make(folder, pair)
 
 
 def shown(folder: str | os.PathLike, pair: str) -> Iterator[tuple[str, Figure | pd.DataFrame]]:

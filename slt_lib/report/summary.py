@@ -17,7 +17,7 @@ from slt_lib.report.tables import MISSING, NONE, ablations, failed, markdown_row
 
 KEY = (
     "One rule judges the claims on the paper's tables and on the runs here: `figures/{}/claims.md`. *Effect* is the "
-    "difference that *At* names; with one seed, its interval omits the noise of training. *Agree* counts the "
+    "difference that *At* names; with too few seeds, its interval omits the noise of training. *Agree* counts the "
     "differences that agree with the claim."
 )
 BEGIN, END = "<!-- results of {}: made by `python -m slt_lib report {} --into {}` -->", "<!-- end of results -->"
@@ -26,19 +26,19 @@ BEGIN, END = "<!-- results of {}: made by `python -m slt_lib report {} --into {}
 def summary(figures: Figures, claims: Claims | None = None) -> str:
     """Markdown with plots, BLEU, verdicts and variants of each pair, and the findings of related papers.
 
-    `claims`: verdicts computed earlier, if any. Links are relative to the folder that contains `figures/`.
+    `claims`: verdicts computed earlier, if any. Links are relative to the figures folder.
     """
     verdicts, parts, key = (claims or claims_table(figures)).short, [], KEY.format(figures.name)
     for pair in figures.pairs:
-        parts += _plot_and_scores(figures, pair)
+        parts += _plot_and_scores(figures, pair, "")
         parts += [verdicts[pair] and key, verdicts[pair]]
         key = "" if verdicts[pair] else key  # above the first table
         if figures.control(pair, 1):
             alt = f"{pair}: BLEU minus that of the dense model trained as often"
-            parts.append(_plot(figures, f"depth_{pair}", alt))
+            parts.append(_plot(f"depth_{pair}", alt))
         if not stability.lines(figures.path, pair).empty:
             parts.append(f"Copies of one ticket under other SGD noise, {pair} (`stability`, notebook 08_ablations):")
-            parts.append(_plot(figures, f"stability_{pair}", f"{pair}: loss and BLEU between two copies of a ticket"))
+            parts.append(_plot(f"stability_{pair}", f"{pair}: loss and BLEU between two copies of a ticket"))
             parts.append(stability.table(figures.path, pair))
         if figures.variants(pair):
             other = ablations(figures, pair).markdown.partition("\n\n")[2]
@@ -54,26 +54,27 @@ def summary(figures: Figures, claims: Claims | None = None) -> str:
 
 def overview(figures: Figures) -> str:
     """Markdown with the plot and BLEU of each pair that was run, and the study in five sentences."""
+    folder = f"figures/{figures.name}/"
     parts = [
         part
         for pair in figures.pairs
         if (figures.results.pair == pair).any()
-        for part in _plot_and_scores(figures, pair)
+        for part in _plot_and_scores(figures, pair, folder)
     ]
     sentences = "\n".join(f"- {sentence}" for sentence in headline(figures, claims_table(figures)))
-    page = f"figures/{figures.name}/summary.md"
+    page = f"{folder}summary.md"
     return "\n\n".join([*parts, sentences, f"Verdicts with intervals, variants and analyses: [{page}]({page})"]) + "\n"
 
 
-def _plot_and_scores(figures: Figures, pair: str) -> list[str]:
+def _plot_and_scores(figures: Figures, pair: str, folder: str) -> list[str]:
     if not (figures.results.pair == pair).any():
         return [f"{pair}: nothing was run yet."]
-    plot = _plot(figures, f"bleu_{pair}", f"{pair}: BLEU against sparsity, one line per technique")
+    plot = _plot(f"{folder}bleu_{pair}", f"{pair}: BLEU against sparsity, one line per technique")
     return [plot] * bool(figures.begun(pair)) + [_scores(figures, pair).strip()]
 
 
-def _plot(figures: Figures, name: str, alt: str) -> str:
-    return f"![{alt}](figures/{figures.name}/{name}.png)"
+def _plot(name: str, alt: str) -> str:
+    return f"![{alt}]({name}.png)"
 
 
 def into(figures: Figures, path: str | os.PathLike, allow_dirty: bool = False) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from slt_lib.report.data import HYBRID_SWITCH, SLT_MP_FIRST, Cell, Figures, csv_text, label, percent
+from slt_lib.report.data import HYBRID_SWITCH, SLT_MP_FIRST, Cell, Figures, csv_text, label, of_common_seeds, percent
 from slt_lib.report.paper import paper_figures
 from slt_lib.report.statistics import contrast, same_runs
 
@@ -172,17 +172,19 @@ def failed(figures: Figures, pair: str) -> str:
 
 def uneven(figures: Figures, pair: str) -> str:
     """The cells of a pair's table with another number of seeds than the rest; empty if all have the same."""
-    over: dict[int, list[str]] = {}
+    over: dict[int, list[Cell]] = {}
     for cell in figures.cells(pair):
         if cell.rows:
-            names = over.setdefault(len(cell.rows) + len(cell.failures), [])
-            names.append(_named(cell.technique, cell.sparsity))
+            over.setdefault(len(cell.rows) + len(cell.failures), []).append(cell)
     if len(over) < 2:
         return ""
-    most, rest = over.pop(max(over)), [name for names in over.values() for name in names]
-    if len(most) <= len(rest):
-        return f"Over more seeds than the rest: {', '.join(most)}."
-    return f"Over fewer seeds than the rest: {', '.join(rest)}."
+    most, rest = over.pop(max(over)), [cell for cells in over.values() for cell in cells]
+    fewer = len(most) > len(rest)
+    levels: dict[str, list[float]] = {}
+    for cell in rest if fewer else most:
+        levels.setdefault(cell.technique, []).append(cell.sparsity)
+    names = [f"{label(name)} {', '.join(map(percent, at))}%" if any(at) else label(name) for name, at in levels.items()]
+    return f"Over {'fewer' if fewer else 'more'} seeds than the rest: {'; '.join(names)}."
 
 
 def _named(technique: str, level: float) -> str:
@@ -197,7 +199,8 @@ def ablations(figures: Figures, pair: str) -> Table:
     """
     body, lines = [], []
     for cell in figures.variants(pair):
-        default = figures.default(pair, cell)
+        if default := figures.default(pair, cell):
+            default = of_common_seeds(cell, default)[1]
         gap = contrast(figures, pair, cell, default)
         numbers, shown, power = [np.nan] * 4, MISSING, MISSING
         if gap:
@@ -221,7 +224,7 @@ def ablations(figures: Figures, pair: str) -> Table:
     head += ["Detectable", "Seeds", "Note"]
     notes = [] if body else ["No variant was run."]
     if any("sentences only" in line[-1] for line in body):
-        notes.append("Sentences only: with one seed, the interval omits the noise of training.")
+        notes.append("Sentences only: too few seeds, so the interval omits the noise of training.")
     return Table(_markdown(title, head, body, notes), "", csv_text(ABLATION_COLUMNS, lines))
 
 

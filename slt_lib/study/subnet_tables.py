@@ -16,7 +16,7 @@ from slt_lib.analysis import overlap, patterns
 from slt_lib.evaluation import scoring
 from slt_lib.report.statistics import line_counts
 from slt_lib.report.subnetworks import FILES
-from slt_lib.study import subnetworks
+from slt_lib.study import dissect, subnetworks
 from slt_lib.study.importance import measured
 from slt_lib.study.rows import remembered, replace
 from slt_lib.study.runs import Run
@@ -80,33 +80,31 @@ def record_scores(study: Study, chains: Iterable[Chain], at: float) -> None:
     `chains`: those of `techniques.subnetworks(at)`.
     """
     rows, contrasts, cells = [], [], {}
-    for chain in (chain for chain in chains if len(chain.runs) > 1):  # it stops at a dense run that failed
-        dense, run = chain.runs[0], chain.runs[-1]
+    for chain in (chain for chain in chains if dissect.trained(chain)):
+        dense, *trained = dissect.trained(chain)
         pruning, name = chain.variant.removeprefix("subnetwork=").split()
         which = name.rstrip("0123456789")
         draw = int(name.removeprefix(which) or 1) - 1
-        found = {}
-        if run.record["status"] == "ok":
-            found[chain.technique] = statistics_of_run(run)
-        if chain.technique == "lt":
+        found = [(chain.technique, run.ticket, statistics_of_run(run)) for run in trained]
+        if chain.technique == "lt":  # scored as pruned, too, which needs no training
             ticket = subnetworks.pruned_ticket(dense.rewind(at=0), dense, pruning, which, draw, at)
             weights = masks.apply(dense.weights(subnetworks.CHECKPOINT), ticket.start().mask)
-            found["pruned"] = statistics_of(study, weights)
+            found.append(("pruned", ticket, statistics_of(study, weights)))
             key = chain.seed, "", "dense", "pruned"
             if key not in cells:
                 cells[key] = [replicates(statistics_of_run(dense))]
                 rows.append([study.pair, chain.seed, "", "dense", 0, "", 0, "", *with_error(cells[key][0]), ""])
-        for trained, statistics in found.items():
+        for how, ticket, statistics in found:
             drawn = replicates(statistics)
-            cells.setdefault((chain.seed, pruning, which, trained), []).append(drawn)
-            about = [study.pair, chain.seed, pruning, which, draw, trained, f"{run.sparsity:.6g}"]
-            rows.append([*about, run.record["kept"], *with_error(drawn), run.id])
-    for (seed, pruning, which, trained), draws in cells.items():
+            cells.setdefault((chain.seed, pruning, which, how), []).append(drawn)
+            about = [study.pair, chain.seed, pruning, which, draw, how, f"{ticket.sparsity:.6g}"]
+            rows.append([*about, masks.kept(prunable(ticket.start().mask)), *with_error(drawn), ticket.train_id])
+    for (seed, pruning, which, how), draws in cells.items():
         for other in WORSE[which]:
-            key = (seed, "", "dense", "pruned") if other == "dense" else (seed, pruning, other, trained)
+            key = (seed, "", "dense", "pruned") if other == "dense" else (seed, pruning, other, how)
             if key in cells:
                 difference = np.mean(draws, axis=0) - np.mean(cells[key], axis=0)
-                contrasts.append([study.pair, seed, pruning, trained, which, other, *with_error(difference)])
+                contrasts.append([study.pair, seed, pruning, how, which, other, *with_error(difference)])
     write(study, "scores", rows)
     write(study, "contrasts", contrasts)
 
@@ -164,26 +162,29 @@ def attention(study: Study, weights: Mapping[str, Tensor]) -> dict[str, patterns
 def record_masks(study: Study, chains: Iterable[Chain]) -> None:
     """How alike masks are, of two techniques at a level and of a technique at two successive levels; densities.
 
-    Densities are per matrix and head. The sparsity of two levels is the higher one.
+    Densities are per matrix and head. The sparsity of two levels is the higher one. Random masks of two techniques are
+    drawn within the mask of the first level of each, if all later ones are part of it: LT, SLT and CLT share that mask.
     """
     found: dict[tuple, dict] = {}
-    alike, density = [], []
+    alike, density, first = [], [], {}
     for chain in chains:
         masked = [run for run in chain.runs if run.mask is not None and run.record["status"] == "ok"]
         for run in masked:
             found.setdefault((chain.seed, run.sparsity), {})[chain.technique] = prunable(run.mask)
+            first.setdefault((chain.seed, chain.technique), prunable(run.mask))
         for lower, higher in itertools.pairwise(masked):
             numbers = overlap.jaccards(prunable(lower.mask), prunable(higher.mask))["all"]
             about = [study.pair, chain.seed, f"{higher.sparsity:g}", "levels", chain.technique, "all"]
             alike.append([*about, *map(short, numbers)])
     for (seed, sparsity), by_technique in found.items():
         about = [study.pair, seed, f"{sparsity:g}"]
+        within = {name: overlap.range_of(mask, first[seed, name]) for name, mask in by_technique.items()}
         for (one, mask), (other, beside) in itertools.combinations(by_technique.items(), 2):
-            for name, numbers in overlap.jaccards(mask, beside).items():
+            for name, numbers in overlap.jaccards(mask, beside, within[one], within[other]).items():
                 alike.append([*about, "jaccard", f"{one} {other}", name, *map(short, numbers)])
         if len(by_technique) > 1:
             kappa = overlap.fleiss_kappa([overlap.flat(mask) for mask in by_technique.values()])
-            numbers = map(short, (kappa, *overlap.kappa_null(list(by_technique.values()))))
+            numbers = map(short, (kappa, *overlap.kappa_null(list(by_technique.values()), list(within.values()))))
             alike.append([*about, "kappa", " ".join(by_technique), "all", *numbers])
         for technique, mask in by_technique.items():
             density += [[*about, technique, *row] for row in densities(mask, study.shape.heads)]
