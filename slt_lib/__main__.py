@@ -27,13 +27,13 @@ def data(options) -> None:
 
 def plan(options) -> None:
     """Print the cost of a study before it is run: trainings, tokens, FLOPs, disk, hours, and what is left to train."""
-    from slt_lib import plan as room
+    from slt_lib import plan as costs
 
-    print(room.text(options.study, options.rate, options.gpus, options.measure))
+    print(costs.text(options.study, options.rate, options.gpus, options.measure))
 
 
 def run(options) -> None:
-    """Train all techniques of a study, one training per core, score each run when it ends, and write the report.
+    """Train all techniques of a study, several trainings at once, score each run when it ends, and write the report.
 
     Finished runs are read from the store. With --stored nothing is trained: what the store has is recorded. Under
     torchrun all processes train each ticket together.
@@ -92,7 +92,8 @@ def runs(options) -> None:
         raise InputError(f"runs {options.what}: give the id of a run, or its first digits; `runs list` shows them")
     matches = [train_id for train_id in store.ids() if options.id and train_id.startswith(options.id)]
     if len(matches) != 1:
-        raise InputError(f"{options.id!r} names {len(matches)} runs under {store.path}; `runs list` shows them")
+        found = f"{len(matches)} run ids begin" if matches else "no run id begins"
+        raise InputError(f"{store.path}: {found} with {options.id!r}; `runs list` shows them")
     folder = store.folder(matches[0])
     if options.what == "remove":
         store.remove(matches[0])
@@ -138,13 +139,25 @@ def translate(options) -> None:
 
 def export(options) -> None:
     """Write a trained model, or the ticket that it was trained from (--ticket), as a folder that needs no study."""
-    from slt_lib.study import export as room
+    from slt_lib.study import export as exports
 
-    run, technique = _stored_run(options), options.technique if options.sparsity else "dense"
+    if options.ticket and (options.format, options.dtype) != ("slt", "fp32"):
+        raise InputError("--ticket: a ticket has one form; leave out --format and --dtype")
+    if options.format == "ctranslate2" and options.dtype != "fp32":
+        raise InputError("--format ctranslate2: CTranslate2 chooses its types when it loads a model; leave out --dtype")
+    run = _stored_run(options)
+    technique = _technique(options)
     if options.ticket:
-        print(room.export_ticket(run, options.output, technique))
+        print(exports.export_ticket(run, options.output, technique))
     else:
-        print(room.export(run, options.output, technique, options.format, options.dtype))
+        print(exports.export(run, options.output, technique, options.format, options.dtype))
+
+
+def _technique(options) -> str:
+    """The technique whose run is meant. Raises InputError for a technique without its sparsity."""
+    if options.technique not in ("", "dense") and not options.sparsity:
+        raise InputError(f"--technique {options.technique}: give its --sparsity, too; without one the model is dense")
+    return (options.technique or "slt") if options.sparsity else "dense"
 
 
 def _stored_run(options):
@@ -156,7 +169,7 @@ def _stored_run(options):
         raise InputError("name a study, or a folder with --model")
     study, sparsity = Study(options.study, options.pair), options.sparsity
     study.require_levels("sparsity", [sparsity] if sparsity else [])
-    technique = options.technique if sparsity else "dense"
+    technique = _technique(options)
     [chain] = study.follow([study.through(RECIPES[technique], options.seed, [sparsity])], stored=True)
     runs = [run for run in chain.runs if run.sparsity == sparsity]
     if not runs:
@@ -177,16 +190,16 @@ def _lines() -> list[str]:
 
 def report(options) -> None:
     """Write tables, plots and verdicts on the claims of a study, from its figures folder alone."""
-    from slt_lib import report as room
+    from slt_lib import report as reports
     from slt_lib.study.results import figures
 
     folder = figures(params.name_of(options.study))
     if options.html:
-        print(os.path.relpath(room.write_page(folder)))
+        print(os.path.relpath(reports.write_page(folder)))
         return
-    made = list(room.render(folder).values())
+    made = list(reports.render(folder).values())
     if options.into:
-        made.append(room.into(room.load(folder), options.into, options.allow_dirty))
+        made.append(reports.into(reports.load(folder), options.into, options.allow_dirty))
     for path in made:
         print(os.path.relpath(path))
 
@@ -230,7 +243,12 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--techniques", nargs="+", choices=names, default=(), help=text)
     text = "comparisons of notebook 08, such as again or controls; without --techniques only these are trained"
     added.add_argument("--comparisons", nargs="+", metavar="NAME", default=(), help=text)
-    added.add_argument("--jobs", type=positive, default=0, help="trainings at once; default: one per core")
+    added.add_argument(
+        "--jobs",
+        type=positive,
+        default=0,
+        help="trainings at once; default: one per core, or fewer if each takes several threads",
+    )
     added.add_argument("--stored", action="store_true", help="train nothing; record the runs that are in the store")
     added.add_argument("--no-report", dest="report", action="store_false", help="do not write the report")
     added = command(runs, study=False)
@@ -240,7 +258,7 @@ def parser() -> argparse.ArgumentParser:
         added = command(function, study=False)
         added.add_argument("study", nargs=optional, help="name of a file in params/, or a path that ends in .yaml")
         added.add_argument("--pair", default="", help="default: the study's first")
-        added.add_argument("--technique", default="slt", choices=names, help="default: slt")
+        added.add_argument("--technique", default="", choices=names, help="default: slt")
         added.add_argument("--sparsity", type=float, default=0.0, help="a level; default: 0, the dense model")
         added.add_argument("--seed", type=int, default=1, help="default: 1")
         if function is translate:

@@ -63,7 +63,7 @@ def global_mask(
 
 
 def both(one: Mapping[str, Tensor] | None, other: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
-    """What both masks keep; None, or a name that is missing, keeps everything."""
+    """The intersection of two masks; a missing mask or name keeps everything. None if neither has a name."""
     one, other = one or {}, other or {}
     return {
         name: one[name] & other[name] if name in one and name in other else kept
@@ -71,8 +71,9 @@ def both(one: Mapping[str, Tensor] | None, other: Mapping[str, Tensor] | None) -
     } or None
 
 
-# Score of each weight from its values before (`start`) and after (`end`) a training; the lowest are pruned. Source:
-# Zhou et al. (2019), "Deconstructing lottery tickets": large final, magnitude increase, movement, small final.
+# Score of each weight from its values before (`start`) and after (`end`) a training; the lowest are pruned. Start, end
+# and score have the shape of the matrix. Source: Zhou et al. (2019), "Deconstructing lottery tickets": large final,
+# magnitude increase, movement, small final.
 CRITERIA = {
     "magnitude": lambda start, end: end.abs(),
     "magnitude_increase": lambda start, end: end.abs() - start.abs(),
@@ -96,8 +97,9 @@ def histogram_mask(
 ) -> dict[str, Tensor]:
     """The original library's mask: a threshold read from a histogram of |w| on [0, max|w|], rounded down to a bin.
 
-    Arguments and errors as for `magnitude_mask`. It prunes at most what is asked for, and less if a few weights are
-    very large. Entries that are False in `mask` stay pruned. Source: FACTS.md section 3, library mechanics.
+    Arguments as for `magnitude_mask`. It prunes at most `sparsity`, and less if a few weights are very large; but
+    entries that are False in `mask` stay pruned, and a sparsity below that of `mask` gives `mask`. Raises ValueError
+    for a sparsity outside 0..1, and for weights that are not finite. Source: FACTS.md section 3, library mechanics.
     """
     result = {}
     for name, weight in _finite(weights, sparsity):
@@ -140,5 +142,5 @@ def sparsity(mask: Mapping[str, Tensor]) -> float:
 
 
 def nested(inner: Mapping[str, Tensor], outer: Mapping[str, Tensor]) -> bool:
-    """Whether `outer` keeps everything that `inner` keeps."""
+    """Whether `outer` keeps everything that `inner` keeps. Raises KeyError for a name that `outer` lacks."""
     return all(not bool((inner[name] & ~outer[name]).any()) for name in inner)

@@ -105,7 +105,8 @@ def mp_slt(study, seed, levels, rewind=REWIND, switch=0.6, retrain=True) -> Reci
 def clt_control(study, seed, levels, at=0.5, signs="kept", magnitudes="constant", rewind=REWIND) -> Recipe:
     """The ticket of the CLT chain at the level `at`, with other signs or magnitudes under the same mask.
 
-    The paper's ablation is `signs="random"`; Frankle et al. (2020) keep the signs and change the magnitudes.
+    The paper's ablation is `signs="random"`; Frankle et al. (2020) keep the signs and change the magnitudes. If `at` is
+    not one of `levels`, it yields no control ticket.
     """
     run = yield study.ticket(seed)
     for sparsity in [level for level in levels if level <= at]:
@@ -121,7 +122,8 @@ def slt_control(study, seed, levels, control, at=0.5, rewind=REWIND) -> Recipe:
 
     Random masks are drawn at every level, so that the ticket is trained as often as that of SLT. "none" prunes nothing:
     the dense run is rewound to theta_t and trained again, once for each of `levels`, which shows the effect of the
-    depth alone. Raises InputError for another `control`.
+    number of trainings alone. If `at` is not one of `levels`, "mask" and "weights" yield no control ticket. Raises
+    InputError for another `control`.
     """
     check_choice("control", control, ("mask", "weights", "none"))
     run = yield study.ticket(seed)
@@ -138,11 +140,11 @@ def slt_control(study, seed, levels, control, at=0.5, rewind=REWIND) -> Recipe:
 
 
 def stability(study, seed, levels, start="theta_0", copies=2, at=0.9, rewind=REWIND) -> Recipe:
-    """Train one ticket with its own order of sentences and dropout, and with those of `copies` others.
+    """Train one ticket `copies` + 1 times.
 
-    `start`: "theta_0" or "theta_t" of the dense model, or the ticket of "lt" or "slt" at the level `at`. Raises
-    InputError for another `start`. Source: Frankle et al. (2020), "Linear mode connectivity and the lottery ticket
-    hypothesis", section 2.
+    Copy 0 has the study's own order of sentences and dropout; the others have different ones. `start`: "theta_0" or
+    "theta_t" of the dense model, or the ticket of "lt" or "slt" at the level `at`. Raises InputError for another
+    `start`. Source: Frankle et al. (2020), "Linear mode connectivity and the lottery ticket hypothesis", section 2.
     """
     check_choice("start", start, tuple(STABILITY))
     ticket = study.ticket(seed)
@@ -287,9 +289,9 @@ def dissected(study: Study) -> dict[str, list[Chain]]:
 
 
 def retrained(study: Study, at: float = 0.8, draws: int = 0) -> list[Chain]:
-    """The chains of `subnetworks`, as notebook 11 trains them. `draws`: 0 means three.
+    """The chains of `subnetworks`, as notebook 11 trains them.
 
-    In a rehearsal only the first seed's, and 0 means one.
+    `draws`: 0 means three, or one in a rehearsal, which uses only the first seed.
     """
     draws = draws or (1 if study.params.rehearsal else RANDOM)
     return _chains(study, _few_seeds(study), subnetworks(at, draws))

@@ -61,6 +61,8 @@ class Batch(NamedTuple):
 
 
 class Attention(nn.Module):
+    """Multi-head attention without biases. A head has its rows of query, key and value and its columns of output."""
+
     def __init__(self, hidden: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -77,6 +79,11 @@ class Attention(nn.Module):
         return self.split(memory, self.key), self.split(memory, self.value)
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, drop: Tensor | None) -> Tensor:
+        """The sublayer's output [B, L, hidden] for x [B, L, hidden].
+
+        key, value: [B, heads, K, hidden / heads], see `keys`. bias: added to the scores, broadcast to [B, heads, L, K].
+        drop: dropout mask [L, K].
+        """
         weights = scaled(self.weights(x, key, bias), drop)
         return self.merge(matmul(weights.to(value.dtype), value))
 
@@ -92,6 +99,11 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """Two matrices with biases and a ReLU between: [B, L, hidden] -> [B, L, hidden].
+
+    The dropout mask after the ReLU, `drop`, is [B, 1, inner].
+    """
+
     def __init__(self, hidden: int, inner: int):
         super().__init__()
         self.inner = nn.Parameter(torch.empty(inner, hidden))
@@ -123,7 +135,12 @@ class Layer(nn.Module):
         self.filter_norm, self.feed_forward = norm(shape.hidden), FeedForward(shape.hidden, shape.filter)
 
     def forward(self, x, bias, drop, cross=None, cross_bias=None, cache=None):
-        """`cross`: keys and values of the encoder. `cache`: those of earlier positions, to which x's are appended."""
+        """x [B, L, hidden] -> [B, L, hidden].
+
+        `bias`, `cross_bias`: see `Attention.forward`. `drop`: site -> dropout mask. `cross`: keys and values of the
+        encoder, [B, heads, S, hidden / heads] each. `cache`: name -> keys or values of earlier positions, also by head,
+        [B, heads, positions, hidden / heads]; those of x are appended to them.
+        """
         y = self.self_norm(x)
         keys = self.self_attention.keys(y)
         if cache is not None:
@@ -148,7 +165,10 @@ def scaled(x: Tensor, drop: Tensor | None) -> Tensor:
 
 
 class Transformer(nn.Module):
-    """Weights of theta_0 for `seed`; `shape` gives the sizes, `length` the longest sequence it expects."""
+    """A model of the sizes `shape` with theta_0 of `seed`; None leaves the weights uninitialised.
+
+    `length`: of its first table of positions. It is no limit: the table grows with the sentences.
+    """
 
     def __init__(self, shape: Shape, seed: int | None = None, length: int = 1024):
         super().__init__()
@@ -241,12 +261,18 @@ def prunable(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def glorot(weight: Tensor) -> float:
-    """Bound of T2T's kernel initialisation, and CLT's alpha: sqrt(6 / (fan_in + fan_out))."""
+    """Bound of T2T's kernel initialisation, and CLT's alpha: sqrt(6 / (fan_in + fan_out)).
+
+    Source: FACTS.md section 1.
+    """
     return math.sqrt(6 / sum(weight.shape))
 
 
 def theta_0(model: nn.Module, seed: int) -> dict[str, Tensor]:
-    """Initial weights: embedding normal(0, hidden^-0.5), kernels Glorot uniform, norms 1 and 0, biases 0."""
+    """Initial weights: embedding normal(0, hidden^-0.5), kernels Glorot uniform, norms 1 and 0, biases 0.
+
+    Source: FACTS.md section 1.
+    """
     weights = {}
     for name, parameter in model.named_parameters():
         generator, shape = stream(seed, "theta_0", name), tuple(parameter.shape)
@@ -266,7 +292,8 @@ def theta_0(model: nn.Module, seed: int) -> dict[str, Tensor]:
 def dropout_sites(shape: Shape, rows: int, source: int, target: int) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Site -> (kind, shape of its mask), shared as on TPU: attention over batch and heads, the rest over length.
 
-    Kinds: "residual" (also the inputs, which share nothing), "attention", "relu".
+    `source`, `target`: lengths of the two sides. Kinds: "residual" (also the inputs, which share nothing), "attention",
+    "relu".
     """
     sites = {
         "encoder.input": ("residual", (rows, source, shape.hidden)),
@@ -338,7 +365,10 @@ class SoftmaxLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden: Tensor, embedding: Tensor, target: Tensor, smoothing: float, dtype, count=None) -> Tensor:
-        """`count`: the number of target tokens in the whole batch, if `hidden` is a part of it."""
+        """A scalar. hidden [..., H], embedding [V, H], target [...] LongTensor; `dtype`: of the products.
+
+        `count`: the number of target tokens in the whole batch, if `hidden` is a part of it.
+        """
         states, ids = hidden.reshape(-1, hidden.shape[-1]).to(dtype), target.reshape(-1)
         matrix = embedding.to(dtype)
         wrong, entropy = _goal(len(matrix), smoothing)

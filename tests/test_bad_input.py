@@ -168,7 +168,7 @@ OWN = {
     "an empty side": ({"train.de": b""}, "text/train.de: the file is empty; give it one sentence per line"),
     "a line too few": (
         {"dev.de": TEXT["de"].partition(b"\n")[2]},
-        "text/dev.en: 40 lines, but text/dev.de has 39; line by line one must translate the other",
+        "text/dev.en: 40 lines, but text/dev.de has 39; line i of one must translate line i of the other",
     ),
     "an empty line in a test": (
         {"test.de": b"\n" + TEXT["de"].partition(b"\n")[2]},
@@ -176,7 +176,7 @@ OWN = {
     ),
     "line ends of an old Mac": (
         {"train.de": TEXT["de"].replace(b"\n", b"\r")},
-        "text/train.en: 40 lines, but text/train.de has 1; line by line one must translate the other",
+        "text/train.en: 40 lines, but text/train.de has 1; line i of one must translate line i of the other",
     ),
     "Latin-1": (
         {"train.de": TEXT["de"].replace(b"Hund 7", b"H\xfcndin")},
@@ -240,13 +240,25 @@ COMMANDS = {
         "report nosuch",
         "HOME/figures/nosuch: no such figures folder; run the study first, or check its name",
     ),
-    "a run that is not there": ("runs show abc", "'abc' names 0 runs under HOME/runs; `runs list` shows them"),
+    "a run that is not there": ("runs show abc", "HOME/runs: no run id begins with 'abc'; `runs list` shows them"),
     "a run of another folder": (
         "runs remove ../figures",
-        "'../figures' names 0 runs under HOME/runs; `runs list` shows them",
+        "HOME/runs: no run id begins with '../figures'; `runs list` shows them",
     ),
     "no run named": ("runs remove", "runs remove: give the id of a run, or its first digits; `runs list` shows them"),
     "a run where all are listed": ("runs list abc", "runs list takes no id; `runs show abc` shows that run"),
+    "a technique without its level": (
+        "export TINY --technique lt -o HOME/model",
+        "--technique lt: give its --sparsity, too; without one the model is dense",
+    ),
+    "a ticket with a type": (
+        "export TINY --sparsity 0.5 --ticket --dtype bf16 -o HOME/model",
+        "--ticket: a ticket has one form; leave out --format and --dtype",
+    ),
+    "a type that another library chooses": (
+        "export TINY --sparsity 0.5 --format ctranslate2 --dtype bf16 -o HOME/model",
+        "--format ctranslate2: CTranslate2 chooses its types when it loads a model; leave out --dtype",
+    ),
     "a seed twice": ("run TINY --seeds 1 1", "seeds [1, 1] must differ from each other"),
     "no process at all": (
         "run TINY --jobs 0",
@@ -465,4 +477,4 @@ def test_a_damaged_run_is_shown(content, line, answered, home):
 def test_two_runs_that_begin_alike(answered, home):
     for last in "01":
         write_json(home / "runs" / ("0" * 31 + last) / "run.json", sealed({"files": {}}))
-    assert answered("runs", "remove", "000") == "'000' names 2 runs under HOME/runs; `runs list` shows them"
+    assert answered("runs", "remove", "000") == "HOME/runs: 2 run ids begin with '000'; `runs list` shows them"

@@ -118,8 +118,8 @@ def test_run_and_runs(trained, done, told, home, monkeypatch):
     shown = json.loads(done("runs", "show", ids[0][:8]))
     assert shown["ticket"]["seed"] == 1 and shown["record"]["steps"] == 12
     for wrong in ("zzz", "", "../runs"):
-        assert told("runs", "show", wrong).startswith(f"{wrong!r} names ")
-        assert told("runs", "remove", wrong).startswith(f"{wrong!r} names ")
+        assert f"no run id begins with {wrong!r}" in told("runs", "show", wrong)
+        assert f"no run id begins with {wrong!r}" in told("runs", "remove", wrong)
     assert done("runs", "remove", ids[0]) == f"removed {home / 'runs' / ids[0]}\n"
     assert [line.split()[0] for line in done("runs", "list").splitlines()] == [ids[1]]
     assert not (home / "runs" / ids[0]).exists()
@@ -129,7 +129,7 @@ def test_run_and_runs(trained, done, told, home, monkeypatch):
 
 def test_runs_of_an_empty_store(done, told, home):
     assert done("runs", "list") == "" and left(home) == []
-    assert "names 0 runs" in told("runs", "show", "abc")
+    assert "no run id begins with" in told("runs", "show", "abc")
 
 
 def given(monkeypatch, content: bytes, errors="strict"):
@@ -179,7 +179,8 @@ def test_export_and_translate_elsewhere(trained, done, told, home, monkeypatch):
     chosen = ["--technique", "slt", "--sparsity", 0.5]
     assert done("export", trained, *chosen, "-o", home / "model").startswith(f"{home / 'model'}: 0.0")
     assert "theta_0" not in done("export", trained, *chosen, "--ticket", "-o", home / "ticket")
-    assert "not empty; name another folder" in told("export", trained, *chosen, "-o", home / "model")
+    for taken in ("model", "model/config.json"):  # a folder that is not empty, and a file
+        assert "is not an empty folder; name another one" in told("export", trained, *chosen, "-o", home / taken)
     given(monkeypatch, b"the man sees a dog\n")
     here = done("translate", trained, *chosen)
     shutil.rmtree(home / "runs")

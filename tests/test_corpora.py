@@ -572,7 +572,7 @@ BAD = [
         b"\n \n",
         "{0}/train.en: no line has text both here and in {0}/train.de; give at least one sentence pair",
     ),
-    ("dev.de", b"one\n", "{0}/dev.en: 2 lines, but {0}/dev.de has 1; line by line one must translate the other"),
+    ("dev.de", b"one\n", "{0}/dev.en: 2 lines, but {0}/dev.de has 1; line i of one must translate line i of the other"),
     ("dev.de", "eins\nTür\n".encode("latin-1"), "{0}/dev.de: line 2 is not UTF-8; save the file as UTF-8"),
     ("news.de", b"eins\n\n", "{0}/news.de: line 2 is empty; news needs a sentence on every line of both sides"),
 ]

@@ -498,7 +498,7 @@ def test_a_pipe_or_a_folder_in_place_of_a_file(laid, capsys):
         (folder / "run.json").unlink()
         make(folder / "run.json")
         chain(study)  # and does not wait for a writer
-        assert "run.json is no plain file; it must be trained again" in capsys.readouterr().err
+        assert "run.json is not a regular file; it must be trained again" in capsys.readouterr().err
 
 
 def test_a_linked_run_is_removed_without_what_it_points_at(laid, tmp_path):

@@ -19,7 +19,7 @@ FLOORS = [
     {"__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS, start=1) for room in rooms}
-BESIDE = {("base", "schedules")}  # on the same floor: the study file has the paper's levels as its default
+BESIDE = {("base", "schedules")}  # on the same floor: the settings use `at_step`
 NAMES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted((ROOT / "slt_lib").rglob("*.py"))

@@ -224,7 +224,7 @@ def bad_shape(start, end):
         (lambda t, r: t.prune(by=r, sparsity=0.5, scope="global").prune_randomly(0.6), "scope='global'"),
         (lambda t, r: t.prune(by=r, sparsity=0.5, scope="layer"), "scope 'layer' is none of"),
         (lambda t, r: t.prune(by=r, sparsity=0.5, criterion="sum"), "criterion 'sum' is none of"),
-        (lambda t, r: t.prune(by=r, sparsity=0.5, criterion=bad_shape).start(), "no finite score"),
+        (lambda t, r: t.prune(by=r, sparsity=0.5, criterion=bad_shape).start(), "one finite score per weight"),
         (lambda t, r: t.prune(by=r, sparsity=0.5, criterion=torch.add).train_id, "source can't be read"),
     ],
 )

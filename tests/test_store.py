@@ -86,7 +86,7 @@ def test_a_file_that_is_no_safetensors(tmp_path):
 def test_names_stay_inside_the_run(tmp_path, name):
     folder = RunFolder(tmp_path / "run")
     for act in (lambda: folder / name, lambda: folder.load(name), lambda: folder.verify({name: "0"})):
-        with pytest.raises(Damaged, match="is no name of a file in a run"):
+        with pytest.raises(Damaged, match="is not a valid file name of a run"):
             act()
 
 
@@ -94,7 +94,7 @@ def test_a_record_that_points_elsewhere_is_refused(tmp_path):
     (tmp_path / "secret").write_bytes(b"secret")
     folder = Store(tmp_path).folder("0" * 32)
     write_json(folder / "run.json", sealed({"files": {"../secret": "0" * 64}}))
-    with pytest.raises(Damaged, match="is no name of a file in a run"):
+    with pytest.raises(Damaged, match="is not a valid file name of a run"):
         folder.record()
 
 

@@ -12,8 +12,8 @@ from slt_lib.base.errors import InputError
 def device() -> torch.device:
     """The device of this process: CUDA where torch sees it (of several, that of LOCAL_RANK), else the CPU.
 
-    SLT_DEVICE ("cpu", "cuda", "cuda:1") says otherwise. No identity depends on it. Raises InputError for a device that
-    is not there.
+    SLT_DEVICE ("cpu", "cuda", "cuda:1") overrides this. No run id depends on the device. Raises InputError for a device
+    that is not there.
     """
     asked = os.environ.get("SLT_DEVICE", "")
     count = torch.cuda.device_count()

@@ -1,8 +1,8 @@
-"""The one error that a person can mend."""
+"""The one error that the user can fix."""
 
 
 class InputError(Exception):
-    """What a person can mend: one line that names the file, the key and the remedy.
+    """What the user can fix: one line that names the file, the key and the remedy.
 
     The command line prints it and exits with status 2.
     """

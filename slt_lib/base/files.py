@@ -12,7 +12,10 @@ from slt_lib.base.errors import InputError
 
 
 def write_bytes(path: Path, content: bytes) -> str:
-    """Write a file that appears whole or not at all; returns its sha256. Raises InputError where it can't."""
+    """Write a file that appears whole or not at all; returns its sha256.
+
+    Raises InputError if the file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")

@@ -1,9 +1,9 @@
 """Matrix products on a CPU, where another way than torch's own is faster.
 
 fp32: on a processor that is not Intel's, MKL stops at AVX2; oneDNN takes AVX-512 wherever it is, which is twice as
-fast. bf16: without AVX-512 oneDNN has no kernels for it, and a step takes 14 times as long as in fp32. There the
-operands are rounded to bf16, multiplied in fp32, and the result is rounded: what the kernels compute too, in another
-order of sums. All else is torch's own product.
+fast. bf16: without AVX-512 oneDNN has no kernels for it, and with PyTorch's own product a step takes 14 times as long
+as in fp32. There the operands are rounded to bf16, multiplied in fp32, and the result is rounded: what the kernels
+compute too, in another order of sums. Everything else uses PyTorch's own product.
 """
 
 import torch

@@ -94,7 +94,7 @@ def open_plain(path: Path) -> BinaryIO:
         raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise Damaged(f"{path} is no plain file")
+        raise Damaged(f"{path} is not a regular file")
     return os.fdopen(handle, "rb")
 
 
@@ -115,7 +115,7 @@ class RunFolder:
 
     def __truediv__(self, name: str) -> Path:
         if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name):
-            raise Damaged(f"{self.path}: {name!r} is no name of a file in a run")
+            raise Damaged(f"{self.path}: {name!r} is not a valid file name of a run")
         return self.path / name
 
     @staticmethod

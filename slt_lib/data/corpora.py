@@ -216,7 +216,8 @@ def _split(name: str, *paths: Path) -> Split:
     counts = [len(lines) for lines in sides]
     if counts[0] != counts[1]:
         raise InputError(
-            f"{paths[0]}: {counts[0]} lines, but {paths[1]} has {counts[1]}; line by line one must translate the other"
+            f"{paths[0]}: {counts[0]} lines, but {paths[1]} has {counts[1]}; line i of one must translate line i of "
+            "the other"
         )
     pairs = []
     for number, pair in enumerate(zip(*sides, strict=True), 1):

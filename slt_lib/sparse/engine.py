@@ -88,6 +88,8 @@ class Attention:
 
 
 class Layer:
+    """A layer of the encoder, or of the decoder if `memory_norm`, the encoder's final norm, is given."""
+
     def __init__(self, weights: Mapping[str, Tensor], heads: int, memory_norm: Norm | None, product: Product):
         own = _inside(weights, "self_attention")
         self.self_attention = Attention(own, heads, norm_of(weights, "self"), None, product)

@@ -71,8 +71,8 @@ class Chain:
     def receive(self, runs: Mapping[str, Run], done: Callable[["Chain", Run], None] | None = None) -> None:
         """Take those of `runs` (by id) that the chain waits for, and advance it if all are there.
 
-        `done`: see `Study.follow`. A row depends on the runs of its sparsity that were asked for before, so a run waits
-        for these.
+        `done`: see `Study.follow`. The label of a row depends on earlier runs at its sparsity, so a run waits until
+        these are present.
         """
         ready, absent = [], set()
         for ticket in each(self.asked):
@@ -97,7 +97,7 @@ def each(asked: Asked | None) -> list[Ticket]:
 def by_urgency(chains: Iterable[Chain], runs: Mapping[str, Run]) -> list[Ticket]:
     """The tickets that chains wait for and that are not in `runs`, each once, the most wanted first.
 
-    A list (the levels of MP) ends its chain and does not count, so its tickets come last.
+    A list of tickets (MP's levels) ends its chain, so it adds no urgency.
     """
     tickets, wanted = {}, Counter()
     for chain in chains:

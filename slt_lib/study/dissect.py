@@ -46,6 +46,7 @@ class Subject:
 
     @classmethod
     def of(cls, run: Run, technique: str, sparsity: float) -> "Subject":
+        """A trained run, with the weights of its best checkpoint."""
         weights = run.record["best"]["step"], run.weights_hash
         return cls(technique, sparsity, run.ticket.seed, digest([run.id, *weights]), lambda: run.weights("best"), run)
 

@@ -25,9 +25,9 @@ def export(run: Run, path: Path, technique: str, format: str = "slt", dtype: str
 
         ctranslate.save(path, study.shape, weights, study.vocabulary)
         return f"{path}: {_size(path)}, dense, for ctranslate2.Translator"
-    about = _about(run, technique)
+    about = _about(run, technique) | {"kind": "model"}
     card = _card(about, run, "python -m slt_lib translate --model THIS_FOLDER", "a translation model")
-    files.save(path, study.shape, weights, run.mask, study.vocabulary.text, card, about | {"kind": "model"}, dtype)
+    files.save(path, study.shape, weights, run.mask, study.vocabulary.text, card, about, dtype)
     matrices = prunable(weights)
     sizes = {"dense": memory.dense_bytes(matrices), "CSC": memory.csc_bytes(matrices)}
     sizes["compressed CSC (the paper's)"] = memory.compressed_csc_bytes(matrices)
@@ -50,7 +50,7 @@ def export_ticket(run: Run, path: Path, technique: str) -> str:
     own = ticket.operations[0] == Theta0() and not any(operation.sets_weights for operation in ticket.operations[1:])
     about = _about(run, technique) | {"kind": "ticket", "start": "theta_0" if own else "weights"}
     about |= {"gradual": start.gradual, "optimizer": start.optimizer, "pruning": sorted(run.ticket.pruning)}
-    card = _card(about, run, 'study.train([study.ticket_from("THIS_FOLDER")])', "a winning ticket")
+    card = _card(about, run, 'study.train([study.ticket_from("THIS_FOLDER")])', "a lottery ticket")
     files.save(path, study.shape, None if own else start.weights, start.mask, study.vocabulary.text, card, about)
     return f"{path}: {_size(path, files.ARRAYS)}, " + ("theta_0 follows from the seed" if own else "mask and weights")
 
@@ -80,7 +80,7 @@ def _card(about: dict, run: Run, use: str, kind: str) -> str:
             "",
             f"Study `{about['study']}`, seed {about['seed']}, run `{about['run']}`;",
             f"{len(study.vocabulary):,} word pieces; trained on the corpus {study.corpus.name}.",
-            "Scores of the checkpoint with the best BLEU on dev:",
+            f"Scores of {'the run trained from it' if about['kind'] == 'ticket' else 'the model'} (best BLEU on dev):",
             "",
             "| test set | BLEU | TER |",
             "|---|---|---|",
@@ -101,8 +101,9 @@ def _card(about: dict, run: Run, use: str, kind: str) -> str:
 
 
 def _must_be_free(path: Path) -> None:
-    if Path(path).exists() and any(Path(path).iterdir()):
-        raise InputError(f"{path}: exists and is not empty; name another folder")
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path}: exists and is not an empty folder; name another one")
 
 
 def _size(path: Path, name: str = "*") -> str:

@@ -35,7 +35,7 @@ def record_footprint(
     """Rows of all scored runs of `chains`, which may come from studies with other models; written to footprint.csv.
 
     Speeds are of the first `sentences` of the first test set on the CPU, the best of the calls that fit into `seconds`,
-    and of the first seed only: a seed changes no count of weights. `levels`: sparsities that are measured beside the
+    and of the first seed only: speed does not depend on the seed. `levels`: sparsities that are measured beside the
     dense models; empty: all. Rows of the same run are replaced.
     """
     every = [(chain, run) for chain in chains for run in chain.runs if not levels or run.sparsity in {0, *levels}]

@@ -59,7 +59,6 @@ class Opened:
         except ValueError as error:
             raise InputError(str(error)) from None
         self.store = Store()
-        self.decode_batch = 64
         self._prepared = False
 
     def __reduce__(self):  # a worker process opens the study once; no data is sent
@@ -82,6 +81,7 @@ class Opened:
 
     @functools.cached_property
     def corpus(self) -> corpora.Corpus:
+        """The text of the study file for the pair; it may be downloaded first. Raises InputError if it is not there."""
         match self.params.corpus:
             case params.Grammar() as made:
                 return corpora.grammar(self.pair, made.train, made.dev, made.test, made.seed)

@@ -323,7 +323,7 @@ def fingerprint(criterion: Callable) -> str:
 def checked_score(score: Tensor, weight: Tensor, name: str) -> Tensor:
     """`score`. Raises InputError unless it has the shape of the weights and is finite."""
     if not isinstance(score, Tensor) or score.shape != weight.shape or not torch.isfinite(score).all():
-        raise InputError(f"criterion: gives no finite score for each weight of {name}, {list(weight.shape)}")
+        raise InputError(f"criterion: must return one finite score per weight of {name}, shape {list(weight.shape)}")
     return score.detach()
 
 

@@ -89,6 +89,7 @@ def record_run(study: Opened, chain: Chain, run: Run, checkpoint: str = "best") 
 
 
 def part_name(study: Opened, run: Run, technique: str, variant: str) -> str:
+    """Name of the part of a row, without its suffix: pair, technique, variant, sparsity and seed."""
     return f"{study.pair}.{technique}.{variant or 'default'}.{run.sparsity:g}.{run.ticket.seed}"
 
 
@@ -170,6 +171,7 @@ def scored(run: Run, checkpoint: str) -> str:
 
 
 def provenance_row(run: Run) -> dict:
+    """The run's row of provenance.csv; if its provenance.json is damaged, cells stay empty and a message is printed."""
     try:
         known = unseal(run.folder / "provenance.json")
     except Damaged as error:

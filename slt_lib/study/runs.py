@@ -42,6 +42,7 @@ class Run:
 
     @property
     def folder(self) -> RunFolder:
+        """Its folder in the store."""
         return self.study.store.folder(self.id)
 
     @property
@@ -66,6 +67,7 @@ class Run:
 
     @functools.cached_property
     def mask(self) -> dict[str, Tensor] | None:
+        """Its final mask, name -> BoolTensor; None for a dense run. Raises Damaged."""
         return self._load("mask.safetensors") if "mask.safetensors" in self.record["files"] else None
 
     def weights(self, checkpoint: str = "final") -> dict[str, Tensor]:
@@ -91,11 +93,14 @@ class Run:
         return []
 
     def theta(self, step: int) -> dict[str, Tensor]:
-        """Weights after `step` steps."""
+        """Weights after `step` steps. Errors as for `thetas`."""
         return self.thetas([step])[step]
 
     def thetas(self, steps: Iterable[int]) -> dict[int, dict[str, Tensor]]:
-        """Step -> weights. Weights that were not kept are recomputed: see `_replay` and its error."""
+        """Step -> weights. Weights that were not kept are recomputed: see `_replay` and its error.
+
+        Raises Damaged if a file is missing or was altered.
+        """
         found = {step: self._stored(step) for step in steps}
         missing = [step for step, theta in found.items() if theta is None]
         return found | (self._replay(missing) if missing else {})

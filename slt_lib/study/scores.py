@@ -33,9 +33,8 @@ def translate_with(
     """As `translate`, by a model with these weights."""
     options, sources = study.params.decoding, study.vocabulary.encode(sentences).lists()
     with study.threads():
-        found = decoding.translate(
-            decoder(study, weights), sources, options.beam, options.alpha, options.extra, study.decode_batch, progress
-        )
+        model = decoder(study, weights)
+        found = decoding.translate(model, sources, options.beam, options.alpha, options.extra, progress=progress)
     return study.vocabulary.decode(found)
 
 

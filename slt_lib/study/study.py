@@ -41,7 +41,8 @@ class Study(Opened):
         """The ticket in a folder that `export --ticket` wrote, to be trained with this study's settings and corpus.
 
         `seed`: of the order of sentences and of dropout; None: that of the ticket. Initial weights and mask stay.
-        Raises InputError if the folder is damaged, or has a model of another shape or another vocabulary.
+        Raises InputError if the folder holds no ticket, is damaged, or has a model of another shape or another
+        vocabulary.
         """
         found = files.load(path)
         about, file = found.config, Path(path) / files.CONFIG
@@ -176,7 +177,7 @@ class Study(Opened):
         return Chain(*names, seed, again(), levels=levels, path=path, again=again, scored=scored)
 
     def through(self, recipe: Callable[..., Recipe], seed: int, levels: Sequence[float]) -> Chain:
-        """The chain of a recipe through `levels` of the study and those of its other levels that they depend on."""
+        """A chain at `levels`, plus the other study levels that their trainings depend on."""
         upto = [level for level in self.levels if level <= max(levels)]
         needed = self.chain(recipe, seed, upto).path(upto)
         return self.chain(recipe, seed, sorted({*needed, *levels}))

@@ -1,8 +1,8 @@
 """Subnetworks of a trained run: structured pruning step by step, and good, random and bad ones of one size.
 
 Source: Prasanna, Rogers and Rumshisky (2020), "When BERT plays the lottery, all tickets are winning", sections 3 and 4.
-Their loop removes whole MLPs; here it is an eighth of one, because a small translation model has few of them. Dev
-chooses, on training text the importance is measured, and the test sets judge.
+Their loop removes whole MLPs; here it is an eighth of one, because a small translation model has few of them.
+Importance is measured on training text, dev chooses the size, and the test sets give the scores.
 """
 
 import itertools
@@ -103,10 +103,10 @@ def dev_bleu(study, weights: Mapping[str, Tensor]) -> float:
 
 
 def good(run: Run) -> Removed:
-    """What the loop has removed at its last step from which on dev BLEU was always at least 90% of the whole model's.
+    """The parts removed at the last step before dev BLEU first falls below 90% of the whole model's.
 
-    The first step, if even that one is below. A plan computes nothing: without a finished loop in the store it takes
-    half of the heads and units.
+    Those of the first step, if even that one is below. A plan computes nothing: without a finished loop in the store it
+    takes half of the heads and units.
     """
     shape = run.study.shape
     if isinstance(run, StandIn) or not (run.study.computes or ended(stored_steps(run, "both"), "both")):
@@ -137,7 +137,7 @@ def subnetwork(run: Run, which: str = "good", draw: int = 0) -> Removed:
 
 
 def _exchanged(every: list, gone: set, which: str, generator) -> list:
-    """As many removed parts as in `gone`: random ones, or for "bad" as many of those that `gone` keeps as there are."""
+    """As many parts as `gone` has: random ones, or for "bad" first those that `gone` keeps."""
     order = [every[i] for i in generator.permutation(len(every))]
     if which == "bad":  # first what the good subnetwork keeps
         order.sort(key=lambda part: part in gone)

@@ -51,9 +51,9 @@ class Ticket:
         "magnitude_increase" or "movement" since the start of `by`, "small_magnitude" (Zhou et al. 2019), or a function
         (start, end) -> scores, called with the values of each matrix before and after the training of `by`; with
         several processes it must be in a module. `checkpoint`: "final" (theta_T, the paper's text) or "best" on dev.
-        Raises InputError for a sparsity outside 0..1 or below that of the mask, and if each matrix is to have one
-        sparsity but an earlier operation has left them uneven. Source: paper section 3; FACTS.md section 7, ambiguity
-        6.
+        Raises InputError unless 0 <= sparsity < 1, for a sparsity below that of the mask, and if each matrix is to have
+        one sparsity but an earlier operation has left them uneven. Source: paper section 3; FACTS.md section 7,
+        ambiguity 6.
         """
         check_choice("checkpoint", checkpoint, ("final", "best"))
         check_choice("scope", scope, ("matrix", "global"))
@@ -139,7 +139,10 @@ class Ticket:
             raise InputError(f"{name}: the mask was pruned {how}, so its matrices differ in sparsity; {remedy}")
 
     def prune_randomly(self, sparsity: float, draw: int = 0) -> "Ticket":
-        """Control: a random mask of the given sparsity in each matrix, nested in its own; each `draw` is another."""
+        """Control: a random mask of the given sparsity in each matrix, nested in its own; each `draw` is another.
+
+        Raises InputError for a sparsity or an uneven mask as `prune`, and unless `draw` is an integer from 0.
+        """
         level = _level(sparsity, self.sparsity)
         self._must_be_even("prune_randomly")
         return self._with(op.PruneRandomly(level, check_seed("draw", draw)), sparsity=level)
@@ -147,7 +150,8 @@ class Ticket:
     def gradual(self, final: float, initial: float = 0.0) -> "Ticket":
         """Prune during the training, from `initial` to `final` sparsity by the cubic schedule (paper section 3.1).
 
-        Raises InputError for a sparsity outside 0..1 or below that of the mask, and for a second schedule.
+        Raises InputError unless 0 <= final < 1, for a sparsity below that of the mask or an uneven mask (see `prune`),
+        and for a second schedule.
         """
         level = _level(final, max(initial, self.sparsity))
         self._must_be_even("gradual")
@@ -161,7 +165,8 @@ class Ticket:
         """Replace the matrices by +-alpha, alpha = sqrt(6 / (n_in + n_out)); all other parameters stay.
 
         `signs`: "kept" or "random". `magnitudes`: "constant", or as controls "redrawn" (from theta_0's distribution) or
-        "shuffled" within the kept weights of a matrix. Source: paper section 3.4; FACTS.md section 7, 10 and 11.
+        "shuffled" within the kept weights of a matrix. Raises InputError for another name. Source: paper section 3.4;
+        FACTS.md section 7, ambiguities 10 and 11.
         """
         check_choice("signs", signs, ("kept", "random"))
         check_choice("magnitudes", magnitudes, ("constant", "redrawn", "shuffled"))
@@ -174,7 +179,8 @@ class Ticket:
     def with_noise(self, copy: int) -> "Ticket":
         """The same start with another order of sentences and other dropout masks; copy 0 is the study's own.
 
-        Tickets rewound from its run keep the copy's number. Source: Frankle et al. (2020), linear mode connectivity.
+        Tickets rewound from its run keep the copy's number. Raises InputError unless `copy` is an integer from 0.
+        Source: Frankle et al. (2020), linear mode connectivity.
         """
         return replace(self, noise=check_seed("noise", copy))
 

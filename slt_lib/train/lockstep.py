@@ -46,7 +46,7 @@ def group_size(training: Training, vocabulary: int) -> int:
     asked = os.environ.get("SLT_LOCKSTEP", "")
     if asked and not (asked.isdecimal() and int(asked) > 0):
         raise InputError(f"SLT_LOCKSTEP={asked}: not a whole number from 1; it says how many tickets train at once")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         return 1
     if asked or devices.device().type == "cpu":
         return int(asked or 1)

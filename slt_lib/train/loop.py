@@ -88,7 +88,7 @@ def replay(
 ) -> dict[int, dict[str, Tensor]]:
     """Train `start` up to the last of the steps `wanted` and return step -> weights on the CPU; writes nothing.
 
-    Raises NotFinite if the training fails before.
+    Raises NotFinite if the training fails before, and ValueError if `wanted` is empty.
     """
     state, taken = TrainState.begin(start), {}
     for _ in steps(training, data, state, accumulate):

@@ -1,4 +1,4 @@
-"""Where and with which code a run was trained. No identity depends on it."""
+"""Where and with which code a run was trained. No run id depends on it."""
 
 import contextlib
 import datetime
