@@ -346,7 +346,8 @@ def test_a_spread_of_few_degrees_of_freedom_is_not_known(rendered):
         alone = (low.reindex(rows.index) >= cells) & (rows.seed == 2) & (rows.sparsity <= 0.6)
         alone |= (rows.variant != "") & (rows.seed == 2)
         fewer = dataclasses.replace(figures, results=rows[~alone])
-        assert (statistics.seed_spread(fewer, "en-de", "bleu", 0.5)[1] > 0) == known
+        cells = [fewer.cell("en-de", name, 0.5) for name in ("slt", "mp")]
+        assert report.contrast(fewer, "en-de", *cells).seeds_known == known
 
 
 def test_a_paired_difference_is_surer_than_its_parts(rendered):

@@ -27,8 +27,8 @@ NOTE = (
     "*Effect* is that of the contrast on which the verdict turns, the k-th most favourable; *At* names it. A positive "
     "effect favours the claim, except in *within 0.5 BLEU*, where it is the difference as named. *Detectable* is the "
     f"true difference that this design finds with {100 * POWER:.0f}% power. With too few seeds, it and the interval "
-    "omit the noise of training. *Agree* counts the contrasts whose point estimate agrees. The same rule is applied to "
-    "the figures that the paper prints; *text only*: it prints none."
+    "omit or underestimate the noise of training. *Agree* counts the contrasts whose point estimate agrees. The same "
+    "rule is applied to the figures that the paper prints; *text only*: it prints none."
 )
 _ROWS = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"))
 CLAIMS = tuple(Claim(name, **row.pop("test"), **row) for name, row in _ROWS.items())

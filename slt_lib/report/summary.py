@@ -17,8 +17,8 @@ from slt_lib.report.tables import MISSING, NONE, ablations, failed, markdown_row
 
 KEY = (
     "One rule judges the claims on the paper's tables and on the runs here: `figures/{}/claims.md`. *Effect* is the "
-    "difference that *At* names; with too few seeds, its interval omits the noise of training. *Agree* counts the "
-    "differences that agree with the claim."
+    "difference that *At* names; with too few seeds, its interval omits or underestimates the noise of training. "
+    "*Agree* counts the differences that agree with the claim."
 )
 BEGIN, END = "<!-- results of {}: made by `python -m slt_lib report {} --into {}` -->", "<!-- end of results -->"
 

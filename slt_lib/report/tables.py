@@ -210,7 +210,7 @@ def ablations(figures: Figures, pair: str) -> Table:
             numbers[1:] = *gap.bounds(), gap.detectable
             shown, power = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*numbers), f"{gap.detectable:.1f}"
         notes = [*dict.fromkeys(cell.failures)]
-        notes += ["same translations"] if alike else ["sentences only"] if gap and not gap.seeds_known else []
+        notes += ["same translations"] if alike else ["few seeds"] if gap and not gap.seeds_known else []
         notes += ["same training as the default"] if same_runs(cell, default) else []
         bleu, ter = _scores(cell).values()
         before = _scores(default)["bleu"] if default else MISSING
@@ -223,8 +223,8 @@ def ablations(figures: Figures, pair: str) -> Table:
     head = ["Technique", "Variant", "Sparsity", "BLEU", "TER", "Default's BLEU", "Difference [95%]"]
     head += ["Detectable", "Seeds", "Note"]
     notes = [] if body else ["No variant was run."]
-    if any("sentences only" in line[-1] for line in body):
-        notes.append("Sentences only: too few seeds, so the interval omits the noise of training.")
+    if any("few seeds" in line[-1] for line in body):
+        notes.append("Few seeds: the interval omits the noise of training, or is too narrow for it.")
     return Table(_markdown(title, head, body, notes), "", csv_text(ABLATION_COLUMNS, lines))
 
 
