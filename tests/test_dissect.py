@@ -650,12 +650,13 @@ def test_retraining_is_taken_off_where_it_was_as_often(tmp_path):
     rows = []
     for technique, level, layers in (("slt", 0.5, (0.9, 0.7)), ("mp", 0.5, (0.9, 0.8)), ("again", 0.5, (0.9, 0.85))):
         for layer, cka in zip((1, 2), layers, strict=True):
-            rows.append(["en-de", 1, technique, level, "encoder", layer, layer, cka, 1, 1, 1, 1])
+            rows.append(["en-de", 1, technique, level, "encoder", layer, layer, cka, 1, 1, 1, cka / 2])
     (tmp_path / "dissect_similarity.csv").write_bytes(csv_bytes(show.FILES["dissect_similarity.csv"], rows))
     found = findings.effects(tmp_path, "en-de")
     assert set(found["higher_diverge"].index.get_level_values("technique")) == {"slt", "mp"}
     again = found["higher_diverge_again"]
     assert again.index.tolist() == [("slt", 0.5, 1)] and again.iloc[0] == pytest.approx(0.2 - 0.05)
+    assert found["neurons_stay_again"].to_dict() == pytest.approx({("slt", 0.5, 1): 100 * (0.4 - 0.4375)})
     values = {"slt": 0.7, "mp": 0.6, "again": 0.8, "noise": 0.4}
     rows = [
         ["en-de", 1, name, 0.0 if name == "noise" else 0.5, "cross", 1, 1, r, *[0] * 7] for name, r in values.items()

@@ -32,6 +32,7 @@ INSIDE = {
     "early_encode_most": ("the first layer gains more than the highest", "points", OURS),
     "attention_stays": ("attention changes no more than by other SGD noise", "r", MOVVA),
     "attention_stays_again": ("attention changes no more than by retraining alone", "r", OURS),
+    "neurons_stay_again": ("neurons change their roles no more than by retraining alone", "points", OURS),
 }
 KEYS, ENDS = ["technique", "sparsity", "seed"], ["0", "norm"]  # ENDS: sites that are no layers
 EACH_LEVEL = ("slt", "clt")  # their weights go through a training per level, as those of the control "again" do
@@ -61,8 +62,9 @@ RULE = (
     "accuracy of the first layer, sparse minus dense, mean over tasks; (7) the same minus that of the last layer; (8) "
     "Pearson correlation of a head with the same head of the dense model, minus that of the copy with other SGD "
     "noise, which Movva and Zhao do not have. Contrasts of retraining alone: (4), (6) and (9) are 2, 5 and the "
-    "correlation in 8, each minus the same of the dense run retrained as often, for SLT and CLT alone, whose weights "
-    "go through a training per level. The copy with other noise starts from theta_0, so its heads are as far from the "
+    "correlation in 8, and (10) is the share of neurons whose most correlated partner in the dense model has the same "
+    "index, each minus the same of the dense run retrained as often, for SLT and CLT alone, whose weights go through a "
+    "training per level. The copy with other noise starts from theta_0, so its heads are as far from the "
     "dense model's as those of another seed; (9) is the stricter test. Accuracies are those on unseen word forms where "
     "a task has such a split. Probing tasks on which the dense model is no better than the most frequent label are "
     "left out. Captions have no labels for the group meaning; the study grammar-large has."
@@ -87,6 +89,7 @@ def effects(folder: str | os.PathLike, pair: str) -> dict[str, pd.Series]:
         table = layers[layers.side == side].pivot_table(index=KEYS, columns="layer", values="cka")
         if len(table.columns) > 1:
             found[name] = table["1"] - table[max(table, key=int)]
+    found["neurons_stay_again"] = _less_again(100 * layers.groupby(KEYS).same_index.mean())
     frame = dissect.heads(folder, pair)
     alike = frame.groupby(KEYS).correlation.mean()
     if (frame.technique == "noise").any():

@@ -128,6 +128,7 @@ def plot_scores(folder: str | os.PathLike, pair: str) -> Figure:
         level = found.sparsity.get((pruning, "good", "pruned"), float("nan"))
         what = "whole heads and FFN units" if pruning == "structured" else "single weights"
         side.set_title(f"{pruning}: {what}, {100 * level:.3g}% removed", fontsize=10)
+        side.set_xlim(-0.5, 2.5)
         side.set_xticks(range(3), TRAINED.values(), fontsize=9)
         side.grid(alpha=0.3, axis="y")
     axes[0].set_ylabel("BLEU on the test set")
