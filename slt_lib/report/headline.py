@@ -87,7 +87,7 @@ def _best_of(figures: Figures, pair: str) -> str:
         levels = [f"{percent(level)}%" for _, level in group]
         where = f"from {levels[0]} to {levels[-1]}" if len(levels) > 1 else f"at {levels[0]}"
         parts.append(f"{joined(map(label, names))} {where}")
-    return f"{', '.join(parts)} on {pair}" if parts else ""
+    return f"{joined(parts)} on {pair}" if parts else ""
 
 
 def _verdicts(judged: pd.DataFrame, verdict: str) -> str:
