@@ -608,6 +608,10 @@ def test_a_finding_in_closed_form(tmp_path):
     # the seeds differ by the same shift in both contrasts, which counts once: t of 1 degree of freedom
     assert (row.high - row.low) / 2 == pytest.approx(12.706205 * error, rel=1e-4)
     assert judged.loc["meaning_first"].verdict == "undecided"
+    fewer = [row for row in rows if (row[1], row[3]) != (2, 0.9)]  # a level with one seed, beside one with two
+    (tmp_path / "dissect_similarity.csv").write_bytes(csv_bytes(show.FILES["dissect_similarity.csv"], fewer))
+    row = findings.judged(tmp_path, "en-de").set_index("finding").loc["higher_diverge"]
+    assert row.verdict == "undecided" and row.supported == "2 of 2" and "too few seeds" in row.reason
 
 
 def test_findings_about_probes_in_closed_form(tmp_path):

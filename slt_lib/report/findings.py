@@ -55,28 +55,29 @@ SUBNETWORKS = {
 RULE = (
     "Each finding is judged like a claim of the paper (claims.md), on one contrast per technique and level, the mean "
     "over seeds: do more than half of the contrasts lie at or above 0? The spread between seeds is pooled over "
-    "techniques and levels; what all contrasts of a seed share, such as its dense model, counts once. All seeds read "
-    "the same sentences, whose choice the intervals do not cover. Contrasts: (1) loss of probing accuracy in points, "
-    "of the group meaning minus the mean of the other groups, over the layers of the encoder; (2) CKA with the dense "
-    "model, first minus last encoder layer; (3) the same in the decoder, which Movva and Zhao left out; (5) probing "
-    "accuracy of the first layer, sparse minus dense, mean over tasks; (7) the same minus that of the last layer; (8) "
-    "Pearson correlation of a head with the same head of the dense model, minus that of the copy with other SGD "
-    "noise, which Movva and Zhao do not have. Contrasts of retraining alone: (4), (6) and (9) are 2, 5 and the "
-    "correlation in 8, and (10) is the share of neurons whose most correlated partner in the dense model has the same "
-    "index, each minus the same of the dense run retrained as often, for SLT and CLT alone, whose weights go through a "
-    "training per level. The copy with other noise starts from theta_0, so its heads are as far from the "
-    "dense model's as those of another seed; (9) is the stricter test. Accuracies are those on unseen word forms where "
-    "a task has such a split. Probing tasks on which the dense model is no better than the most frequent label are "
-    "left out. Captions have no labels for the group meaning; the study grammar-large has."
+    "techniques and levels; what all contrasts of a seed share, such as its dense model, counts once. A contrast of "
+    "one seed supports neither verdict. All seeds read the same sentences, whose choice the intervals do not cover. "
+    "Contrasts: (1) loss of probing accuracy in points, of the group meaning minus the mean of the other groups, over "
+    "the layers of the encoder; (2) CKA with the dense model, first minus last encoder layer; (3) the same in the "
+    "decoder, which Movva and Zhao left out; (5) probing accuracy of the first layer, sparse minus dense, mean over "
+    "tasks; (7) the same minus that of the last layer; (8) Pearson correlation of a head with the same head of the "
+    "dense model, minus that of the copy with other SGD noise, which Movva and Zhao do not have. Contrasts of "
+    "retraining alone: (4), (6) and (9) are 2, 5 and the correlation in 8, and (10) is the share of neurons whose most "
+    "correlated partner in the dense model has the same index, each minus the same of the dense run retrained as "
+    "often, for SLT and CLT alone, whose weights go through a training per level. The copy with other noise starts "
+    "from theta_0, so its heads are as far from the dense model's as those of another seed; (9) is the stricter test. "
+    "Accuracies are those on unseen word forms where a task has such a split. Probing tasks on which the dense model "
+    "is no better than the most frequent label are left out. Captions have no labels for the group meaning; the study "
+    "grammar-large has."
 )
 HEADS_RULE = (
     "Each finding is judged like a claim of the paper (claims.md), on the mean over seeds. Scores vary over the lines "
-    "of the test set and between seeds; the spread between seeds is pooled over the models as pruned, and over the "
-    "retrained ones. For Voita et al.: the share of heads that are gone when a head of cross-attention is removed, "
-    "minus that of the heads of the encoder, and of the decoder, where heads alone are removed. For Michel et al.: "
-    "BLEU lost without one head of the last cross-attention, minus that of other heads. Both vary over the heads of "
-    "all seeds (Welch's t). Contrasts of a seed with the same model, and heads of one model, are not independent, so "
-    "the true degrees of freedom may be fewer."
+    "of the test set and between seeds; the spread between seeds is pooled over the retrained models, and for models "
+    "as pruned over those of one kind of pruning. For Voita et al.: the share of heads that are gone when a head of "
+    "cross-attention is removed, minus that of the heads of the encoder, and of the decoder, where heads alone are "
+    "removed. For Michel et al.: BLEU lost without one head of the last cross-attention, minus that of other heads. "
+    "Both vary over the heads of all seeds (Welch's t). Contrasts of a seed with the same model, and heads of one "
+    "model, are not independent, so the true degrees of freedom may be fewer."
 )
 
 
@@ -146,7 +147,7 @@ def inside(folder: str | os.PathLike, pair: str) -> dict[str, list[Contrast]]:
         freedom, found[name] = _freedom(effect), []
         for (technique, level), values in groups:
             about, error = (f"{label(technique)} {percent(level)}%", level), spread / len(values) ** 0.5
-            found[name].append(Contrast(*about, float(values.mean()), error, freedom or np.inf, freedom > 0))
+            found[name].append(Contrast(*about, float(values.mean()), error, freedom or np.inf, len(values) > 1))
     return found
 
 
@@ -173,8 +174,7 @@ def of_subnetworks(folder: str | os.PathLike, pair: str) -> dict[str, list[Contr
     rows.loc[rows.worse == "dense", "difference"] *= -1
     # other contrasts follow from these and would count the same differences twice
     rows = rows[rows.finding.isin(SUBNETWORKS)]
-    rows = rows.assign(alike=np.where(rows.trained == "pruned", "as pruned", "retrained"))
-    cells = subnetworks.estimates(rows, "difference", ["finding"], rows.alike)
+    cells = subnetworks.estimates(rows, "difference", ["finding"], subnetworks.alike(rows))
     found = {
         name: [Contrast("", 0.0, cell["mean"], cell.deviation, cell.degrees, cell["count"] > 1)]
         for name, cell in cells.iterrows()

@@ -1,8 +1,9 @@
 """Notebook 11 from its CSV files alone: which heads, units and weights a model needs, and which subnetworks learn.
 
 Intervals of scores are Student's t. Their variance is that of the paired bootstrap over the lines of the test set,
-which the seeds share, plus that between seeds, pooled over the cells of a table: apart for models as pruned, whose
-scores vary most, and for trained ones. With one seed it is that of the lines alone.
+which the seeds share, plus that between seeds, pooled over the cells of a table: over the trained models, and for
+models as pruned over those of one kind of pruning, since structured ones vary most and single weights leave 0 BLEU.
+With one seed it is that of the lines alone.
 """
 
 import os
@@ -84,11 +85,16 @@ def estimates(rows: pd.DataFrame, value: str, by: list[str], alike: pd.Series | 
     return cells.assign(deviation=deviation, degrees=degrees.clip(upper=1e6), low=low, high=high)
 
 
+def alike(rows: pd.DataFrame) -> pd.Series:
+    """A label per row: scores with one label vary alike between seeds."""
+    return rows.pruning.where(rows.trained == "pruned", "retrained")
+
+
 def scores(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     """Mean BLEU with its interval per pruning, subnetwork and training; the draws of a seed are averaged first."""
     rows, by = frame(folder, "scores", pair), ["pruning", "subnetwork", "trained"]
     rows = rows.groupby([*by, "seed"])[["bleu", "error", "sparsity", "kept"]].mean().reset_index()
-    found = estimates(rows, "bleu", by, rows.trained == "pruned")
+    found = estimates(rows, "bleu", by, alike(rows))
     return found.join(rows.groupby(by)[["sparsity", "kept"]].mean())
 
 
