@@ -352,7 +352,7 @@ def test_an_exported_model_is_the_run(tmp_path, runs, technique):
     assert f"{scores.scores(run)['test']['bleu']:.1f}" in card
     assert run.id in card
     assert "dense" in said
-    with pytest.raises(InputError, match="not empty; name another folder"):
+    with pytest.raises(InputError, match="not an empty folder; name another one"):
         export.export(run, tmp_path / "model", technique)
 
 
