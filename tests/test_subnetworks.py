@@ -319,7 +319,7 @@ def test_successive_masks_of_a_chain_are_nested(tables):
 
 
 SHOWN = "scores_table plot_scores plot_pruning plot_survivors plot_heads heads_table "
-SHOWN += "patterns_table plot_overlap kappa_table overlap_table plot_global plot_density dead_table seeds_table "
+SHOWN += "patterns_table plot_overlap kappa_table plot_matrices plot_global plot_density dead_table seeds_table "
 SHOWN += "levels_table survivors_table"
 
 

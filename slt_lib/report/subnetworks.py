@@ -280,11 +280,27 @@ def kappa_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     return rows.pivot_table(index=["sparsity", "techniques"], columns="seed", values="value", sort=False).round(3)
 
 
-def overlap_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
-    """Jaccard's index less that of random masks, per matrix (rows) and two techniques at each sparsity (columns)."""
-    rows = _in_percent(frame(folder, "overlap", pair).query("measure == 'jaccard' and matrix != 'all'"))
+def plot_matrices(folder: str | os.PathLike, pair: str) -> Figure:
+    """Jaccard's index of two techniques' masks less that of random masks, per matrix and sparsity."""
+    rows = frame(folder, "overlap", pair).query("measure == 'jaccard' and matrix != 'all'")
     rows = rows.assign(more=rows.value - rows.null)
-    return rows.pivot_table(index="matrix", columns=["sparsity", "techniques"], values="more", sort=False).round(2)
+    tables = {
+        names: part.pivot_table(index="matrix", columns="sparsity", values="more", sort=False)
+        for names, part in rows.groupby("techniques", sort=False)
+    }
+    bound = max(1e-9, *(table.abs().max().max() for table in tables.values()))
+    matrices = next(iter(tables.values())).index
+    figure = Figure(figsize=(3.6 + 1.4 * len(tables), 1.2 + 0.17 * len(matrices)), layout="constrained")
+    panels = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
+    for axes, (names, table) in zip(panels, tables.items(), strict=True):
+        image = axes.imshow(table, cmap="RdBu", vmin=-bound, vmax=bound, aspect="auto")
+        axes.set_title(" and ".join(TECHNIQUES[name].label for name in names.split()), fontsize=8)
+        levels = [f"{100 * level:g}" for level in table.columns]
+        axes.set_xticks(range(len(levels)), levels, fontsize=6, rotation=90)
+    panels[0].set_yticks(range(len(matrices)), matrices, fontsize=6)
+    figure.supxlabel("sparsity (%)", fontsize=9)
+    figure.colorbar(image, ax=panels, label="more alike than random masks")
+    return figure
 
 
 def levels_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
@@ -381,7 +397,7 @@ SHOWN = [
     ("seeds", seeds_table, "whether two seeds keep the same heads"),
     ("overlap", plot_overlap, "how alike the masks of two techniques are"),
     ("overlap", kappa_table, "Fleiss' kappa of the masks of all techniques"),
-    ("overlap", overlap_table, "Jaccard's index of two techniques' masks less that of random masks, per matrix"),
+    ("overlap", plot_matrices, "Jaccard's index of two techniques' masks less that of random masks, per matrix"),
     ("overlap", levels_table, "Jaccard's index of a technique's masks at successive levels"),
     ("density", plot_density, "weights that each head keeps under the masks of a technique"),
     ("density", dead_table, "rows, columns and heads without weights, in percent"),
