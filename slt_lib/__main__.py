@@ -243,12 +243,8 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--techniques", nargs="+", choices=names, default=(), help=text)
     text = "comparisons of notebook 08, such as again or controls; without --techniques only these are trained"
     added.add_argument("--comparisons", nargs="+", metavar="NAME", default=(), help=text)
-    added.add_argument(
-        "--jobs",
-        type=positive,
-        default=0,
-        help="trainings at once; default: one per core, or fewer if each takes several threads",
-    )
+    text = "trainings at once; default: one per core, or fewer if each takes several threads"
+    added.add_argument("--jobs", type=positive, default=0, help=text)
     added.add_argument("--stored", action="store_true", help="train nothing; record the runs that are in the store")
     added.add_argument("--no-report", dest="report", action="store_false", help="do not write the report")
     added = command(runs, study=False)
@@ -270,11 +266,8 @@ def parser() -> argparse.ArgumentParser:
     text = "type of the kept weights; default: fp32; bf16 takes half the size"
     added.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help=text)
     added = command(report)
-    added.add_argument(
-        "--into",
-        metavar="FILE",
-        help="also write plot, BLEU and five sentences into FILE, between its two marker lines",
-    )
+    text = "also write plot, BLEU and five sentences into FILE, between its two marker lines"
+    added.add_argument("--into", metavar="FILE", help=text)
     added.add_argument("--html", action="store_true", help="only make report.html from the notebook report.ipynb")
     text = "allow --into also with rows from uncommitted code; the text says so"
     added.add_argument("--allow-dirty", action="store_true", help=text)

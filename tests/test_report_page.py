@@ -265,6 +265,15 @@ def test_a_page_needs_an_executed_notebook(tmp_path, text, words, monkeypatch, c
         report.write_page(folder)
 
 
+def test_a_page_is_not_made_of_an_older_notebook(study, tmp_path):
+    """The plots of a page are drawn anew, so its tables must not be those of fewer runs."""
+    folder = shutil.copytree(study[0].path, tmp_path / "made")
+    text = (folder / page.NOTEBOOK).read_text(encoding="utf-8")
+    (folder / page.NOTEBOOK).write_text(text.replace("### Claims of the paper", "### Older claims"), encoding="utf-8")
+    with pytest.raises(InputError, match="shows other results than .*; execute the notebook 99_report again"):
+        report.write_page(folder)
+
+
 @pytest.fixture(scope="module")
 def browser():
     drive = pytest.importorskip("playwright.sync_api", reason="no browser: the package playwright is not installed")
