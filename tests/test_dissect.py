@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 import yaml
 from conftest import TINY
@@ -394,6 +396,10 @@ def test_labels_of_plain_text(made):
     for name, step in (("previous piece", -1), ("next piece", 1)):
         for (sentence, place, _), label in zip(found[name].spans, found[name].labels, strict=True):
             assert str(ids[sentence][place + step]) == label
+            assert found[name].by_form
+    for name in ("sentence length", "swapped neighbours"):  # a control label belongs to the last word
+        for (sentence, *_), form in zip(found[name].spans, found[name].forms, strict=True):
+            assert form == re.findall(r"\w+", texts[sentence])[-1].lower()
     content = found.get("word content")
     for span, label in zip(content.spans, content.labels, strict=True) if content else ():
         assert label in lines[span[0]].lower()
@@ -647,6 +653,21 @@ def test_what_the_contrasts_of_a_seed_share_counts_once():
     assert freedom(2, 0, 2, 0) == pytest.approx(3)
     alone = pd.Series([1.0, 2.0, 3.0], index[[0, 2, 3]])  # one contrast has one seed
     assert findings._freedom(alone) == 1 and findings._freedom(alone[:2]) == 0
+
+
+def test_the_interval_of_a_probe_is_over_seeds(tmp_path):
+    """Two models, two seeds with two splits each: the seeds' means differ by .04 and .02."""
+    rows, file = [], "dissect_probes.csv"
+    for technique, level, means in (("dense", 0.0, (0.80, 0.84)), ("slt", 0.9, (0.70, 0.72))):
+        for seed, mean in enumerate(means, start=1):
+            for draw, shift in enumerate((-0.05, 0.05)):
+                about = ["en-de", seed, technique, level, "norm", "task", "surface", draw, 99]
+                rows.append([*about, mean + shift, 0.5, 0.5, 0.5, "", ""])
+    (tmp_path / file).write_bytes(csv_bytes(show.FILES[file], rows))
+    table = show.probe_table(tmp_path, "en-de")
+    spread = np.sqrt((np.var([0.80, 0.84], ddof=1) + np.var([0.70, 0.72], ddof=1)) / 2)
+    expected = round(100 * scipy.stats.t.ppf(0.975, 2) * spread / np.sqrt(2), 1)
+    assert table.interval.tolist() == [expected] * 2 and table.accuracy.tolist() == [82.0, 71.0]
 
 
 def test_retraining_is_taken_off_where_it_was_as_often(tmp_path):
