@@ -80,7 +80,7 @@ def _card(about: dict, run: Run, use: str, kind: str) -> str:
             "",
             f"Study `{about['study']}`, seed {about['seed']}, run `{about['run']}`;",
             f"{len(study.vocabulary):,} word pieces; trained on the corpus {study.corpus.name}.",
-            f"Scores of {'the run trained from it' if about['kind'] == 'ticket' else 'the model'} (best BLEU on dev):",
+            f"Scores {'after training' if about['kind'] == 'ticket' else 'of the model'}, at the best checkpoint on dev:",
             "",
             "| test set | BLEU | TER |",
             "|---|---|---|",
