@@ -72,6 +72,7 @@ def _about(run: Run, technique: str) -> dict:
 def _card(about: dict, run: Run, use: str, kind: str) -> str:
     """The model card in Markdown."""
     found, study = scores(run), run.study
+    whose = "after training" if about["kind"] == "ticket" else "of the model"
     rows = [f"| {name} | {score['bleu']:.1f} | {score['ter']:.1f} |" for name, score in found.items()]
     signatures = next(iter(found.values()))["signatures"]
     return "\n".join(
@@ -80,7 +81,7 @@ def _card(about: dict, run: Run, use: str, kind: str) -> str:
             "",
             f"Study `{about['study']}`, seed {about['seed']}, run `{about['run']}`;",
             f"{len(study.vocabulary):,} word pieces; trained on the corpus {study.corpus.name}.",
-            f"Scores {'after training' if about['kind'] == 'ticket' else 'of the model'}, at the best checkpoint on dev:",
+            f"Scores {whose}, at the best checkpoint on dev:",
             "",
             "| test set | BLEU | TER |",
             "|---|---|---|",
