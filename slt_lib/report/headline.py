@@ -44,14 +44,15 @@ def _ran(figures: Figures, run: list[str]) -> str:
     rows = figures.results[figures.results["pair"].isin(run)]
     seeds = {int(seed): len(part) for seed, part in rows[rows["variant"] == ""].groupby("seed")}
     most = max(seeds.values(), default=0)
-    told = [f"{seed} in part" if count < most else seed for seed, count in seeds.items()]
+    whole, part = ([seed for seed, count in seeds.items() if (count < most) == less] for less in (False, True))
+    which = f"seed{'s' * (len(whole) > 1)} {joined(whole)}" + (f" and, in part, {joined(part)}" if part else "")
     levels = {cell.sparsity for pair in run for name in figures.begun(pair) for cell in figures.own_cells(pair, name)}
     begun = dict.fromkeys(name for pair in run for name in figures.begun(pair))
     known = dict.fromkeys(name for pair in run for name in figures.techniques(pair))
     names = f" ({joined(map(label, begun))})" if 0 < len(begun) < len(known) else ""
     return (
         f"The study {figures.name} has {_many(len(trainings(rows)), 'scored training')}: {joined(run)}, "
-        f"seed{'s' * (len(seeds) > 1)} {joined(told)}, {len(begun)} of {len(known)} techniques{names} at up to "
+        f"{which}, {len(begun)} of {len(known)} techniques{names} at up to "
         f"{len(levels)} of {len({*figures.levels, *levels})} levels."
     )
 
@@ -71,7 +72,7 @@ def _best(figures: Figures, run: list[str]) -> str:
     told = [text for pair in run if (text := _best_of(figures, pair))]
     if not told:
         return "No level has two techniques and all that were begun, so none is the best"
-    return f"Where all of these techniques were run, the highest mean BLEU is that of {'; '.join(told)}"
+    return f"Where these techniques have equally many seeds, the highest mean BLEU is that of {'; '.join(told)}"
 
 
 def _best_of(figures: Figures, pair: str) -> str:
