@@ -128,7 +128,7 @@ def test_neurons_keep_their_index_or_not():
     assert between(x, -2 * x)["same_index"] == 1 and between(x, x)["neuron"] == pytest.approx(1)
     assert between(x, x[:, order])["same_index"] == 0 and between(x, x[:, order])["neuron"] == pytest.approx(1)
     x[:, 0] = 3.0  # a dead neuron has no partner
-    assert between(x, x)["neuron"] == between(x, x)["same_index"] == pytest.approx(7 / 8)
+    assert between(x, x)["neuron"] == pytest.approx(7 / 8) and between(x, x)["same_index"] == 7 / 8
 
 
 @settings(max_examples=10, deadline=None)
@@ -564,6 +564,17 @@ def test_nothing_is_measured_twice(looked, monkeypatch):
         monkeypatch.setattr(module, name, None)
     look()
     assert {path.name: path.read_bytes() for path in folder.glob("dissect_*.csv")} == before
+
+
+def test_a_seed_looked_into_alone_replaces_only_its_rows(looked):
+    folder, study, runs, _, _, look = looked
+    before = show.rows(folder, "dissect_words.csv", "en-de")
+    dissect.record_words(Study(study.asked, seeds=[2]), dissect.dense({2: runs[2]}))
+    after = show.rows(folder, "dissect_words.csv", "en-de")
+    assert after[after.seed == 1].equals(before[before.seed == 1])
+    assert set(after.seed) == {1, 2} and set(after[after.seed == 2].technique) == {"dense"}
+    look()
+    assert show.rows(folder, "dissect_words.csv", "en-de").equals(before)
 
 
 def test_the_report_comes_from_the_files_alone(looked, tmp_path, monkeypatch):

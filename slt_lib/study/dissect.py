@@ -160,7 +160,7 @@ def record_insides(study: Study, runs: Mapping[int, Run], subjects: Iterable[Sub
     """Compare each subject with the dense model of its seed: similarity, complexity and attention, as three files.
 
     The control "seed" is compared with the dense model of the study's first seed. A comparison is made once and kept in
-    the store. Rows of the same pair are replaced.
+    the store. Rows of the same pair and seeds are replaced.
     """
     references = {one.seed: one for one in dense(runs)}
     rows, memory = {file: [] for file in files.INSIDE}, {}
@@ -169,7 +169,7 @@ def record_insides(study: Study, runs: Mapping[int, Run], subjects: Iterable[Sub
         for file, found in _compared(study, subject, other, of, memory).items():
             rows[file] += [[study.pair, *subject.labels, *row] for row in found]
     for file in files.INSIDE:
-        replace(study, file, files.FILES[file], rows[file], same=1)
+        replace(study, file, files.FILES[file], rows[file], same=2)
 
 
 def _compared(study: Study, one: Subject, other: Subject, of: Text, memory: dict) -> dict[str, list[list[str]]]:
@@ -246,7 +246,7 @@ def record_probes(
 ) -> None:
     """Probe every encoder site of each subject on `draws` random splits: dissect_probes.csv.
 
-    `lines` and `found`: see `probe_tasks`. Rows of the same pair are replaced.
+    `lines` and `found`: see `probe_tasks`. Rows of the same pair and seeds are replaced.
     """
     ids = study.vocabulary.encode(lines).lists()
     named = [
@@ -258,7 +258,7 @@ def record_probes(
         key = [VERSION, "probes", subject.key, of]
         measure = functools.partial(_probed, study, subject, ids, found, draws)
         rows += [[study.pair, *subject.labels, *row] for row in remembered(study, "dissect", "value", key, measure)]
-    replace(study, files.PROBES, files.FILES[files.PROBES], rows, same=1)
+    replace(study, files.PROBES, files.FILES[files.PROBES], rows, same=2)
 
 
 def _probed(study: Study, subject: Subject, ids: list, found: list[probes.Task], draws: int) -> list[list[str]]:
@@ -281,7 +281,8 @@ def record_words(study: Study, subjects: Iterable[Subject], own: Sequence[str] =
     """BLEU by length, recall by frequency, numbers and nouns kept, on the first test set: dissect_words.csv.
 
     Also the translations of `own`, by default `own_sentences`, by the models of the first seed:
-    dissect_translations.csv. Subjects without a run are left out. Rows of the same pair are replaced.
+    dissect_translations.csv. Subjects without a run are left out. Rows of the same pair and seeds are replaced, and all
+    translations of the pair.
     """
     test = next(iter(study.corpus.tests.values()))
     seen, rows, shown = words.frequencies(study.corpus.train.target), [], []
@@ -301,5 +302,5 @@ def record_words(study: Study, subjects: Iterable[Subject], own: Sequence[str] =
             key = [VERSION, "translations", subject.key, list(own), study.params.decoding.model_dump()]
             texts = remembered(study, "dissect", "value", key, lambda run=subject.run: translate(run, list(own)))
             shown += [[*about, *row] for row in zip(itertools.count(), own, texts, strict=False)]
-    for file, lines in {files.WORDS: rows, files.TRANSLATIONS: shown}.items():
-        replace(study, file, files.FILES[file], lines, same=1)
+    for file, lines, same in ((files.WORDS, rows, 2), (files.TRANSLATIONS, shown, 1)):
+        replace(study, file, files.FILES[file], lines, same)

@@ -25,12 +25,14 @@ def replace(
 ) -> None:
     """Add rows, as text, to a CSV file of the figures folder, sorted by `order`.
 
-    They replace those that have the same first `same` cells; with `same` 1 all of the pair's, also if `rows` is empty.
+    They replace the rows that have the same first `same` cells. With `same` 1 these are all of the pair, with `same` 2
+    all of the pair and the study's chosen seeds, also if `rows` is empty.
     """
     describe(study)
     path = figures(study.name) / file
     rows = [["" if value is None else str(value) for value in row] for row in rows]
-    replaced = {tuple(row[:same]) for row in [[study.pair], *rows]}
+    own = [[study.pair], *([study.pair, str(seed)] for seed in study.seeds)]
+    replaced = {tuple(row[:same]) for row in [*own, *rows]}
     with study.store.lock(f"rows-{digest(str(path))[:16]}"):
         rows += [row for row in read_rows(path, columns).values.tolist() if tuple(row[:same]) not in replaced]
         content = csv_bytes(columns, sorted(rows, key=order))
