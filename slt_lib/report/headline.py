@@ -45,7 +45,8 @@ def _ran(figures: Figures, run: list[str]) -> str:
     seeds = {int(seed): len(part) for seed, part in rows[rows["variant"] == ""].groupby("seed")}
     most = max(seeds.values(), default=0)
     whole, part = ([seed for seed, count in seeds.items() if (count < most) == less] for less in (False, True))
-    which = f"seed{'s' * (len(whole) > 1)} {joined(whole)}" + (f" and, in part, {joined(part)}" if part else "")
+    named = [f"seed{'s' * (len(seeds) > 1)} {joined(seeds)}" for seeds in (whole, part) if seeds]
+    which = " and, in part, ".join(named)
     levels = {cell.sparsity for pair in run for name in figures.begun(pair) for cell in figures.own_cells(pair, name)}
     begun = dict.fromkeys(name for pair in run for name in figures.begun(pair))
     known = dict.fromkeys(name for pair in run for name in figures.techniques(pair))
