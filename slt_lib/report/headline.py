@@ -72,7 +72,8 @@ def _dense(figures: Figures, run: list[str]) -> str:
 def _best(figures: Figures, run: list[str]) -> str:
     told = [text for pair in run if (text := _best_of(figures, pair))]
     if not told:
-        return "No level has two techniques and all that were begun, so none is the best"
+        needed = "two techniques or more, each with equally many seeds"
+        return f"No level allows a comparison yet ({needed}), so none is named the best"
     return f"Where these techniques have equally many seeds, the highest mean BLEU is that of {'; '.join(told)}"
 
 
