@@ -271,7 +271,7 @@ def _in_percent(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def kappa_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
-    """Fleiss' kappa of the masks of all techniques at each sparsity (percent), one column per seed and a random one.
+    """Fleiss' kappa of the masks of all techniques at each sparsity (percent): a column per seed, one of random masks.
 
     Random masks are drawn within the mask of the first level, which LT, SLT and CLT share.
     """

@@ -25,8 +25,8 @@ def replace(
 ) -> None:
     """Add rows, as text, to a CSV file of the figures folder, sorted by `order`.
 
-    They replace the rows that have the same first `same` cells. With `same` 1 these are all of the pair, with `same` 2
-    all of the pair and the study's chosen seeds, also if `rows` is empty.
+    They replace the rows that have the same first `same` cells: the pair, then the seed. With `same` 1 all rows of the
+    study's pair are replaced, with `same` 2 those of its chosen seeds, also if `rows` is empty.
     """
     describe(study)
     path = figures(study.name) / file
