@@ -297,7 +297,7 @@ def test_two_studies_on_one_store(unbroken, tmp_path):
                 load(path.read_bytes())
             except FileNotFoundError:
                 continue
-        time.sleep(0.01)
+        time.sleep(0.05)
     assert [process.returncode for process in both] == [0, 0], bench.said("log0") + bench.said("log1")
     same(bench.outcome(), unbroken[0])
 
