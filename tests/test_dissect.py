@@ -598,7 +598,7 @@ def test_the_report_comes_from_the_files_alone(looked, tmp_path, monkeypatch):
     assert {"dissect_findings_en-de.md", "dissect_cka_en-de"} <= set(written)
     assert "Movva and Zhao" in (folder / "summary.md").read_text()
     (tmp_path / "dissect_probes.csv").unlink()
-    assert "Findings without results: 1, 5, 6, 7." in findings.markdown(tmp_path, "en-de")
+    assert "Findings without results: 1, 5 to 7 (dissect_findings_en-de" in findings.markdown(tmp_path, "en-de")
 
 
 def test_a_finding_in_closed_form(tmp_path):

@@ -5,6 +5,7 @@ the lottery, all tickets are winning"; Voita et al. (2019), "Analyzing multi-hea
 Neubig (2019), "Are sixteen heads really better than one?".
 """
 
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 
@@ -73,11 +74,12 @@ RULE = (
 HEADS_RULE = (
     "Each finding is judged like a claim of the paper (claims.md), on the mean over seeds. Scores vary over the lines "
     "of the test set and between seeds; the spread between seeds is pooled over the retrained models, and for models "
-    "as pruned over those of one kind of pruning. For Voita et al.: the share of heads that are gone when a head of "
-    "cross-attention is removed, minus that of the heads of the encoder, and of the decoder, where heads alone are "
-    "removed. For Michel et al.: BLEU lost without one head of the last cross-attention, minus that of other heads. "
-    "Both vary over the heads of all seeds (Welch's t). Contrasts of a seed with the same model, and heads of one "
-    "model, are not independent, so the true degrees of freedom may be fewer."
+    "as pruned over those of one kind of pruning. A difference between models that no longer translate says little "
+    "(subnet_scores.csv). For Voita et al., where heads alone are removed: the mean share of all heads that are gone "
+    "once a head of cross-attention is removed, minus that of self-attention in the encoder, and in the decoder. For "
+    "Michel et al.: BLEU lost without one head of the last cross-attention, minus that of other heads. Both vary over "
+    "the heads of all seeds (Welch's t). Contrasts of a seed with the same model, and heads of one model, are not "
+    "independent, so the true degrees of freedom may be fewer."
 )
 
 
@@ -248,10 +250,10 @@ def markdown(folder: str | os.PathLike, pair: str, kind: str = "dissect") -> str
         interval = f"{row.low:+.3g} to {row.high:+.3g}" if known and not np.isnan(row.low) else ""
         judgement = [row.verdict, effect, interval, row.at, row.supported, row.reason]
         body.append([str(row.Index), row.statement, row.source, *judgement])
-    listed = ", ".join(map(str, absent))
-    if 2 < len(absent) == absent[-1] - absent[0] + 1:
-        listed = f"{absent[0]} to {absent[-1]}"
-    table = markdown_rows(head, body) + (f"\nFindings without results: {listed}.\n" if listed else "")
+    runs = [list(run) for _, run in itertools.groupby(absent, key=lambda row: row - absent.get_loc(row))]
+    listed = ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+    without = f"\nFindings without results: {listed} ({kind}_findings_{pair}.csv lists their statements).\n"
+    table = markdown_rows(head, body) + (without if listed else "")
     groups = _judged_probes(dissect.probes(folder, pair)).groupby("group", sort=False).task if kind == "dissect" else []
     tasks = "; ".join(f"{group}: {', '.join(part.unique())}" for group, part in groups)
     return table + (f"\nProbing tasks that count: {tasks}.\n" if tasks else "")

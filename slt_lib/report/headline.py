@@ -72,8 +72,7 @@ def _dense(figures: Figures, run: list[str]) -> str:
 def _best(figures: Figures, run: list[str]) -> str:
     told = [text for pair in run if (text := _best_of(figures, pair))]
     if not told:
-        needed = "two techniques or more, each with equally many seeds"
-        return f"No level allows a comparison yet ({needed}), so none is named the best"
+        return "No technique is named the best: that takes a level with two or more, all with equally many seeds"
     return f"Where these techniques have equally many seeds, the highest mean BLEU is that of {'; '.join(told)}"
 
 
