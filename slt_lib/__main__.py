@@ -126,6 +126,8 @@ def _summary(folder) -> str:
 def translate(options) -> None:
     """Translate standard input, one sentence per line: with a run of a study, or with an exported model (--model)."""
     if options.model:
+        if options.study or options.technique or options.sparsity:
+            raise InputError("--model: the folder says which model it is; leave out the study and its options")
         from slt_lib import sparse
 
         translated = sparse.load(options.model).translate(_lines())
@@ -194,6 +196,8 @@ def report(options) -> None:
     from slt_lib.study.results import figures
 
     folder = figures(params.name_of(options.study))
+    if (options.into and options.html) or (options.allow_dirty and not options.into):
+        raise InputError("--into goes without --html, and --allow-dirty with --into")
     if options.html:
         print(os.path.relpath(reports.write_page(folder)))
         return

@@ -155,6 +155,13 @@ def test_translate_text_that_is_not_utf_8(errors, trained, told, monkeypatch):
     assert "UTF-8" in told("translate", trained)
 
 
+def test_options_that_would_have_no_effect(trained, told):
+    assert "leave out the study and its options" in told("translate", trained, "--model", "model")
+    assert "leave out the study and its options" in told("translate", "--model", "model", "--sparsity", "0.5")
+    assert "--into goes without --html" in told("report", trained, "--html", "--into", "README.md")
+    assert "--allow-dirty with --into" in told("report", trained, "--allow-dirty")
+
+
 def test_translate_with_a_level_that_the_technique_lacks(trained, told, monkeypatch):
     # MP-SLT starts above 60%, from a run that is not in this store; translate trains nothing.
     given(monkeypatch, b"a dog\n")

@@ -95,3 +95,7 @@ def test_a_study_s_copies(make_study, home, monkeypatch):
     monkeypatch.setattr(connectivity, "loss", None)  # measured once
     recorded.record_stability(study, chains[::-1], points=3)
     assert (folder / "stability.csv").read_bytes() == before
+    monkeypatch.setitem(chains[0].runs[-1].record, "status", "failed")  # a copy that diverged has no line
+    recorded.record_stability(study, chains, points=3)
+    left = stability.lines(folder, "en-de")
+    assert len(left) == len(lines) - 2 * 3 and chains[0].runs[-1].id not in " ".join(left.runs)

@@ -446,6 +446,9 @@ def test_labels_of_your_own(made, tmp_path):
     rows += [f"mood\tmeaning\tdev\t{n}\t\t{'xy'[n % 2]}" for n in range(1, 400)]
     path.write_text("\n".join([header, *rows]))
     case, mood = tasks.own_tasks(path, vocabulary, lines, places)
+    path.write_text(path.read_text().replace("\ta\n", '\t"\n'), encoding="utf-8-sig")  # a label is any text
+    quoted, _ = tasks.own_tasks(path, vocabulary, lines, places)
+    assert quoted.labels.tolist() == [{"a": '"'}.get(label, label) for label in case.labels]
     assert case.by_form and not mood.by_form  # labels of words are tested on new forms too
     assert (case.name, len(case.labels), mood.name, len(mood.labels)) == ("case", 199, "mood", 300)
     for (sentence, start, end), label, form in zip(*vars_of(case), strict=True):
@@ -718,6 +721,7 @@ def test_bad_input_gives_one_line(looked):
         (lambda: dissect.text(study, 0), "sentences: 0 is not a number of sentences"),
         (lambda: dissect.chosen(study, sparse, ["slt"], [0.9]), "probe_levels: no model of 0.9 is looked into"),
         (lambda: dissect.chosen(study, sparse, ["stl"], []), "probe_techniques 'stl' is none of mp, lt, slt"),
+        (lambda: dissect.probe_tasks(study, -5), "probe_sentences: -5 is not a number of sentences"),
         (lambda: dissect.probe_tasks(study, 20), "probe_sentences: 20 sentences give no task enough examples"),
         (lambda: dissect.controls(study, {}, [], [], [0.5]), "tiny en-de: the dense run of seed 1 is not trained yet"),
         (lambda: dissect.text(study, 5), r"sentences: 5 have \d+ word pieces, but 160 are needed; give more"),

@@ -22,7 +22,7 @@ from slt_lib import report
 from slt_lib.base.errors import InputError
 from slt_lib.base.settings import TECHNIQUES
 from slt_lib.evaluation.scoring import corpus_bleu, sentence_statistics
-from slt_lib.report import judging, statistics
+from slt_lib.report import interactive, judging, stability, statistics
 from slt_lib.report.data import KINDS, RESULT_COLUMNS, csv_text, percent
 from slt_lib.report.summary import BEGIN, END
 from slt_lib.report.tables import table, uneven
@@ -729,6 +729,16 @@ def test_a_users_own_technique_is_shown_like_the_six(tmp_path):
     assert "mine" in report.plot_scores(figures, "en-de").axes[0].get_legend_handles_labels()[1]
 
 
+def test_a_technique_scored_at_0_alone_has_no_line(tmp_path):
+    folder = make_folder(tmp_path / "made")
+    report.merge(folder)
+    figures = report.load(folder)
+    dense = figures.results[figures.results.technique == "dense"]
+    alone = pd.concat([figures.results, dense.assign(technique="mine", run="f" * 32)], ignore_index=True)
+    plot = interactive.interactive_scores(dataclasses.replace(figures, results=alone), "en-de")
+    assert "mine" not in [item.label.value for item in plot.legend[0].items]
+
+
 def test_a_variant_is_set_against_the_default(rendered):
     rows = {row["variant"]: row for row in read(rendered[1]["ablations_en-de.csv"])}
     assert set(rows) == {"optimizer=adam", "signs=random", "rewind=0.025"}
@@ -754,6 +764,20 @@ def break_score(folder):
     (folder / "results.csv").write_text(csv_text(RESULT_COLUMNS, [row.values() for row in rows]))
 
 
+def break_stream(folder):
+    file = folder / "sentences.csv.gz"
+    file.write_bytes(file.read_bytes()[:10] + b"\xff" * 50)  # the header of gzip, then no stream
+
+
+def repeat_row(folder):
+    header, first, second, *rest = (folder / "results.csv").read_text().splitlines()
+    (folder / "results.csv").write_text("\n".join([header, first, second, first, *rest]))
+
+
+def break_stability(folder):
+    (folder / "stability.csv").write_text(f"{','.join(stability.COLUMNS)}\nen-de,1,lt,x,0-1,0,1,1,a b\n")
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -775,6 +799,9 @@ def break_score(folder):
             ["line 2", "2 cells"],
         ),
         (lambda folder: (folder / "sentences.csv.gz").write_bytes(b"no gzip"), ["sentences.csv.gz", "cannot be read"]),
+        (break_stream, ["sentences.csv.gz", "cannot be read"]),
+        (repeat_row, ["results.csv", "line 4", "column run", "repeats an earlier row"]),
+        (break_stability, ["stability.csv", "Unable to parse string 'x'", "rerun the notebook"]),
     ],
 )
 def test_bad_input_is_one_clear_line(rendered, tmp_path, damage, words):

@@ -179,6 +179,8 @@ def damaged(folder, change):
             "does not describe",
         ),
         (lambda folder: damaged(folder, lambda c: c["matrices"].pop("embedding")), "model.safetensors: embedding"),
+        (lambda folder: damaged(folder, lambda c: c.update(matrices=[])), "does not describe"),
+        (lambda folder: damaged(folder, lambda c: c["matrices"]["embedding"].update(shape=[])), "does not describe"),
     ],
 )
 def test_damage_is_one_line(tmp_path, change, says):

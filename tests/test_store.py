@@ -112,6 +112,7 @@ def test_ids_and_removal(tmp_path):
     for letter in "ba":
         write_json(runs.folder(letter * 32) / "run.json", sealed({"files": {}}))
     write_json(runs.folder("c" * 32) / "ticket.json", {})  # under way
+    write_json(tmp_path / f"{'b' * 32}.old" / "run.json", {})  # a copy that somebody made
     assert runs.ids() == ["a" * 32, "b" * 32]
     runs.remove("a" * 32)
     runs.remove("d" * 32)  # not there: nothing to do

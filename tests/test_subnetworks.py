@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from slt_lib import masks, techniques
 from slt_lib.analysis import overlap, patterns
+from slt_lib.base.errors import InputError
 from slt_lib.evaluation import scoring
 from slt_lib.report import findings
 from slt_lib.report import subnetworks as report
@@ -265,6 +266,22 @@ def test_recording_again_gives_the_same_bytes(tables):
     assert set(before) <= {path.name for path in folder.iterdir()}
     record()
     assert {file: (folder / file).read_bytes() for file in before} == before
+
+
+def test_without_dense_runs_the_rows_stay(tables, session_study):
+    folder = tables[0]
+    before = (folder / "subnet_heads.csv").read_bytes()
+    with pytest.raises(InputError, match="tiny en-de: the dense run of seed 1 is not trained yet"):
+        subnet_tables.record_heads(session_study, [])
+    assert (folder / "subnet_heads.csv").read_bytes() == before
+
+
+def test_masks_of_one_technique_are_shown_without_a_comparison(tables, tmp_path):
+    lines = (tables[0] / "subnet_overlap.csv").read_text().splitlines()
+    (tmp_path / "subnet_overlap.csv").write_text("\n".join([lines[0], *(row for row in lines if ",levels," in row)]))
+    assert report.plot_matrices(tmp_path, "en-de") is None
+    assert [name for name, _ in report.all_plots(tmp_path, ["en-de"])] == ["subnet_overlap_en-de"]
+    assert len(list(report.shown(tmp_path, "en-de"))) == 3
 
 
 def test_matched_heads_are_more_alike_than_those_of_one_index(tables):

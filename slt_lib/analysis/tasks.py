@@ -3,7 +3,6 @@
 After SentEval (Conneau et al. 2018), as far as plain text or the grammar gives the labels.
 """
 
-import csv
 import functools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from slt_lib.analysis.probes import GROUPS, Task
 from slt_lib.base.errors import InputError
 from slt_lib.base.seeds import stream
 from slt_lib.data import lexicon as lex
+from slt_lib.data.corpora import read_lines
 from slt_lib.data.grammar import Structure
 from slt_lib.data.vocabulary import Vocabulary
 
@@ -181,12 +181,12 @@ def own_tasks(path: Path, vocabulary: Vocabulary, sentences: Sequence[str], plac
     """
     if not path.is_file():
         return []
-    lines = list(csv.reader(path.read_text(encoding="utf-8").splitlines(), delimiter="\t"))
-    if not lines or lines[0] != LABEL_COLUMNS:
+    lines = [line.split("\t") for line in read_lines(path)]
+    if lines[0] != LABEL_COLUMNS:
         raise InputError(f"{path}: the first line must be {', '.join(LABEL_COLUMNS)}, separated by tabs")
     at, rows, whole = {place: number for number, place in enumerate(places)}, defaultdict(list), set()
     for number, line in enumerate(lines[1:], start=2):
-        if len(line) != len(LABEL_COLUMNS) or not line[3].isdigit() or not (line[4].isdigit() or not line[4]):
+        if len(line) != len(LABEL_COLUMNS) or not line[3].isdecimal() or not (line[4].isdecimal() or not line[4]):
             raise InputError(f"{path}, line {number}: {len(LABEL_COLUMNS)} cells with whole numbers as line and word")
         task, group, split, place, word, label = line
         if group not in GROUPS:

@@ -30,6 +30,7 @@ from slt_lib.base.files import remedy, sweep, write_bytes
 from slt_lib.base.settings import home
 
 RECORD, RESUME, TICKET = "run.json", "resume.safetensors", "ticket.json"
+ID = re.compile(r"[0-9a-f]{16,64}")
 NOBODY = "another process"  # if a lock file names no holder
 PATIENCE = 3.0  # seconds of waiting for a lock until its holder is printed
 FIELDS = {"files": dict, "curve": list, "best": dict | None} | dict.fromkeys(("status", "reason"), str)
@@ -204,13 +205,13 @@ class Store:
 
     def folder(self, train_id: str) -> RunFolder:
         """Folder of a run. Raises InputError if `train_id` is not an id."""
-        if not re.fullmatch(r"[0-9a-f]{16,64}", train_id):
+        if not ID.fullmatch(train_id):
             raise InputError(f"{train_id!r} is not the id of a run; `python -m slt_lib runs list` shows them")
         return RunFolder(self.path / train_id)
 
     def ids(self) -> list[str]:
-        """Sorted ids of the finished runs."""
-        return sorted(path.parent.name for path in self.path.glob(f"*/{RECORD}"))
+        """Sorted ids of the finished runs; other folders, such as a copy `ID.old`, are left out."""
+        return sorted(path.parent.name for path in self.path.glob(f"*/{RECORD}") if ID.fullmatch(path.parent.name))
 
     @contextlib.contextmanager
     def lock(self, name: str):

@@ -212,7 +212,7 @@ def checksum(path: Path, algorithm: str = "sha256") -> str:
 
 def _split(name: str, *paths: Path) -> Split:
     """Source and target side, checked. Pairs with an empty side are skipped in "train", an error elsewhere."""
-    sides = [_lines(path) for path in paths]
+    sides = [read_lines(path) for path in paths]
     counts = [len(lines) for lines in sides]
     if counts[0] != counts[1]:
         raise InputError(
@@ -231,7 +231,8 @@ def _split(name: str, *paths: Path) -> Split:
     return Split(name, *zip(*pairs, strict=True))
 
 
-def _lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file or of its `.gz`. Raises InputError if it is missing, damaged or empty."""
     zipped = path.with_name(path.name + ".gz")
     if not path.exists() and not zipped.exists():
         raise InputError(f"{path}: there is no such file, nor {zipped.name}; put it there, one sentence per line")

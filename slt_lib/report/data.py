@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import os
+import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -288,7 +289,7 @@ def read_text(path: Path, columns: Iterable[str]) -> pd.DataFrame:
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as file:
             header, *lines = list(csv.reader(file)) or [[]]
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read ({error}); delete it and rerun the job that wrote it") from error
     _must_have(path, columns, header)
     for number, line in enumerate(lines, start=2):
@@ -305,10 +306,13 @@ def read_rows(path: str | os.PathLike, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def numbers(path: str | os.PathLike, columns: Sequence[str], pair: str, text: Collection[str]) -> pd.DataFrame:
-    """The rows of a pair; all columns but `text` are numbers, an empty cell is nan."""
+    """The rows of a pair; all columns but `text` are numbers, an empty cell is nan. Raises InputError if one is not."""
     frame = read_rows(path, columns)
     frame = frame[frame.pair == pair]
-    return frame.assign(**{name: pd.to_numeric(frame[name]) for name in columns if name not in text})
+    try:
+        return frame.assign(**{name: pd.to_numeric(frame[name]) for name in columns if name not in text})
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; restore the file or rerun the notebook that wrote it") from None
 
 
 def _read_results(path: Path, pairs: Iterable[str]) -> pd.DataFrame:
@@ -323,6 +327,7 @@ def _read_results(path: Path, pairs: Iterable[str]) -> pd.DataFrame:
         needed = {"sparsity": True, "seed": True, "bleu": scored}.get(column, False)
         wrong += [(column, frame[column].isna() & ((text[column] != "") | needed), "is no number")]
     wrong += [("sparsity", ~frame["sparsity"].between(0, 1), "is not between 0 and 1")]
+    wrong += [("run", frame.duplicated(KINDS["results"][2]), "repeats an earlier row")]
     for column, places, fault in wrong:
         if places.any():
             line = int(places.argmax())
@@ -339,7 +344,7 @@ def _read_numbers(folder: Path, kind: str) -> pd.DataFrame | None:
     types = dict.fromkeys(columns, float) | {"run": str, "matrix": str, "test_set": str, "line": int}
     try:
         frame = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         line = str(error).splitlines()[0]
         raise InputError(f"{path}: cannot be read ({line}); delete it and rerun the study") from error
     _must_have(path, columns, frame)

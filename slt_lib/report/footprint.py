@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from slt_lib.base.settings import DENSE, TECHNIQUES
-from slt_lib.report.data import label, percent
+from slt_lib.report.data import label, numbers, percent
 from slt_lib.report.plots import STYLE
 
 FILE = "footprint.csv"
@@ -30,9 +30,7 @@ MIB = 2**20
 
 def read(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     """The rows of a pair; empty where nothing was measured. Sizes in bytes, speeds in sentences per second."""
-    path = Path(folder) / FILE
-    frame = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=COLUMNS)
-    return frame[frame.pair == pair]
+    return numbers(Path(folder) / FILE, COLUMNS, pair, {"pair", "technique", "study", "run", "machine"})
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:

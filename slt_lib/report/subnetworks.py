@@ -280,9 +280,14 @@ def kappa_table(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     return rows.pivot_table(index=["sparsity", "techniques"], columns="seed", values="value", sort=False).round(3)
 
 
-def plot_matrices(folder: str | os.PathLike, pair: str) -> Figure:
-    """Jaccard's index of two techniques' masks less that of random masks, per matrix and sparsity."""
+def plot_matrices(folder: str | os.PathLike, pair: str) -> Figure | None:
+    """Jaccard's index of two techniques' masks less that of random masks, per matrix and sparsity.
+
+    None where the masks of one technique alone are known.
+    """
     rows = frame(folder, "overlap", pair).query("measure == 'jaccard' and matrix != 'all'")
+    if rows.empty:
+        return None
     rows = rows.assign(more=rows.value - rows.null)
     tables = {
         names: part.pivot_table(index="matrix", columns="sparsity", values="more", sort=False)
@@ -408,13 +413,18 @@ SHOWN = [
 def all_plots(folder: str | os.PathLike, pairs: Iterable[str]) -> Iterator[tuple[str, Figure]]:
     """(file name without suffix, Figure) of every plot of SHOWN that the folder has rows for."""
     for pair in pairs:
-        for name, make, _ in SHOWN:
-            if make.__name__.startswith("plot_") and not frame(folder, name, pair).empty:
-                yield f"{make.__name__.replace('plot', 'subnet')}_{pair}", make(folder, pair)
+        for make, _, made in _made(folder, pair):
+            if make.__name__.startswith("plot_"):
+                yield f"{make.__name__.replace('plot', 'subnet')}_{pair}", made
 
 
 def shown(folder: str | os.PathLike, pair: str) -> Iterator[tuple[str, Figure | pd.DataFrame]]:
     """Title and plot or table of everything that the folder has rows for, as the report shows it."""
+    for _, title, made in _made(folder, pair):
+        yield title, made
+
+
+def _made(folder: str | os.PathLike, pair: str) -> Iterator[tuple]:
     for name, make, title in SHOWN:
-        if not frame(folder, name, pair).empty:
-            yield title, make(folder, pair)
+        if not frame(folder, name, pair).empty and (made := make(folder, pair)) is not None:
+            yield make, title, made

@@ -130,7 +130,7 @@ def load(path: Path) -> Exported:
                 matrix = torch.zeros(about["shape"])
                 matrix[mask[name]] = tensors.pop(f"{name}.values").float()
                 tensors[name] = matrix
-    except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+    except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise InputError(f"{path / CONFIG}: does not describe {ARRAYS} ({error}); export it again") from None
     weights = {name: tensor.float() for name, tensor in tensors.items()} or None
     _check_shapes(path, shape, weights, mask)

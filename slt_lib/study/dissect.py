@@ -73,14 +73,18 @@ def text(study: Study, sentences: int) -> Text:
 
     Raises InputError below 1, and where a side has fewer than `PIECES` word pieces, unless the study is a rehearsal.
     """
-    if sentences < 1:
-        raise InputError(f"sentences: {sentences} is not a number of sentences; give 1 or more")
+    _at_least_one("sentences", sentences)
     chosen = _spread(study, sentences)
     found = Text(*(study.vocabulary.encode([row[side] for row in chosen]).lists() for side in (2, 3)))
     pieces = min(sum(len(ids) - 1 for ids in lists) for lists in (found.sources, found.targets))
     if pieces < PIECES and not study.params.rehearsal:
         raise InputError(f"sentences: {len(chosen)} have {pieces:,} word pieces, but {PIECES:,} are needed; give more")
     return found
+
+
+def _at_least_one(key: str, sentences: int) -> None:
+    if sentences < 1:
+        raise InputError(f"{key}: {sentences} is not a number of sentences; give 1 or more")
 
 
 def _spread(study: Study, sentences: int) -> list[tuple[str, int, str, str]]:
@@ -132,6 +136,13 @@ def chosen(study: Study, subjects: Iterable[Subject], names: Sequence[str], leve
     return [one for one in subjects if one.technique in names and one.sparsity in levels]
 
 
+def require_dense(study: Study, seeds: Iterable[int]) -> None:
+    """Raises InputError if the study's first seed is not among `seeds`, those whose dense run is trained."""
+    if study.seeds[0] not in seeds:
+        what = f"{study.name} {study.pair}: the dense run of seed {study.seeds[0]} is not trained yet"
+        raise InputError(f"{what}; train it (stored=False) or choose other seeds")
+
+
 def controls(
     study: Study, runs: Mapping[int, Run], noise: Iterable[Chain], again: Iterable[Chain], levels: Sequence[float]
 ) -> list[Subject]:
@@ -140,9 +151,7 @@ def controls(
     `noise`: chains that end in copies of the dense ticket, `again`: chains of the dense run rewound and trained again.
     Raises InputError without the dense run of the first seed, with which those of other seeds are compared.
     """
-    if study.seeds[0] not in runs:
-        what = f"{study.name} {study.pair}: the dense run of seed {study.seeds[0]} is not trained yet"
-        raise InputError(f"{what}; train it (stored=False) or choose other seeds")
+    require_dense(study, runs)
     found = []
     for ticket in map(study.ticket, runs):
         found.append(Subject("untrained", 0.0, ticket.seed, digest([ticket.identity, "theta_0"]), ticket.theta_0))
@@ -221,6 +230,7 @@ def probe_tasks(study: Study, sentences: int) -> tuple[list[str], list[probes.Ta
     tasks. With other corpora these are sentences of dev and the test sets, and labels.tsv of a `files` corpus gives
     tasks. Raises InputError if the sentences give no task.
     """
+    _at_least_one("probe_sentences", sentences)
     vocabulary, about = study.vocabulary, study.params.corpus
     if isinstance(about, settings.Grammar):
         made = generate({"probe": sentences}, about.seed, structure=True)["probe"]

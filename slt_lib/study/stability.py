@@ -24,8 +24,8 @@ def record_stability(study: Study, chains: Iterable[Chain], points: int = POINTS
 
 
 def _rows(study: Study, chain: Chain, points: int) -> list[list[str]]:
-    copies = [run for run in chain.runs if run.ticket.operations == chain.runs[-1].ticket.operations]
-    ticket, rows = copies[0].ticket, []
+    ticket, rows = chain.runs[-1].ticket, []
+    copies = [run for run in chain.runs if run.record["status"] == "ok" and run.ticket.operations == ticket.operations]
     start = ticket.trained_with if ticket.sparsity else ("theta_t" if ticket.depth else "theta_0")
     about = [study.pair, str(chain.seed), start, f"{ticket.sparsity:g}"]
     for one, other in itertools.combinations(copies, 2):

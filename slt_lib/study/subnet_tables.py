@@ -127,8 +127,12 @@ def record_pruning(study: Study, runs: Iterable[Run]) -> None:
 
 
 def record_heads(study: Study, runs: Iterable[Run]) -> None:
-    """Importance of each head, BLEU without it, whether it is in the good subnetwork, and its attention pattern."""
-    shape, rows = study.shape, []
+    """Importance of each head, BLEU without it, whether it is in the good subnetwork, and its attention pattern.
+
+    `runs`: the dense ones. Raises InputError without that of the first seed.
+    """
+    shape, rows, runs = study.shape, [], list(runs)
+    dissect.require_dense(study, [run.ticket.seed for run in runs])
     for run in runs:
         weights = run.weights(subnetworks.CHECKPOINT)
         importance, whole = measured(study, weights)[0], replicates(statistics_of_run(run))
