@@ -227,12 +227,6 @@ def test_nothing_to_translate():
     assert translate(RandomModel(), []) == []
 
 
-def test_progress_counts_all_sentences():
-    seen = []
-    translate(RandomModel(), some_sources(10), beam=2, extra=3, batch_sentences=4, progress=seen.append)
-    assert seen == [4, 4, 2]
-
-
 def test_model_is_read_in_eval_mode_and_left_as_it_was():
     modes = []
     model = RandomModel(ending=1e3)

@@ -62,7 +62,6 @@ def test_a_score_is_the_sum_of_finite_differences(model, name, index):
     found = importance.raw(model, SOURCES, TARGETS)[name]
     assert len(found) == (4 if heads else 24)
     assert float(found[index]) == pytest.approx(total / tokens, rel=1e-5, abs=1e-9)
-    assert float(importance.normalized({name: found})[name].norm()) == pytest.approx(1)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

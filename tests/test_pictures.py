@@ -13,7 +13,8 @@ from slt_lib.report.merging import merge
 from slt_lib.report.pictures import Curve
 from slt_lib.report.statistics import contrast
 from slt_lib.study import answers, notebook, progress, results
-from slt_lib.study.answers import compare, default_of, foresee, usual
+from slt_lib.study.answers import compare, default_of, usual
+from slt_lib.study.chains import foresee
 
 LEVELS = [0.5, 0.6]  # of those of the study, the first two
 

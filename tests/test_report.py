@@ -22,8 +22,9 @@ from slt_lib import report
 from slt_lib.base.errors import InputError
 from slt_lib.base.settings import TECHNIQUES
 from slt_lib.evaluation.scoring import corpus_bleu, sentence_statistics
-from slt_lib.report import interactive, judging, stability, statistics
+from slt_lib.report import claims, interactive, judging, stability, statistics
 from slt_lib.report.data import KINDS, RESULT_COLUMNS, csv_text, percent
+from slt_lib.report.paper import paper_figures
 from slt_lib.report.summary import BEGIN, END
 from slt_lib.report.tables import table, uneven
 
@@ -120,8 +121,8 @@ def rendered(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def paper(tmp_path_factory):
-    return report.load(report.paper_folder(tmp_path_factory.mktemp("figures") / "paper"))
+def paper():
+    return paper_figures()
 
 
 def read(path):
@@ -256,11 +257,11 @@ def test_every_resample_has_as_many_lines_as_the_set():
 def test_interval_covers_the_score_and_is_that_of_a_contrast(rendered):
     figures = report.load(rendered[0])
     cell, dense = figures.cell("en-de", "slt", 0.9), figures.cell("en-de", "dense", 0)
-    low, high = report.interval(figures, "en-de", cell, "bleu")
+    low, high = statistics.interval(figures, "en-de", cell, "bleu")
     assert (low + high) / 2 == pytest.approx(cell.mean("bleu")) and low < high
     assert (
-        report.interval(figures, "en-de", cell, "bleu", dense)
-        == report.contrast(figures, "en-de", cell, dense).bounds()
+        statistics.interval(figures, "en-de", cell, "bleu", dense)
+        == statistics.contrast(figures, "en-de", cell, dense).bounds()
     )
     # One cell by hand: the variance of the sentences' bootstrap and s^2 / S, with Satterthwaite's freedom.
     lines, scores = statistics.replicates(figures, "en-de")
@@ -290,7 +291,7 @@ def test_the_spread_between_seeds_is_pooled_over_cells_of_about_the_same_sparsit
     lone = dataclasses.replace(figures, results=results)
     assert statistics.seed_spread(lone, "en-de", "bleu", 0.8)[1] == 0
     slt, dense = (lone.cell("en-de", name, level) for name, level in (("slt", 0.8), ("dense", 0.0)))
-    assert not report.contrast(lone, "en-de", slt, dense).seeds_known
+    assert not statistics.contrast(lone, "en-de", slt, dense).seeds_known
 
 
 def test_two_names_of_one_training_are_not_compared(rendered):
@@ -302,7 +303,7 @@ def test_two_names_of_one_training_are_not_compared(rendered):
     same = dataclasses.replace(figures, results=pd.concat([results, twin]))
     other = same.cell("en-de", "mine", 0.9)
     assert statistics.same_runs(slt, other) and not statistics.same_runs(slt, figures.cell("en-de", "mp", 0.9))
-    assert report.contrast(same, "en-de", slt, other) is None
+    assert statistics.contrast(same, "en-de", slt, other) is None
     final = results[rows].assign(variant="checkpoint=final", run=results.run[rows] + "+final")
     both = dataclasses.replace(figures, results=pd.concat([results, final.assign(bleu=final.bleu * final.seed)]))
     for level, more in itertools.product((0.0, 0.9), (same, both)):  # and they count once in the spread
@@ -319,7 +320,7 @@ def test_a_contrast_is_over_the_seeds_that_both_cells_have(rendered):
     cells = [fewer.cell("en-de", "slt", 0.9, variant) for variant in ("rewind=0.025", "")]
     one, two = (rows[(rows.technique == "slt") & (rows.variant == cell.variant) & (rows.sparsity == 0.9)
                      & (rows.seed == 1) & (rows.test_set == "test_a")].bleu.iloc[0] for cell in cells)  # fmt: skip
-    assert report.contrast(fewer, "en-de", *cells).effect == pytest.approx(one - two)
+    assert statistics.contrast(fewer, "en-de", *cells).effect == pytest.approx(one - two)
     [line] = [line for line in report.ablations(fewer, "en-de").markdown.splitlines() if "rewind" in line]
     assert f"| {two:.1f} | {one - two:+.1f} [" in line and "| 1 |" in line
 
@@ -332,7 +333,8 @@ def test_two_checkpoints_of_one_training_differ_by_no_noise_of_training(rendered
     figures = dataclasses.replace(figures, results=pd.concat([rows, final]))
     again = sentences[sentences.run.isin(set(rows.run[own]))]
     figures.__dict__["sentences"] = pd.concat([sentences, again.assign(run=again.run + "+final")])
-    gap = report.contrast(figures, "en-de", *(figures.cell("en-de", "slt", 0.9, v) for v in ("checkpoint=final", "")))
+    both = [figures.cell("en-de", "slt", 0.9, variant) for variant in ("checkpoint=final", "")]
+    gap = statistics.contrast(figures, "en-de", *both)
     assert (gap.effect, gap.error) == (0, 0)
     assert "same translations" in report.ablations(figures, "en-de").markdown
 
@@ -347,14 +349,14 @@ def test_a_spread_of_few_degrees_of_freedom_is_not_known(rendered):
         alone |= (rows.variant != "") & (rows.seed == 2)
         fewer = dataclasses.replace(figures, results=rows[~alone])
         cells = [fewer.cell("en-de", name, 0.5) for name in ("slt", "mp")]
-        assert report.contrast(fewer, "en-de", *cells).seeds_known == known
+        assert statistics.contrast(fewer, "en-de", *cells).seeds_known == known
 
 
 def test_a_paired_difference_is_surer_than_its_parts(rendered):
     figures = report.load(rendered[0])
     slt, mp = (figures.cell("en-de", name, 0.9) for name in ("slt", "mp"))
-    gap = report.contrast(figures, "en-de", slt, mp)
-    low, high = report.interval(figures, "en-de", slt, "bleu")
+    gap = statistics.contrast(figures, "en-de", slt, mp)
+    low, high = statistics.interval(figures, "en-de", slt, "bleu")
     assert gap.error < (high - low) / 2
     assert gap.effect == pytest.approx(slt.mean("bleu") - mp.mean("bleu"))
     assert gap.detectable == pytest.approx(2.8 * gap.error, rel=0.1)
@@ -406,7 +408,7 @@ def test_one_seed_decides_nothing(tmp_path):
 
 
 def claim_of(name):
-    return next(claim for claim in report.CLAIMS if claim.name == name)
+    return next(claim for claim in claims.CLAIMS if claim.name == name)
 
 
 def made_of(*effects, error=1.0):
@@ -538,7 +540,7 @@ def test_the_papers_own_tables_judged_as_worded(paper, rendered):
     rows = verdicts(paper)
     for claim, expected in PAPER_VERDICTS.items():
         assert tuple(rows[claim, pair]["verdict"] for pair in ("en-de", "en-fr")) == expected, claim
-    assert set(PAPER_VERDICTS) == {claim.name for claim in report.CLAIMS}
+    assert set(PAPER_VERDICTS) == {claim.name for claim in claims.CLAIMS}
     # FACTS.md section 7, 1 and 1b: an equal score at 85%, and SLT-MP ahead in BLEU from 80% only.
     equal = rows["mp_slt_below_mp", "en-de"]
     assert "contradicted by MP 85% - MP-SLT 85%" in equal["reason"] and equal["effect"] == "0.00"

@@ -17,7 +17,8 @@ from slt_lib import report
 from slt_lib.__main__ import main
 from slt_lib.base.errors import InputError
 from slt_lib.base.settings import home
-from slt_lib.report import forest, page
+from slt_lib.report import forest, page, statistics
+from slt_lib.report.claims import CLAIMS
 
 LIMIT = 3_000_000  # bytes of a page
 NOTEBOOK = home() / "notebooks" / "99_report.ipynb"
@@ -160,7 +161,7 @@ def test_the_sentences_say_what_ran_and_what_is_missing(study, request):
 
 def test_every_claim_has_one_line_in_plot_and_table(study):
     figures, path, claims = study
-    names = [claim.statement for claim in report.CLAIMS]
+    names = [claim.statement for claim in CLAIMS]
     drawn = [text.get_text() for axes in report.plot_forest(figures, claims, "en-de").axes for text in axes.texts]
     rows = [line.strip("| ").split(" | ") for line in report.short_table(claims, "en-de").splitlines()[2:]]
     for lines in (drawn[::2], [row[0] for row in rows]):
@@ -214,7 +215,7 @@ def test_the_interactive_plot_has_the_numbers_of_the_table(study):
     assert ("failed" in named) == bool(figures.failures("en-de"))
     points = named["MP"][-1].data_source.data
     cell = figures.cell("en-de", "mp", 0.5)
-    low, high = report.interval(figures, "en-de", cell, "bleu")
+    low, high = statistics.interval(figures, "en-de", cell, "bleu")
     assert points["level"][0] == "50%" and points["shown"][0] == f"{cell.mean('bleu'):.2f}"
     assert points["bounds"][0] == f"{low:.2f} to {high:.2f}"
     assert path.read_text(encoding="utf-8").count('class="interactive"') == 1

@@ -7,7 +7,7 @@ target tokens, without label smoothing or dropout. Since nothing cancels between
 of Prasanna, Rogers and Rumshisky (2020), who take the absolute value per batch. A unit is scored in the same way.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -57,8 +57,3 @@ def raw(model: Transformer, sources: Sequence[Sequence[int]], targets: Sequence[
             module.__dict__.pop("merge", None)
         model.zero_grad(set_to_none=True)
     return {name: total / tokens for name, total in totals.items()}
-
-
-def normalized(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each sublayer's scores divided by their L2 norm; a sublayer of zeros stays."""
-    return {name: score / score.norm().clamp_min(1e-30) for name, score in scores.items()}

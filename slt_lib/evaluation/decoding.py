@@ -1,6 +1,6 @@
 """Translation by beam search with cached keys and values, as tensor2tensor does it (FACTS.md, section 1)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,6 @@ def translate(
     alpha: float = 0.6,
     extra: int = 100,
     batch_sentences: int = 64,
-    progress: Callable[[int], object] | None = None,
 ) -> list[list[int]]:
     """Translate sentences of ids; the translations have the order of the sources and no EOS.
 
@@ -38,7 +37,6 @@ def translate(
         extra: number of ids by which a translation may be longer than its source.
         batch_sentences: sentences per batch. The model runs on `beam` times as many rows. If it has the attribute
             `single_threaded`, several batches are translated at a time, in as many processes as torch has threads.
-        progress: called with the number of sentences finished since its last call, such as `tqdm.update`.
 
     Raises:
         ValueError: a source without ids, `beam` or `batch_sentences` below 1, `alpha` or `extra` below 0.
@@ -63,8 +61,6 @@ def translate(
             for chosen, found in zip(batches, each(batches), strict=True):
                 for index, answer in zip(chosen, found, strict=True):
                     answers[index] = answer
-                if progress is not None:
-                    progress(len(chosen))
     finally:
         model.train(training)
     return answers

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from slt_lib.base.files import write_bytes
 from slt_lib.report import dissect, findings, subnetworks
-from slt_lib.report.claims import CLAIMS, claims_table
+from slt_lib.report.claims import claims_table
 from slt_lib.report.data import load
 from slt_lib.report.forest import plot_forest, short_table
 from slt_lib.report.headline import headline
 from slt_lib.report.merging import merge
 from slt_lib.report.page import fold, show, write_page
-from slt_lib.report.paper import paper_figures, paper_folder, paper_table
+from slt_lib.report.paper import paper_table
 from slt_lib.report.plots import (
     all_plots,
     plot_cost,
@@ -32,7 +32,6 @@ from slt_lib.report.plots import (
     plot_scores,
     save_plot,
 )
-from slt_lib.report.statistics import contrast, interval
 from slt_lib.report.summary import cost, into, provenance_table, summary
 from slt_lib.report.tables import ablations, beside_paper, table
 

@@ -88,12 +88,12 @@ class Figures:
     path: Path
     name: str
     rehearsal: bool
-    printed: bool
     pairs: dict[str, list[str]]
     levels: list[float]
     steps: int
     test_sets: dict[str, list[str]]
     results: pd.DataFrame
+    printed: bool = False
 
     @property
     def note(self) -> str:
@@ -116,6 +116,11 @@ class Figures:
     def begun(self, pair: str) -> list[str]:
         """The pair's techniques with a scored run at some level."""
         return [name for name in self.techniques(pair) if self.own_cells(pair, name)]
+
+    def tried(self, pair: str) -> list[str]:
+        """The pair's techniques with a run at some level, scored or failed."""
+        failed = {technique for technique, _ in self.failures(pair)}
+        return [name for name in self.techniques(pair) if name in failed or self.own_cells(pair, name)]
 
     def complete(self, pair: str, sparsity: float) -> bool:
         """Whether every begun technique of the study that has a model of its own at a sparsity was run there.
@@ -248,7 +253,6 @@ def load(folder: str | os.PathLike) -> Figures:
     return Figures(
         path=Path(folder),
         name=study["study"],
-        printed=study.get("printed", False),
         levels=[round(level, 6) for level in study["levels"]],
         results=_read_results(Path(folder) / "results.csv", study["pairs"]),
         **{key: study[key] for key in ("rehearsal", "pairs", "steps", "test_sets")},

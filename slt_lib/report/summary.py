@@ -148,8 +148,7 @@ def provenance_table(figures: Figures) -> pd.DataFrame:
 
 def _scores(figures: Figures, pair: str) -> str:
     """BLEU of Table 1, without the techniques and levels that have not been run yet."""
-    tried = {*figures.begun(pair), *(technique for technique, _ in figures.failures(pair))}
-    names = [name for name in figures.techniques(pair) if name in tried]
+    names = figures.tried(pair)
     odd, faults = uneven(figures, pair), failed(figures, pair)
     seeds = sorted({int(seed) for seed in figures.results[figures.results.pair == pair].seed})
     over = f"means over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
@@ -164,7 +163,7 @@ def _scores(figures: Figures, pair: str) -> str:
         [f"{level}%", *part.set_index("technique").bleu[names]] for level, part in cells.groupby("sparsity", sort=False)
     ]
     body = [line for line in lines if {*line[1:]} - {MISSING, NONE}]
-    absent = [label(name) for name in figures.techniques(pair) if name not in tried]
+    absent = [label(name) for name in figures.techniques(pair) if name not in names]
     absent += [line[0] for line in lines if line not in body]
     shown = f"{title}:\n\n{markdown_rows(['Sparsity', *map(label, names)], body)}"
     cells = {cell for line in body for cell in line[1:]}

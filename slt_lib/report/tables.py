@@ -83,8 +83,7 @@ def table(figures: Figures, pair: str, test_set: str | None = None) -> Table:
 def beside_paper(figures: Figures, pair: str) -> str:
     """A pair's scores as an HTML table, the paper's own in small print below each; what was not run is left out."""
     paper, test_set = paper_figures(), figures.test_set(pair)
-    tried = {*figures.begun(pair), *(technique for technique, _ in figures.failures(pair))}
-    names = [name for name in figures.techniques(pair) if name in tried] or ["dense"]
+    names = figures.tried(pair) or ["dense"]
     levels = figures.sparsities(pair)
     rows = {level: [_entry(figures, pair, name, level, test_set) for name in names] for level in levels}
     rows = {level: row for level, row in rows.items() if any(entry.cell for entry in row)}

@@ -106,17 +106,14 @@ class Writer(ir.IRBuilder):
 
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """a * b + c of vectors, rounded once."""
-        name = f"llvm.fma.v{a.type.count}f32"
-        known = self.module.globals.get(name)
-        return self.call(known or ir.Function(self.module, ir.FunctionType(a.type, [a.type] * 3), name), [a, b, c])
+        kind = ir.FunctionType(a.type, [a.type] * 3)
+        return self.call(self.module.declare_intrinsic(f"llvm.fma.v{a.type.count}f32", (), kind), [a, b, c])
 
     def reduce(self, operation: str, vector: ir.Value, *first: ir.Value) -> ir.Value:
         """All entries of a vector as one number; `operation`: fadd, after a `first` number, or fmax."""
         name = f"llvm.vector.reduce.{operation}.v{vector.type.count}f32"
-        kinds = [value.type for value in (*first, vector)]
-        known = self.module.globals.get(name)
-        function = known or ir.Function(self.module, ir.FunctionType(FLOAT, kinds), name)
-        return self.call(function, [*first, vector], fastmath=("reassoc",))
+        kind = ir.FunctionType(FLOAT, [value.type for value in (*first, vector)])
+        return self.call(self.module.declare_intrinsic(name, (), kind), [*first, vector], fastmath=("reassoc",))
 
     def larger(self, place: ir.Value, value: ir.Value) -> None:
         """Keep the larger of a variable and `value`."""
@@ -257,35 +254,16 @@ class _Head:
 
 
 def _attend(
-    code: Writer,
-    heads,
-    size,
-    wide,
-    sentences,
-    queries,
-    first,
-    used,
-    slots,
-    q_stride,
-    y_stride,
-    own,
-    q,
-    new,
-    rows,
-    keys,
-    values,
-    bias,
-    y,
-    scratch,
+    code: Writer, heads, size, wide, sentences, queries, first, used, slots, q_stride, y_stride, own, *arrays
 ) -> None:
     """y = softmax(q k + bias) v for each head and sentence, after new keys and values are stored.
 
     q: [heads, size, sentences, queries]; y the same with `wide` features, which is size rounded up. new: [2, heads,
     size, sentences, queries], the keys, then the values, of the slots `first` to `used`; nothing if these are equal.
     keys: [..., heads, slots / LANES, size, LANES] and values: [..., heads, slots, wide], of which `rows` names one for
-    each sentence.
-    bias: [sentences, queries if `own` else 1, slots]. scratch: [TOGETHER, slots].
+    each sentence. bias: [sentences, queries if `own` else 1, slots]. scratch: [TOGETHER, slots].
     """
+    q, new, rows, keys, values, bias, y, scratch = arrays
     filled = code.mul(code.udiv(code.add(used, LONG(LANES - 1)), LONG(LANES)), LONG(LANES))
     with code.loop(LONG(0), sentences) as sentence, code.loop(LONG(0), heads) as head:
         row = code.at(rows, sentence, INT)

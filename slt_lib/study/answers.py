@@ -2,20 +2,20 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
 import pandas as pd
 
 from slt_lib.report.data import NUMBERS, RESULT_COLUMNS, Figures, load, read_study
 from slt_lib.report.pictures import Answer
-from slt_lib.study.chains import Chain, each
+from slt_lib.study.chains import Chain, foresee
 from slt_lib.study.opening import Opened
 from slt_lib.study.results import figures, labels, result_rows, row_labels
 from slt_lib.study.runs import Run, StandIn
 from slt_lib.study.scores import SCORE_VERSION, scores
 from slt_lib.study.study import Study
-from slt_lib.study.tickets import Ticket
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,6 @@ def in_memory(study: Opened, entries: Iterable[tuple[Chain, Run, str]], more: Fi
     return InMemory(
         path=figures(study.name),
         name=study.name,
-        printed=False,
         levels=sorted({*frame.sparsity} - {0.0}),
         results=frame,
         rehearsal=study.params.rehearsal,
@@ -76,20 +75,6 @@ def published(study: Opened, names: Mapping[str, tuple[str, str]]) -> InMemory |
         return None
     own = {field.name: getattr(there, field.name) for field in fields(there)} | {"results": rows}
     return InMemory(**own, sentences=lines[lines.run.isin(rows.run) & (lines.test_set == test_set)])
-
-
-def foresee(study: Opened, chain: Chain, find: Callable[[Ticket], Run | None] = lambda ticket: None) -> list[Run]:
-    """Advance a chain to its end without training anything; returns all runs that it asks for.
-
-    `find`: gives the run of a ticket, or None, for which a `StandIn` takes its place.
-    """
-    runs = {}
-    chain.advance()
-    while chain.asked is not None:
-        for ticket in each(chain.asked):
-            runs[ticket.train_id] = find(ticket) or StandIn(ticket, study)
-        chain.receive(runs)
-    return list(runs.values())
 
 
 def default_of(study: Study, chain: Chain) -> Chain | None:
@@ -122,7 +107,7 @@ def compare(study: Study, chains: Iterable[Chain], dense: Iterable[Chain]) -> tu
     chains, entries, find = list(chains), [], functools.partial(study.find, tell=False)
     defaults = [default for chain in chains if (default := default_of(study, chain))]
     for default in defaults:
-        foresee(study, default, find)
+        deque(foresee(study, default, find), maxlen=0)
     for chain in [*dense, *defaults, *chains]:
         entries += [(chain, run, "best") for run in chain.runs if not isinstance(run, StandIn)]
     runs = [(run, labels(study, default, run)) for default in defaults for run in default.runs if run.sparsity]

@@ -1,9 +1,8 @@
 """Chains: recipes with labels, which advance as their tickets are trained."""
 
 import contextlib
-import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,6 +107,18 @@ def by_urgency(chains: Iterable[Chain], runs: Mapping[str, Run]) -> list[Ticket]
     return sorted(tickets.values(), key=lambda ticket: -wanted[ticket.train_id])
 
 
+def foresee(study: Opened, chain: Chain, find: Callable[[Ticket], Run | None] = lambda ticket: None) -> Iterator[Run]:
+    """Advance a chain to its end without training anything; yields the runs that it asks for.
+
+    `find`: gives the run of a ticket, or None, for which a `StandIn` takes its place.
+    """
+    chain.advance()
+    while chain.asked is not None:
+        runs = {ticket.train_id: find(ticket) or StandIn(ticket, study) for ticket in each(chain.asked)}
+        yield from runs.values()
+        chain.receive(runs)
+
+
 def rewound_steps(study: Opened, chains: Iterable[Chain]) -> dict[str, set[int]]:
     """The steps that chains will rewind to, known before anything is trained: train_id -> steps.
 
@@ -116,11 +127,8 @@ def rewound_steps(study: Opened, chains: Iterable[Chain]) -> dict[str, set[int]]
     steps = defaultdict(set)
     for chain in (chain for chain in chains if chain.again):
         with contextlib.suppress(Exception):  # a recipe of one's own that reads an untrained run
-            trial = Chain("", "", chain.seed, chain.again())
-            trial.advance()
-            while trial.asked is not None:
-                for operation in itertools.chain(*(ticket.operations for ticket in each(trial.asked))):
+            for run in foresee(study, Chain("", "", chain.seed, chain.again())):
+                for operation in run.ticket.operations:
                     if isinstance(operation, Rewind):
                         steps[operation.run.id].add(operation.step)
-                trial.receive({ticket.train_id: StandIn(ticket, study) for ticket in each(trial.asked)})
     return steps

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from slt_lib.analysis import importance
 
@@ -23,7 +24,7 @@ def measured(study: Opened, weights: Mapping[str, Tensor]) -> tuple[dict[str, fl
     sides = [[side[i].tolist() for i in range(count)] for side in (data.source, data.target)]
     with study.threads():
         raw = importance.raw(study.loaded(weights), *sides)
-    found = importance.normalized(raw)
+    found = {name: normalize(score, dim=0, eps=1e-30) for name, score in raw.items()}  # a sublayer of zeros stays
     heads = sorted(
         (float(before), f"{name}.{i}", float(score))
         for name, scores in found.items()

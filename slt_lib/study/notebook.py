@@ -13,7 +13,8 @@ from slt_lib.report import pictures
 from slt_lib.report.data import label, percent
 from slt_lib.report.tables import ablations
 from slt_lib.study import results
-from slt_lib.study.answers import compare, foresee, in_memory, usual
+from slt_lib.study.answers import compare, in_memory, usual
+from slt_lib.study.chains import foresee
 from slt_lib.study.operations import Rewind
 from slt_lib.study.runs import Run
 from slt_lib.study.study import Chain, Study

@@ -41,7 +41,7 @@ class Opened:
             if not isinstance(text, str):
                 raise InputError(f"{key}: {text!r} is not a name; give it as text")
         self.asked = study
-        self.name = os.path.basename(study).removesuffix(".yaml")
+        self.name = params.name_of(study)
         self.params = params.load(study)
         self.pair = pair or next(iter(self.params.pairs))
         if self.pair not in self.params.pairs:

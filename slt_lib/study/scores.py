@@ -1,7 +1,7 @@
 """What is computed from a run and stored next to it: translations, scores, mean magnitudes, memory."""
 
 import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -19,22 +19,20 @@ from slt_lib.transformer import Transformer, prunable
 SCORE_VERSION = 1  # raise when a code change changes scores
 
 
-def translate(run: Run, sentences: list[str], checkpoint: str = "best", progress: Callable | None = None) -> list[str]:
+def translate(run: Run, sentences: list[str], checkpoint: str = "best") -> list[str]:
     """Translate raw sentences by beam search with the study's decoding settings.
 
-    `checkpoint` and errors: see `Run.weights`; `progress`: see `decoding.translate`.
+    `checkpoint` and errors: see `Run.weights`.
     """
-    return translate_with(run.study, run.weights(checkpoint), sentences, progress)
+    return translate_with(run.study, run.weights(checkpoint), sentences)
 
 
-def translate_with(
-    study: Opened, weights: Mapping[str, Tensor], sentences: list[str], progress: Callable | None = None
-) -> list[str]:
+def translate_with(study: Opened, weights: Mapping[str, Tensor], sentences: list[str]) -> list[str]:
     """As `translate`, by a model with these weights."""
     options, sources = study.params.decoding, study.vocabulary.encode(sentences).lists()
     with study.threads():
         model = decoder(study, weights)
-        found = decoding.translate(model, sources, options.beam, options.alpha, options.extra, progress=progress)
+        found = decoding.translate(model, sources, options.beam, options.alpha, options.extra)
     return study.vocabulary.decode(found)
 
 
