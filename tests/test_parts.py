@@ -122,7 +122,7 @@ def test_removed_parts_stay_zero_with_their_biases(structured, session_study):
     assert memory_mib(run) > 0 and all(row["kept"] > 0 for row in magnitudes(run).values())
 
 
-def test_a_layer_without_heads_trains_and_scores(session_study, dense):
+def test_a_layer_without_heads_trains_and_scores(session_study, dense, home):
     every = [head for head in parts.heads(1, 2) if "cross" in head]
     [run] = session_study.train([dense.rewind(at=0).prune_heads(heads=every)])
     assert magnitudes(run)["decoder.0.cross_attention.value"]["mean_abs_final"] == 0.0
