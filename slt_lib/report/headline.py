@@ -73,7 +73,7 @@ def _best(figures: Figures, run: list[str]) -> str:
     told = [text for pair in run if (text := _best_of(figures, pair))]
     if not told:
         return "No technique is named the best: that takes a level with two or more, all with equally many seeds"
-    return f"Where these techniques have equally many seeds, the highest mean BLEU is that of {'; '.join(told)}"
+    return f"Where all techniques have equally many seeds, the highest mean BLEU is that of {'; '.join(told)}"
 
 
 def _best_of(figures: Figures, pair: str) -> str:
