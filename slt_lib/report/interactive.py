@@ -31,7 +31,7 @@ def interactive_scores(figures: Figures, pair: str):
     for place, name in enumerate(names):
         aside = DODGE * max(len(levels) - 1, 1) * (place - (len(names) - 1) / 2)
         cells = [cell for level in levels[1:] if (cell := figures.cell(pair, name, level)) and cell.rows]
-        if not cells:  # a technique of one's own, scored at 0% alone
+        if not cells:  # scored at 0% alone
             continue
         data = _data(figures, pair, cells, dense, [levels.index(cell.sparsity) + aside for cell in cells], name)
         start = {"x": [0.0], "y": [dense.mean("bleu")]} if dense else {"x": [], "y": []}
