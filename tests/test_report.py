@@ -22,7 +22,7 @@ from slt_lib import report
 from slt_lib.base.errors import InputError
 from slt_lib.base.settings import TECHNIQUES
 from slt_lib.evaluation.scoring import corpus_bleu, sentence_statistics
-from slt_lib.report import claims, interactive, judging, stability, statistics
+from slt_lib.report import claims, footprint, interactive, judging, stability, statistics, subnetworks
 from slt_lib.report.data import KINDS, RESULT_COLUMNS, csv_text, percent
 from slt_lib.report.paper import paper_figures
 from slt_lib.report.summary import BEGIN, END
@@ -816,6 +816,20 @@ def test_bad_input_is_one_clear_line(rendered, tmp_path, damage, words):
     assert "\n" not in str(error.value)
     assert all(word in str(error.value) for word in words), str(error.value)
     assert not (tmp_path / "claims.csv").exists()
+
+
+def test_bad_tables_of_notebooks_are_one_clear_line(tmp_path):
+    broken = gzip.compress(b"pair\n")[:10] + b"\xff" * 50  # the header of gzip, then no stream
+    (tmp_path / "subnet_density.csv.gz").write_bytes(broken)
+    with pytest.raises(InputError, match=r"subnet_density.csv.gz: cannot be read"):
+        subnetworks.frame(tmp_path, "density", "en-de")
+    (tmp_path / "footprint.csv").write_text("pair,technique\nen-de,slt\n")
+    with pytest.raises(InputError, match=r"footprint.csv: column .* is missing"):
+        footprint.read(tmp_path, "en-de")
+    row = ",".join("en-de" if name == "pair" else "x" for name in footprint.COLUMNS)
+    (tmp_path / "footprint.csv").write_text(f"{','.join(footprint.COLUMNS)}\n{row}\n")
+    with pytest.raises(InputError, match="footprint.csv: Unable to parse string"):
+        footprint.read(tmp_path, "en-de")
 
 
 def test_a_missing_folder_is_named(tmp_path):

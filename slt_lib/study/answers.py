@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
@@ -107,7 +106,7 @@ def compare(study: Study, chains: Iterable[Chain], dense: Iterable[Chain]) -> tu
     chains, entries, find = list(chains), [], functools.partial(study.find, tell=False)
     defaults = [default for chain in chains if (default := default_of(study, chain))]
     for default in defaults:
-        deque(foresee(study, default, find), maxlen=0)
+        list(foresee(study, default, find))  # to its end
     for chain in [*dense, *defaults, *chains]:
         entries += [(chain, run, "best") for run in chain.runs if not isinstance(run, StandIn)]
     runs = [(run, labels(study, default, run)) for default in defaults for run in default.runs if run.sparsity]
