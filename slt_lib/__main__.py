@@ -270,7 +270,7 @@ def parser() -> argparse.ArgumentParser:
     text = "type of the kept weights; default: fp32; bf16 takes half the size"
     added.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help=text)
     added = command(report)
-    text = "also write plot, BLEU and five sentences into FILE, between its two marker lines"
+    text = "also write plot, BLEU and a few sentences into FILE, between its two marker lines"
     added.add_argument("--into", metavar="FILE", help=text)
     added.add_argument("--html", action="store_true", help="only make report.html from the notebook report.ipynb")
     text = "allow --into also with rows from uncommitted code; the text says so"

@@ -16,7 +16,7 @@ from scipy.stats import ttest_ind
 from slt_lib.report import dissect, subnetworks
 from slt_lib.report.data import label, percent, read_study
 from slt_lib.report.judging import NO_ROWS, UNDECIDED, WITHHELD, Claim, Verdict, decide
-from slt_lib.report.statistics import Contrast, pooled
+from slt_lib.report.statistics import FREEDOM, Contrast, pooled
 from slt_lib.report.tables import markdown_rows
 
 MOVVA, PRASANNA = "Movva and Zhao (2020)", "Prasanna et al. (2020)"
@@ -31,7 +31,7 @@ INSIDE = {
     "early_encode": ("the first layer encodes more than in the dense model", "points", MOVVA),
     "early_encode_again": ("the first layer encodes more than after retraining alone", "points", OURS),
     "early_encode_most": ("the first layer gains more than the highest", "points", OURS),
-    "attention_stays": ("attention changes no more than by other SGD noise", "r", MOVVA),
+    "attention_stays": ("attention changes no more than by other SGD noise", "r", f"after {MOVVA}"),
     "attention_stays_again": ("attention changes no more than by retraining alone", "r", OURS),
     "neurons_stay_again": ("neurons change their roles no more than by retraining alone", "points", OURS),
 }
@@ -178,7 +178,7 @@ def of_subnetworks(folder: str | os.PathLike, pair: str) -> dict[str, list[Contr
     rows = rows[rows.finding.isin(SUBNETWORKS)]
     cells = subnetworks.estimates(rows, "difference", ["finding"], subnetworks.alike(rows))
     found = {
-        name: [Contrast("", 0.0, cell["mean"], cell.deviation, cell.degrees, cell["count"] > 1)]
+        name: [Contrast("", 0.0, cell["mean"], cell.deviation, cell.degrees, cell.freedom >= FREEDOM)]
         for name, cell in cells.iterrows()
     }
     return {name: made for name, made in (_of_heads(folder, pair) | found).items() if made}

@@ -1,31 +1,25 @@
-"""A study in five sentences: what ran, the best scores, the claims it agrees with and contradicts, what is missing."""
+"""A study in a few sentences: what ran, its dense score, the claims it agrees with and contradicts, what is missing."""
 
-import itertools
 from collections.abc import Iterable
 
 import pandas as pd
 
-from slt_lib.report.claims import CLAIMS, Claims, named
-from slt_lib.report.data import Figures, has_own, label, percent, read_study, trainings
+from slt_lib.report.claims import Claims, named
+from slt_lib.report.data import Figures, has_own, label, read_study, trainings
 from slt_lib.report.judging import CONTROL, FAILS, HOLDS, NO_ROWS, UNDECIDED
 from slt_lib.report.paper import paper_figures
 
-LEANING = {HOLDS: "towards", FAILS: "against"}
-
 
 def headline(figures: Figures, claims: Claims, pairs: Iterable[str] = ()) -> list[str]:
-    """The five sentences, about `pairs` of the study; by default about all. Claims are named for the first pair."""
+    """The sentences, about `pairs` of the study; by default about all. Claims are named for the first pair."""
     pairs = list(pairs) or list(figures.pairs)
     run = [pair for pair in pairs if (figures.results["pair"] == pair).any()]
     judged = claims.frame[claims.frame["pair"].isin(run) & (claims.frame["source"] != CONTROL)]
-    dense, best, missing = _dense(figures, run), _best(figures, run), _missing(figures, judged, pairs, run)
+    verdicts = [_verdicts(judged, HOLDS), _verdicts(judged, FAILS)]
     if figures.rehearsal:
-        withheld = (
-            f"A rehearsal decides none of the paper's {judged.claim.nunique()} claims: every verdict is withheld."
-        )
-        return [_ran(figures, run), f"{dense}.", f"{best}.", withheld, missing]
-    both = f"{dense}, and {best[0].lower()}{best[1:]}."
-    return [_ran(figures, run), both, _verdicts(judged, HOLDS), _verdicts(judged, FAILS), missing]
+        count = judged.claim.nunique()
+        verdicts = [f"A rehearsal decides none of the paper's {count} claims: every verdict is withheld."]
+    return [_ran(figures, run), _dense(figures, run), *verdicts, _missing(figures, judged, pairs, run)]
 
 
 def joined(parts: Iterable[object]) -> str:
@@ -66,61 +60,31 @@ def _dense(figures: Figures, run: list[str]) -> str:
             told.append(
                 f"{cell.mean('bleu'):.1f} BLEU on {pair}{theirs and f' (paper: {theirs}, a larger model on WMT14)'}"
             )
-    return f"The dense model scores {joined(told)}" if told else "The dense model was not scored yet"
-
-
-def _best(figures: Figures, run: list[str]) -> str:
-    told = [text for pair in run if (text := _best_of(figures, pair))]
-    if not told:
-        return "No technique is named the best: that takes a level with two or more, all with equally many seeds"
-    return f"Where all techniques have equally many seeds, the highest mean BLEU is that of {'; '.join(told)}"
-
-
-def _best_of(figures: Figures, pair: str) -> str:
-    """The techniques with the highest printed mean BLEU at each complete level, neighbouring levels together."""
-    winners = []
-    for level in figures.sparsities(pair)[1:]:
-        cells = [cell for name in figures.techniques(pair) if (cell := figures.cell(pair, name, level))]
-        means = {cell.technique: round(cell.mean("bleu"), 1) for cell in cells if cell.rows and not cell.copied}
-        if len(means) > 1 and figures.complete(pair, level):
-            winners.append(([name for name, mean in means.items() if mean == max(means.values())], level))
-    parts = []
-    for names, group in itertools.groupby(winners, key=lambda winner: winner[0]):
-        levels = [f"{percent(level)}%" for _, level in group]
-        where = f"from {levels[0]} to {levels[-1]}" if len(levels) > 1 else f"at {levels[0]}"
-        parts.append(f"{joined(map(label, names))} {where}")
-    return f"{joined(parts)} on {pair}" if parts else ""
+    return f"The dense model scores {joined(told)}." if told else "The dense model was not scored yet."
 
 
 def _verdicts(judged: pd.DataFrame, verdict: str) -> str:
-    """The claims with this verdict and the undecided ones whose point estimates would give it."""
+    """The claims with this verdict; after those that fail, the undecided ones with the contrasts that agree."""
     if judged.empty:
         return "No claim was tested yet."
     does, told = {HOLDS: "agrees with", FAILS: "contradicts"}[verdict], []
     for pair, rows in judged.groupby("pair", sort=False):
-        first = pair == judged["pair"].iloc[0]
         decided = rows[rows["verdict"] == verdict]
         undecided = rows[(rows["verdict"] == UNDECIDED) & (rows["supported"] != "")]
-        leaning = undecided[[_points(row) == verdict for row in undecided.itertuples()]]
-        told.append(
-            f"{'on' if told else 'On'} {pair} the study {does} {len(decided)} of the paper's {len(rows)} claims"
-            f"{_quoted(decided) if first else ''}"
-        )
-        if len(leaning):
-            lean = f"undecided one{'s lean' if len(leaning) > 1 else ' leans'} {LEANING[verdict]} it"
-            told[-1] += f", and {len(leaning)} {lean}{_quoted(leaning) if first else ''}"
+        text = f"{'on' if told else 'On'} {pair} the study {does} {len(decided)} of the paper's {len(rows)} claims"
+        text += "" if told else _quoted(map(named, decided.itertuples()))
+        if verdict == FAILS and len(undecided):
+            agree = [f"{named(row)}: {row.supported}" for row in undecided.itertuples()]
+            agree[0] += " contrasts agree"
+            text += f", and {len(undecided)} more {'are' if len(undecided) > 1 else 'is'} undecided"
+            text += "" if told else _quoted(agree)
+        told.append(text)
     return f"{'; '.join(told)}."
 
 
-def _points(row) -> str:
-    """The verdict that the point estimates of a row of `Claims.frame` would give."""
-    agree, n = map(int, row.supported.split(" of "))
-    claim = next(claim for claim in CLAIMS if claim.name == row.claim)
-    return HOLDS if agree >= claim.needed(n) else FAILS
-
-
-def _quoted(rows: pd.DataFrame) -> str:
-    return f" ({', '.join(named(row) for row in rows.itertuples())})" if len(rows) else ""
+def _quoted(texts: Iterable[str]) -> str:
+    shown = ", ".join(texts)
+    return f" ({shown})" if shown else ""
 
 
 def _missing(figures: Figures, judged: pd.DataFrame, pairs: list[str], run: list[str]) -> str:

@@ -73,11 +73,10 @@ class Claim:
         elif self.against == "level before":
             found = [(cell, before) for before, cell in itertools.pairwise([figures.cell(pair, "dense", 0), *own])]
         else:
-            others = [name for name in TECHNIQUES if name != self.technique]
-            for name in others if self.against == "others" else [self.against]:
-                other = {cell.sparsity: cell for cell in figures.own_cells(pair, name)}
+            names = [name for name in TECHNIQUES if name != self.technique]
+            for name in names if self.against == "others" else [self.against]:
                 levels = [cell for cell in own if self.levels[0] < cell.sparsity <= self.levels[1]]
-                found += [(cell, other.get(0.0 if name == "dense" else cell.sparsity)) for cell in levels]
+                found += [(cell, _other(figures, pair, name, cell)) for cell in levels]
         turned = self.relation.endswith("below") != (self.metric == "ter")
         return [cells[::-1] for cells in found] if turned else found
 
@@ -112,6 +111,14 @@ class Claim:
         low, high = RELATIONS[self.relation]
         gap, width = min(one.effect - low, high - one.effect), one.bounds()[1] - one.effect
         return gap / width if width > 0 else gap
+
+
+def _other(figures: Figures, pair: str, against: str, cell: Cell) -> Cell | None:
+    """What a technique's cell is compared with by `Claim.against`; None if nothing of it was scored there."""
+    if against == "again":
+        return figures.control(pair, figures.depth(cell.technique, cell.sparsity))
+    scored = {other.sparsity: other for other in figures.own_cells(pair, against)}
+    return scored.get(0.0 if against == "dense" else cell.sparsity)
 
 
 @dataclass(frozen=True)

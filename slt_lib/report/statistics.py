@@ -91,6 +91,16 @@ def seed_spread(figures: Figures, pair: str, metric: str, sparsity: float) -> tu
     return pooled([scores for scores in cells.values() if scores.notna().all()])
 
 
+@functools.lru_cache(16)
+def checkpoint_spread(figures: Figures, pair: str, metric: str) -> tuple[float, int]:
+    """As `seed_spread`, of the difference between two checkpoints of a training, pooled over all cells."""
+    rows = _scored(figures, pair).drop_duplicates("run")
+    training, other, _ = rows["run"].str.partition("+").to_numpy().T
+    gains = rows[metric].to_numpy() - rows.set_index("run")[metric].reindex(training).to_numpy()
+    groups = rows.assign(gain=gains)[other == "+"].dropna(subset="gain").groupby(["technique", "variant", "sparsity"])
+    return pooled([values for _, values in groups["gain"]])
+
+
 def pooled(groups: Collection[Sequence[float]]) -> tuple[float, int]:
     """The standard deviation within groups and its degrees of freedom; (nan, 0) if each has a single value."""
     freedom = sum(len(values) - 1 for values in groups)
@@ -140,8 +150,8 @@ class Contrast:
 def contrast(figures: Figures, pair: str, *cells: Cell | None, metric: str = "bleu") -> Contrast | None:
     """The first cell less the second, means over the seeds that both have, in points of the metric; of one, its mean.
 
-    Two checkpoints of the same trainings differ by no noise of training. None if a cell has no score, if both are the
-    same runs, or if a run has no sentences and the figures are not those of a printed table.
+    The spread between seeds of two checkpoints of the same trainings is that of their difference. None if a cell has no
+    score, if both are the same runs, or if a run has no sentences and the figures are not those of a printed table.
     """
     if not all(cells):
         return None
@@ -158,11 +168,11 @@ def contrast(figures: Figures, pair: str, *cells: Cell | None, metric: str = "bl
     draws = [sign * np.mean([scores[metric][row["run"]] for row in cell.rows], axis=0)[1:] for sign, cell in signed]
     # (source, degrees of freedom) -> variance. The spread that two cells of a band share is one estimate.
     parts, known = {("sentences", max(lines - 1, 1)): float(np.var(sum(draws), ddof=1))}, True
-    for cell in () if _same_trainings(*cells) else cells:
-        spread, freedom = seed_spread(figures, pair, metric, cell.sparsity)
+    spreads = [seed_spread(figures, pair, metric, cell.sparsity) for cell in cells]
+    for spread, freedom in [checkpoint_spread(figures, pair, metric)] if _same_trainings(*cells) else spreads:
         known &= freedom >= FREEDOM
         if freedom:
-            parts[spread, freedom] = parts.get((spread, freedom), 0.0) + spread**2 / len(cell.rows)
+            parts[spread, freedom] = parts.get((spread, freedom), 0.0) + spread**2 / len(cells[0].rows)
     total = sum(parts.values())
     # Welch-Satterthwaite: the degrees of freedom of a sum of estimated variances
     below = sum(variance**2 / freedom for (_, freedom), variance in parts.items())

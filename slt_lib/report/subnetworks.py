@@ -64,8 +64,9 @@ def frame(folder: str | os.PathLike, name: str, pair: str) -> pd.DataFrame:
 
 
 def estimates(rows: pd.DataFrame, value: str, by: list[str], alike: pd.Series | None = None) -> pd.DataFrame:
-    """Mean over seeds of each cell with its 95% interval: columns mean, count, deviation, degrees, low, high.
+    """Mean over seeds of each cell with its 95% interval: columns mean, deviation, degrees, low, high.
 
+    Column `freedom`: the degrees of freedom of the pooled variance between seeds.
     `rows`: one row per seed and cell with `value` and its standard error over the lines of the test set, `error`.
     `alike`: a label of each row; the variance between seeds is pooled over the cells of one label, by default over all.
     """
@@ -82,7 +83,7 @@ def estimates(rows: pd.DataFrame, value: str, by: list[str], alike: pd.Series | 
     deviation = variance**0.5
     width = [stdtrit(d, 0.975) if np.isfinite(d) and d < 1e6 else 1.96 for d in degrees] * deviation
     low, high = cells["mean"] - width, cells["mean"] + width
-    return cells.assign(deviation=deviation, degrees=degrees.clip(upper=1e6), low=low, high=high)
+    return cells.assign(deviation=deviation, freedom=freedom, degrees=degrees.clip(upper=1e6), low=low, high=high)
 
 
 def alike(rows: pd.DataFrame) -> pd.Series:

@@ -1,4 +1,4 @@
-"""A study's results page, and its short form for the README: plot, BLEU of Table 1, five sentences, time."""
+"""A study's results page, and its short form for the README: plot, BLEU of Table 1, a few sentences, time."""
 
 import io
 import os
@@ -53,7 +53,7 @@ def summary(figures: Figures, claims: Claims | None = None) -> str:
 
 
 def overview(figures: Figures) -> str:
-    """Markdown with the plot and BLEU of each pair that was run, and the study in five sentences."""
+    """Markdown with the plot and BLEU of each pair that was run, and the study in a few sentences."""
     folder = f"figures/{figures.name}/"
     parts = [
         part
