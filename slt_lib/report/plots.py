@@ -80,7 +80,8 @@ def plot_scores(figures: Figures, pair: str, metric: str = "bleu", overlay: bool
 def _scores(figures: Figures, pair: str, name: str, metric: str, relative: bool) -> Points:
     """The scored cells of a technique, those it copies too; `relative`: as differences to the dense model."""
     dense = figures.cell(pair, "dense", 0) if relative else None
-    cells = [figures.cell(pair, name, level) for level in figures.sparsities(pair) if dense or not relative]
+    levels = [level for level in figures.sparsities(pair) if level or name != "slt-mp"]  # it starts from an SLT ticket
+    cells = [figures.cell(pair, name, level) for level in levels if dense or not relative]
     return _points(figures, pair, metric, [(cell, dense) for cell in cells if cell])
 
 

@@ -4,7 +4,6 @@ import io
 import os
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from slt_lib.base.errors import InputError
@@ -18,7 +17,19 @@ from slt_lib.report.tables import MISSING, NONE, ablations, failed, markdown_row
 KEY = (
     "One rule judges the claims on the paper's tables and on the runs here: `figures/{}/claims.md`. *Effect* is the "
     "difference that *At* names; with too few seeds, its interval omits or underestimates the noise of training. "
-    "*Agree* counts the differences that agree with the claim."
+    "*Agree* counts the differences that agree with the claim. The interval shown is not widened for the number of "
+    "differences, the one that decides is: a claim can be undecided although the interval shown excludes 0."
+)
+DEPTH = (
+    "SLT, CLT and the hybrids minus the dense model rewound and retrained as often, nothing pruned (`again`). MP and "
+    "LT start from theta_0, so they are compared with the dense model itself. Do not compare these two groups: their "
+    "baselines differ."
+)
+VARIANTS = (
+    "`control=none,depth=k`: the dense model rewound and retrained k times, nothing pruned. `control=mask`: random "
+    "masks. `control=weights`: fresh weights under SLT's masks. `noise=k`: the same ticket with other SGD noise. "
+    "`checkpoint=final`: the last checkpoint instead of the best. The default's BLEU is over the seeds that both have. "
+    "*Detectable*: the true difference that is found with 80% power."
 )
 BEGIN, END = "<!-- results of {}: made by `python -m slt_lib report {} --into {}` -->", "<!-- end of results -->"
 
@@ -35,14 +46,14 @@ def summary(figures: Figures, claims: Claims | None = None) -> str:
         key = "" if verdicts[pair] else key  # above the first table
         if figures.control(pair, 1):
             alt = f"{pair}: BLEU minus that of the dense model trained as often"
-            parts.append(_plot(f"depth_{pair}", alt))
+            parts += [_plot(f"depth_{pair}", alt), DEPTH]
         if not stability.lines(figures.path, pair).empty:
             parts.append(f"Copies of one ticket under other SGD noise, {pair} (`stability`, notebook 08_ablations):")
             parts.append(_plot(f"stability_{pair}", f"{pair}: loss and BLEU between two copies of a ticket"))
             parts.append(stability.table(figures.path, pair))
         if figures.variants(pair):
             other = ablations(figures, pair).markdown.partition("\n\n")[2]
-            parts.append(f"Variants of the recipes, {pair}, BLEU:\n\n{other}")
+            parts += [f"Variants of the recipes, {pair}, BLEU:\n\n{other}", VARIANTS]
         for kind, what in (
             ("dissect", "What pruning does inside the models, {} (notebook 10_dissect)"),
             ("subnet", "Which heads and which weights, {} (notebook 11_subnetworks)"),
@@ -126,13 +137,14 @@ def cost(figures: Figures) -> str:
     rows, hours = rows[seconds > 0], seconds[seconds > 0].sum() / 3600
     if rows.empty:
         return ""
-    speed = pd.to_numeric(rows["tokens_per_second"], errors="coerce").to_numpy()
-    columns = ("device", "threads", "precision", "torch")
-    device, threads, precision, torch = (" and ".join(sorted({*rows[column]} - {""})) for column in columns)
+    speeds = rows.assign(speed=pd.to_numeric(rows["tokens_per_second"], errors="coerce")).groupby("device").speed
+    each = [f"{median:,.0f} on {device}" for device, median in speeds.median().items()]
+    columns = ("threads", "precision", "torch")
+    threads, precision, torch = (" and ".join(sorted({*rows[column]} - {""})) for column in columns)
     return (
-        f"The training times of the {len(rows)} scored runs of {figures.steps:,} steps total {hours:.1f} hours, at a "
-        f"median of {np.median(speed):,.0f} target tokens/s ({device}, threads per training: {threads}, {precision}, "
-        f"torch {torch}). Each run's time and speed: `figures/{figures.name}/provenance.csv`.\n"
+        f"The training times of the {len(rows)} scored runs of {figures.steps:,} steps total {hours:.1f} hours. Median "
+        f"target tokens/s: {', '.join(each)} (threads per training: {threads}, {precision}, torch {torch}). Each run's "
+        f"time and speed: `figures/{figures.name}/provenance.csv`.\n"
     )
 
 
