@@ -227,15 +227,6 @@ def test_nothing_to_translate():
     assert translate(RandomModel(), []) == []
 
 
-def test_model_is_read_in_eval_mode_and_left_as_it_was():
-    modes = []
-    model = RandomModel(ending=1e3)
-    encode = model.encode
-    model.encode = lambda source: (modes.append(model.training), encode(source))[1]
-    translate(model.train(), [[EOS]])
-    assert modes == [False] and model.training
-
-
 @pytest.mark.parametrize("options", [{"beam": 0}, {"batch_sentences": 0}, {"alpha": -1.0}, {"extra": -1}])
 def test_bad_options(options):
     with pytest.raises(ValueError, match="must"):

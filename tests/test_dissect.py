@@ -29,7 +29,7 @@ from slt_lib.data.vocabulary import Vocabulary
 from slt_lib.evaluation import scoring
 from slt_lib.report import dissect as show
 from slt_lib.report import findings
-from slt_lib.report.data import csv_bytes
+from slt_lib.report.data import write_csv
 from slt_lib.study import Study, dissect, results
 from slt_lib.transformer import EOS, Shape, Transformer, theta_0
 
@@ -614,7 +614,7 @@ def test_a_finding_in_closed_form(tmp_path):
                 own = cka + (shift if layer == 1 else 0)
                 rows.append(["en-de", seed, technique, level, "encoder", layer, layer, own, 1, 1, 1, 1])
                 rows.append(["en-de", seed, technique, level, "decoder", layer, layer, 1 - own, 1, 1, 1, 1])
-    (tmp_path / "dissect_similarity.csv").write_bytes(csv_bytes(show.FILES["dissect_similarity.csv"], rows))
+    write_csv(tmp_path / "dissect_similarity.csv", show.FILES["dissect_similarity.csv"], rows)
     effects = findings.effects(tmp_path, "en-de")
     assert list(effects) == ["higher_diverge", "higher_diverge_decoder"]
     assert effects["higher_diverge"].to_numpy() == pytest.approx([0.2, 0.22, 0.3, 0.32])
@@ -629,7 +629,7 @@ def test_a_finding_in_closed_form(tmp_path):
     assert (row.high - row.low) / 2 == pytest.approx(12.706205 * error, rel=1e-4)
     assert judged.loc["meaning_first"].verdict == "undecided"
     fewer = [row for row in rows if (row[1], row[3]) != (2, 0.9)]  # a level with one seed, beside one with two
-    (tmp_path / "dissect_similarity.csv").write_bytes(csv_bytes(show.FILES["dissect_similarity.csv"], fewer))
+    write_csv(tmp_path / "dissect_similarity.csv", show.FILES["dissect_similarity.csv"], fewer)
     row = findings.judged(tmp_path, "en-de").set_index("finding").loc["higher_diverge"]
     assert row.verdict == "undecided" and row.supported == "2 of 2" and "too few seeds" in row.reason
 
@@ -645,7 +645,7 @@ def test_findings_about_probes_in_closed_form(tmp_path):
             rows.append([*about, "impossible", "syntax", 0, 99, 0.9 if level else 0.4, 0.5, 0.5, 0.5, "", ""])
             rows.append([*about, "by form", "morphology", 0, 99, 0.99, 0.5, 0.5, 0.5, value, 0.6])
             rows.append([*about, "words alone", "morphology", 0, 99, 0.99, 0.5, 0.5, 0.5, 0.4 + level, 0.5])
-    (tmp_path / file).write_bytes(csv_bytes(show.FILES[file], rows))
+    write_csv(tmp_path / file, show.FILES[file], rows)
     effects = findings.effects(tmp_path, "en-de")
     assert {name: effect.tolist() for name, effect in effects.items()} == {
         "early_encode": pytest.approx([5.0]),
@@ -677,7 +677,7 @@ def test_the_interval_of_a_probe_is_over_seeds(tmp_path):
             for draw, shift in enumerate((-0.05, 0.05)):
                 about = ["en-de", seed, technique, level, "norm", "task", "surface", draw, 99]
                 rows.append([*about, mean + shift, 0.5, 0.5, 0.5, "", ""])
-    (tmp_path / file).write_bytes(csv_bytes(show.FILES[file], rows))
+    write_csv(tmp_path / file, show.FILES[file], rows)
     table = show.probe_table(tmp_path, "en-de")
     spread = np.sqrt((np.var([0.80, 0.84], ddof=1) + np.var([0.70, 0.72], ddof=1)) / 2)
     expected = round(100 * scipy.stats.t.ppf(0.975, 2) * spread / np.sqrt(2), 1)
@@ -690,7 +690,7 @@ def test_retraining_is_taken_off_where_it_was_as_often(tmp_path):
     for technique, level, layers in (("slt", 0.5, (0.9, 0.7)), ("mp", 0.5, (0.9, 0.8)), ("again", 0.5, (0.9, 0.85))):
         for layer, cka in zip((1, 2), layers, strict=True):
             rows.append(["en-de", 1, technique, level, "encoder", layer, layer, cka, 1, 1, 1, cka / 2])
-    (tmp_path / "dissect_similarity.csv").write_bytes(csv_bytes(show.FILES["dissect_similarity.csv"], rows))
+    write_csv(tmp_path / "dissect_similarity.csv", show.FILES["dissect_similarity.csv"], rows)
     found = findings.effects(tmp_path, "en-de")
     assert set(found["higher_diverge"].index.get_level_values("technique")) == {"slt", "mp"}
     again = found["higher_diverge_again"]
@@ -700,7 +700,7 @@ def test_retraining_is_taken_off_where_it_was_as_often(tmp_path):
     rows = [
         ["en-de", 1, name, 0.0 if name == "noise" else 0.5, "cross", 1, 1, r, *[0] * 7] for name, r in values.items()
     ]
-    (tmp_path / "dissect_attention.csv").write_bytes(csv_bytes(show.FILES["dissect_attention.csv"], rows))
+    write_csv(tmp_path / "dissect_attention.csv", show.FILES["dissect_attention.csv"], rows)
     found = findings.effects(tmp_path, "en-de")
     assert found["attention_stays"].to_dict() == pytest.approx({("mp", 0.5, 1): 0.2, ("slt", 0.5, 1): 0.3})
     assert found["attention_stays_again"].to_dict() == pytest.approx({("slt", 0.5, 1): -0.1})

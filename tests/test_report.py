@@ -200,7 +200,7 @@ def test_the_same_folder_gives_the_same_bytes(rendered, tmp_path):
 
 def test_what_is_written(rendered):
     _, paths = rendered
-    for stem in ("bleu", "ter", "bleu_paper", "cost", "magnitudes", "kept"):
+    for stem in ("bleu", "ter", "bleu_paper", "cost", "magnitudes"):
         name = f"{stem.split('_')[0]}_en-de{'_paper' if '_' in stem else ''}"
         assert paths[f"{name}.png"].read_bytes()[:4] == b"\x89PNG"
         text = paths[f"{name}.svg"].read_text()
@@ -582,7 +582,7 @@ def test_where_every_seed_failed_nothing_is_invented(tmp_path):
     text = report.summary(figures)
     assert "| failed |" in text and "Failed: SLT 90%: loss not finite at step 120." in text
     assert "every seed failed: en-de SLT 90%" in report.claims_table(figures).markdown
-    assert len(list(report.all_plots(figures))) == 7
+    assert len(list(report.all_plots(figures))) == 6
 
 
 def test_a_score_of_0_is_no_failure(tmp_path):
@@ -616,7 +616,7 @@ def test_a_technique_of_which_every_run_failed_is_in_the_summary(tmp_path):
     figures = report.load(folder)
     text = report.summary(figures)
     assert "| Sparsity | MP | LT |" in text and "Failed: LT 50%: loss not finite at step 120; LT 80%" in text
-    assert len(list(report.all_plots(figures))) == 7
+    assert len(list(report.all_plots(figures))) == 6
 
 
 def readme(folder, tmp_path):

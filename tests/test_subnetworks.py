@@ -15,7 +15,7 @@ from slt_lib.base.errors import InputError
 from slt_lib.evaluation import scoring
 from slt_lib.report import findings
 from slt_lib.report import subnetworks as report
-from slt_lib.report.data import csv_bytes, pack
+from slt_lib.report.data import write_csv
 from slt_lib.study import results, subnet_tables, subnetworks
 from slt_lib.study.scores import translate_with
 from slt_lib.transformer import Attention, Shape, Transformer
@@ -373,7 +373,7 @@ def test_findings_about_heads_in_closed_form(tmp_path):
                 rows["heads"].append(["en-de", seed, kind, 0, head, 1, 30.0, 30.0 - points, 0, 0, 1, "", 0, 0, 0, 0])
     for name, lines in rows.items():
         file, columns = report.FILES[name]
-        (tmp_path / file).write_bytes(csv_bytes(columns, lines))
+        write_csv(tmp_path / file, columns, lines)
     found = findings.of_subnetworks(tmp_path, "en-de")
     # lost without a head, and gone at the removal of a head of cross-attention: 10 and 12 of 12, of others 2 to 8
     lost = np.repeat([4, 3], 4), np.repeat([0, 1], 8)
@@ -400,7 +400,7 @@ def test_findings_are_not_pooled_with_others_of_another_kind(tmp_path):
             rows["pruning"].append(["en-de", seed, "heads", step, *left, 6, 8, 8, 30.0])
     for name, lines in rows.items():
         file, columns = report.FILES[name]
-        (tmp_path / file).write_bytes(csv_bytes(columns, lines))
+        write_csv(tmp_path / file, columns, lines)
     found = {name: one for name, [one, *_] in findings.of_subnetworks(tmp_path, "en-de").items()}
     for trained, gap in (("pruned", 8), ("lt", 0.2)):
         for pruning in ("structured", "unstructured"):
@@ -419,7 +419,7 @@ def test_a_head_is_dead_if_it_has_no_weight_in_any_of_its_matrices(tmp_path):
         alive = matrix == "output"  # three of four are empty, and one has a weight that rounding hides
         rows.append(["en-de", 1, 0.9, "slt", name, 1, 0.0, 0.9844 if alive else 1.0, ""])
     file, columns = report.FILES["density"]
-    (tmp_path / file).write_bytes(pack(csv_bytes(columns, rows)))
+    write_csv(tmp_path / file, columns, rows)
     assert report.dead_table(tmp_path, "en-de").heads.tolist() == [50.0]
 
 

@@ -54,15 +54,10 @@ def translate(
         batch = [sources[index] for index in chosen]
         return _greedy(model, batch, extra) if beam == 1 else _beam_search(model, batch, beam, alpha, extra)
 
-    training = model.training
-    model.eval()
-    try:
-        with threads(1 if jobs > 1 else count), forked(search, jobs) as each:
-            for chosen, found in zip(batches, each(batches), strict=True):
-                for index, answer in zip(chosen, found, strict=True):
-                    answers[index] = answer
-    finally:
-        model.train(training)
+    with threads(1 if jobs > 1 else count), forked(search, jobs) as each:
+        for chosen, found in zip(batches, each(batches), strict=True):
+            for index, answer in zip(chosen, found, strict=True):
+                answers[index] = answer
     return answers
 
 

@@ -27,7 +27,6 @@ from slt_lib.report.plots import (
     all_plots,
     plot_cost,
     plot_depth,
-    plot_kept,
     plot_magnitudes,
     plot_scores,
     save_plot,

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from slt_lib.base.errors import InputError
+from slt_lib.base.files import write_bytes
 from slt_lib.base.settings import TECHNIQUES
 
 HYBRID_SWITCH = 0.6  # SLT-MP and MP-SLT change technique here (paper, section 4 and caption of Table 1)
@@ -368,9 +369,10 @@ def csv_text(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return text.getvalue()
 
 
-def csv_bytes(header: Iterable[str], rows: Iterable[Iterable[str]]) -> bytes:
-    """The rows as the content of a CSV file."""
-    return csv_text(header, rows).encode()
+def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Write the rows to a CSV file, gzipped if its name ends in .gz."""
+    content = csv_text(header, rows).encode()
+    write_bytes(path, pack(content) if path.suffix == ".gz" else content)
 
 
 def pack(raw: bytes) -> bytes:

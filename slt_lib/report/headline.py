@@ -55,7 +55,7 @@ def _ran(figures: Figures, run: list[str]) -> str:
 def _dense(figures: Figures, run: list[str]) -> str:
     told, paper = [], paper_figures()
     for pair in run:
-        if (cell := figures.cell(pair, "dense", 0)) and cell.rows:
+        if cell := figures.control(pair, 0):
             theirs = f"{paper.cell(pair, 'dense', 0).mean('bleu'):.1f}" if pair in paper.pairs else ""
             told.append(
                 f"{cell.mean('bleu'):.1f} BLEU on {pair}{theirs and f' (paper: {theirs}, a larger model on WMT14)'}"

@@ -8,7 +8,7 @@ from bokeh.plotting import figure as new_figure
 
 from slt_lib.base.settings import DENSE
 from slt_lib.report.data import Cell, Figures, label, percent
-from slt_lib.report.plots import DODGE, METRICS, look
+from slt_lib.report.plots import METRICS, look, places
 from slt_lib.report.statistics import interval
 
 # matplotlib's marker or line style -> Bokeh's
@@ -28,13 +28,14 @@ def interactive_scores(figures: Figures, pair: str):
                       tools="box_zoom,reset", toolbar_location="above",
                       x_axis_label="Sparsity [%] (levels evenly spaced)", y_axis_label=METRICS["bleu"])  # fmt: skip
     dense, points = figures.control(pair, 0), []
-    for place, name in enumerate(names):
-        aside = DODGE * max(len(levels) - 1, 1) * (place - (len(names) - 1) / 2)
+    for name in names:
         cells = [cell for level in levels[1:] if (cell := figures.cell(pair, name, level)) and cell.rows]
         if not cells:  # scored at 0% alone
             continue
-        data = _data(figures, pair, cells, dense, [levels.index(cell.sparsity) + aside for cell in cells], name)
-        start = {"x": [0.0], "y": [dense.mean("bleu")]} if dense else {"x": [], "y": []}
+        x = places(levels, [cell.sparsity for cell in cells], name, names)
+        data = _data(figures, pair, cells, dense, x, name)
+        follows = dense and name != "slt-mp"  # that starts from an SLT ticket
+        start = {"x": [0.0], "y": [dense.mean("bleu")]} if follows else {"x": [], "y": []}
         line = {key: [*start[key], *data[key]] for key in ("x", "y")}
         points.append(_draw(plot, label(name), look(name, names), line, data))
     if dense:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from slt_lib.base.errors import InputError
 from slt_lib.base.files import write_bytes
-from slt_lib.report.data import KINDS, csv_bytes, pack, read_study, read_text
+from slt_lib.report.data import KINDS, read_study, read_text, write_csv
 
 PART = ".json.gz"
 VERSIONS = {"recipe": "recipe version", "score": "score version", "settings": "settings", "levels": "levels"}
@@ -54,8 +54,7 @@ def merge(folder: str | os.PathLike) -> dict[str, Path]:
         if not reason:
             kept |= {kind: read_text(path, KINDS[kind][1]) for kind, path in paths.items() if path.is_file()}
         for kind, rows in _joined(folder, kept, fresh, study["pairs"]).items():
-            content = csv_bytes(KINDS[kind][1], _sorted(rows, kind))
-            write_bytes(paths[kind], pack(content) if paths[kind].suffix == ".gz" else content)
+            write_csv(paths[kind], KINDS[kind][1], _sorted(rows, kind))
         _mark(folder, wanted)
     return {kind: path for kind, path in paths.items() if path.is_file()}
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -33,7 +32,6 @@ STYLE = (
 LINE = {"color": DENSE.colour, "linestyle": DENSE.line, "linewidth": 1}
 DOTS = {"linestyle": ":", "linewidth": 1.2}
 DODGE = 0.006  # horizontal offset between techniques, as a share of the width: their intervals do not overlap
-SAME = 0.02  # percentage points by which rounding to whole weights may change the sparsity of a small matrix
 METRICS = {"bleu": "BLEU [%]", "ter": "TER [%] (lower is better)"}
 
 Points = dict[float, tuple[float, tuple[float, float]]]  # sparsity -> value and its interval
@@ -56,15 +54,14 @@ def plot_scores(figures: Figures, pair: str, metric: str = "bleu", overlay: bool
     names = figures.begun(pair)
     for name in names:
         points = _scores(figures, pair, name, metric, overlay)
-        _errorbars(axes, _places(levels, points, name, names), points, name, names)
+        _errorbars(axes, places(levels, points, name, names), points, name, names)
         if paper and name in paper.techniques(pair):
             theirs = _scores(paper, pair, name, metric, overlay)
             heights = [value for value, _ in theirs.values()]
             axes.plot([levels.index(level) for level in theirs], heights, color=look(name, names)["color"], **DOTS)
     if paper:
         axes.plot([], [], color=INK, label="paper (WMT14)", **DOTS)
-    dense = figures.cell(pair, "dense", 0)
-    if dense and dense.rows:
+    if dense := figures.control(pair, 0):
         axes.axhline(0 if overlay else dense.mean(metric), label=DENSE.label, **LINE)
     _plot_failed(axes, figures, pair, levels)
     _level_axis(axes, levels)
@@ -100,7 +97,7 @@ def plot_depth(figures: Figures, pair: str) -> Figure:
         controls = [figures.control(pair, figures.depth(name, cell.sparsity)) for cell in cells]
         points = _points(figures, pair, "bleu", [two for two in zip(cells, controls, strict=True) if two[1]])
         if points:
-            _errorbars(axes, _places(levels, points, name, names), points, name, names)
+            _errorbars(axes, places(levels, points, name, names), points, name, names)
     axes.axhline(0, label="dense, trained as often", **LINE)
     _level_axis(axes, levels)
     axes.legend(loc="lower left", ncols=2)
@@ -153,8 +150,7 @@ def plot_cost(figures: Figures, pair: str) -> Figure:
             labelled.append((spent[-1], scores[-1]))
             text = f"{percent(cells[-1].sparsity)}%"
             axes.annotate(text, labelled[-1], xytext=(7, -3), textcoords="offset points", fontsize=8)
-    dense = figures.cell(pair, "dense", 0)
-    if dense and dense.rows:
+    if dense := figures.control(pair, 0):
         axes.plot([1], [dense.mean("bleu")], DENSE.marker, color=DENSE.colour, markersize=11, label=DENSE.label)
     axes.set_xlim(left=0.5)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
@@ -183,7 +179,7 @@ def plot_magnitudes(figures: Figures, pair: str) -> Figure:
             for cell in filter(None, [dense, *figures.own_cells(pair, name)]):
                 if seeds := [means[row["run"]] for row in cell.rows if row["run"] in means]:
                     chain[cell.sparsity] = np.mean(seeds)
-            x = _places(levels, chain, name, names, dodge=2 * DODGE)
+            x = places(levels, chain, name, names, dodge=2 * DODGE)
             axes.plot(x, chain.values(), label=label(name), **look(name, names))
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7), numticks=30))
@@ -195,56 +191,6 @@ def plot_magnitudes(figures: Figures, pair: str) -> Figure:
     panels[0].legend(loc="upper left", ncols=2)
     figure.suptitle(_title(figures, f"{pair}: magnitudes"), fontsize=11)
     return figure
-
-
-@mpl.rc_context(STYLE | {"axes.grid": False})
-def plot_kept(figures: Figures, pair: str, level: float | None = None) -> Figure:
-    """Share of weights kept in each matrix at a level (default: the highest that was run), one column per technique.
-
-    Means over seeds. Each matrix is pruned on its own to the same sparsity (FACTS.md section 3). If all matrices keep
-    the same share, the figure is a sentence that says so; otherwise it is a heat map around the level.
-    """
-    if level is None:
-        cells = [cell for name in figures.begun(pair) for cell in figures.own_cells(pair, name)]
-        level = max((cell.sparsity for cell in cells), default=max(figures.levels))
-    shares = _kept(figures, pair, level)
-    names, lowest, highest = list(shares), shares.min().min(), shares.max().max()
-    even = highest - lowest < SAME
-    size = (6.4, 1.2) if even else (2.6 + 0.75 * len(names), max(2.6, 1.4 + 0.16 * len(shares)))
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
-    title = f"{pair}, {percent(level)}%: "
-    if even:
-        text = f"Each of the {len(shares)} matrices keeps {np.nanmean(shares):.2f}% of its weights\nin "
-        axes.text(0.5, 0.5, f"{text}{', '.join(names)}.", ha="center", va="center")
-        axes.set_title(_title(figures, f"{title}weights kept"), fontsize=9)
-        axes.set(xticks=[], yticks=[])
-    elif shares.size:
-        middle = 100 * (1 - level)
-        span = max(highest - middle, middle - lowest, 0.05 * middle)
-        limits = {"vmin": middle - span, "vmax": middle + span}
-        image = axes.imshow(shares, aspect="auto", cmap="PuOr", interpolation="nearest", **limits)
-        figure.colorbar(image, ax=axes, shrink=min(1.0, 12 / len(shares) + 0.3), label="Weights kept [%]")
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
-        axes.set_yticks(range(len(shares)), shares.index, fontsize=6)
-        axes.set_title(_title(figures, f"{title}{lowest:.2f}% to {highest:.2f}% kept"), fontsize=9, loc="right")
-        axes.set_xticks(np.arange(len(names) - 1) + 0.5, minor=True)
-        axes.set_yticks(np.arange(len(shares) - 1) + 0.5, minor=True)
-        axes.grid(which="minor", color=GROUND, linewidth=1.0)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(which="both", length=0)
-    return figure
-
-
-def _kept(figures: Figures, pair: str, level: float) -> pd.DataFrame:
-    """Weights kept [%] at a level: one row per matrix, one column per technique that has any there, by its label."""
-    if figures.magnitudes is None:
-        return pd.DataFrame()
-    cells = {name: cell for name in figures.begun(pair) if (cell := figures.cell(pair, name, level))}
-    known = [(row["run"], label(name)) for name, cell in cells.items() for row in cell.rows]
-    rows = pd.DataFrame(known, columns=["run", "name"]).merge(figures.magnitudes, on="run")
-    rows["share"] = 100 * rows["kept"] / (rows["rows"] * rows["columns"])
-    return rows.pivot_table("share", "matrix", "name", sort=False)
 
 
 def all_plots(figures: Figures) -> Iterator[tuple[str, Figure]]:
@@ -263,7 +209,6 @@ def all_plots(figures: Figures) -> Iterator[tuple[str, Figure]]:
         yield f"cost_{pair}", plot_cost(figures, pair)
         if figures.magnitudes is not None:
             yield f"magnitudes_{pair}", plot_magnitudes(figures, pair)
-            yield f"kept_{pair}", plot_kept(figures, pair)
 
 
 @mpl.rc_context(STYLE)
@@ -295,7 +240,7 @@ def look(name: str, names: list[str]) -> dict:
     return {"color": look.colour, "marker": look.marker, "linestyle": look.line} | edge
 
 
-def _places(levels: list[float], shown: Iterable[float], name: str, names: list[str], dodge: float = DODGE) -> list:
+def places(levels: list[float], shown: Iterable[float], name: str, names: list[str], dodge: float = DODGE) -> list:
     """Where the levels `shown` stand on the axis of `levels`; all but 0 are moved aside by the technique's offset."""
     offset = dodge * max(len(levels) - 1, 1) * (names.index(name) - (len(names) - 1) / 2)
     return [levels.index(level) + offset * (level > 0) for level in shown]

@@ -10,7 +10,7 @@ from slt_lib.base.errors import InputError
 from slt_lib.base.files import write_bytes
 from slt_lib.report import findings, stability
 from slt_lib.report.claims import Claims, claims_table
-from slt_lib.report.data import KINDS, SLT_MP_FIRST, Figures, label, percent, trainings
+from slt_lib.report.data import KINDS, SLT_MP_FIRST, Figures, label, percent, read_rows, trainings
 from slt_lib.report.headline import headline, joined
 from slt_lib.report.tables import MISSING, NONE, ablations, failed, markdown_rows, table, uneven
 
@@ -166,10 +166,10 @@ def _scores(figures: Figures, pair: str) -> str:
     over = f"means over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
     title = f"BLEU on {pair}, {figures.test_set(pair)}, {'means over the seeds that each cell has' if odd else over}"
     if not names:
-        dense = figures.cell(pair, "dense", 0)
-        known = f": {dense.mean('bleu'):.1f} (dense)" if dense and dense.rows else ""
+        dense = figures.control(pair, 0)
+        known = f": {dense.mean('bleu'):.1f} (dense)" if dense else ""
         return f"{title}{known}; no technique was run yet. {faults}"
-    rows = _read(io.StringIO(table(figures, pair).csv))
+    rows = pd.read_csv(io.StringIO(table(figures, pair).csv), dtype=str, keep_default_na=False)
     cells = rows.assign(bleu=rows.bleu.mask(rows.best.str.contains("bleu"), "**" + rows.bleu + "**"))
     lines = [
         [f"{level}%", *part.set_index("technique").bleu[names]] for level, part in cells.groupby("sparsity", sort=False)
@@ -187,9 +187,5 @@ def _scores(figures: Figures, pair: str) -> str:
 
 
 def _provenance(figures: Figures) -> pd.DataFrame:
-    path = figures.path / KINDS["provenance"][0]
-    return _read(path) if path.is_file() else pd.DataFrame(columns=KINDS["provenance"][1], dtype=str)
-
-
-def _read(source: Path | io.StringIO) -> pd.DataFrame:
-    return pd.read_csv(source, dtype=str, keep_default_na=False)
+    name, columns, _ = KINDS["provenance"]
+    return read_rows(figures.path / name, columns)

@@ -13,6 +13,7 @@ from ctranslate2.specs import common_spec, transformer_spec
 from torch import Tensor
 
 from slt_lib.data.vocabulary import Vocabulary
+from slt_lib.sparse.engine import inside
 from slt_lib.transformer import EOS, PAD, UNKNOWN, Shape, positions
 
 LONGEST = 1024  # positions, of source and translation
@@ -38,10 +39,7 @@ def save(path: Path, shape: Shape, weights: Mapping[str, Tensor], vocabulary: Vo
     for side, part in (("encoder", encoder), ("decoder", decoder)):
         _norm(part.layer_norm, arrays, f"{side}_norm")
         for i, layer in enumerate(part.layer):
-            _layer(
-                layer,
-                {name.removeprefix(f"{side}.{i}."): a for name, a in arrays.items() if name.startswith(f"{side}.{i}.")},
-            )
+            _layer(layer, inside(arrays, f"{side}.{i}"))
     tokens = [vocabulary.tokenizer.id_to_token(i) for i in range(len(vocabulary))]
     spec.register_source_vocabulary(tokens)
     spec.register_target_vocabulary(tokens)

@@ -91,12 +91,12 @@ class Layer:
     """A layer of the encoder, or of the decoder if `memory_norm`, the encoder's final norm, is given."""
 
     def __init__(self, weights: Mapping[str, Tensor], heads: int, memory_norm: Norm | None, product: Product):
-        own = _inside(weights, "self_attention")
+        own = inside(weights, "self_attention")
         self.self_attention = Attention(own, heads, norm_of(weights, "self"), None, product)
         if memory_norm:
-            cross = _inside(weights, "cross_attention")
+            cross = inside(weights, "cross_attention")
             self.cross_attention = Attention(cross, heads, norm_of(weights, "cross"), memory_norm, product)
-        inner, bias, outer, outer_bias = _without_dead_units(_inside(weights, "feed_forward"))
+        inner, bias, outer, outer_bias = _without_dead_units(inside(weights, "feed_forward"))
         self.inner = product(*after_norm(inner, norm_of(weights, "filter"), bias))
         self.outer = product(outer, outer_bias)
 
@@ -107,7 +107,6 @@ class Layer:
 class Engine:
     """A model for `decoding.translate`. `weights`: as in `Transformer`; `product(matrix, bias)` makes each product."""
 
-    training = False
     single_threaded = True  # its kernels are, so `translate` runs one batch per process
 
     def __init__(self, shape: Shape, weights: Mapping[str, Tensor], product: Product = choose):
@@ -115,7 +114,7 @@ class Engine:
         weights = {name: weight.detach().float().cpu() for name, weight in weights.items()}
         self.shape, self.weights = shape, weights
         self.encoder, self.decoder = (
-            [Layer(_inside(weights, f"{side}.{i}"), shape.heads, norm, product) for i in range(shape.layers)]
+            [Layer(inside(weights, f"{side}.{i}"), shape.heads, norm, product) for i in range(shape.layers)]
             for side, norm in (("encoder", None), ("decoder", norm_of(weights, "encoder")))
         )
         self.embedding = weights["embedding"] * shape.hidden**0.5
@@ -126,12 +125,6 @@ class Engine:
     def parameters(self) -> Iterator[Tensor]:
         """The weights, as `nn.Module.parameters` yields them."""
         return iter(self.weights.values())
-
-    def eval(self) -> "Engine":
-        return self
-
-    def train(self, mode: bool = True) -> "Engine":
-        return self
 
     def encode(self, source: Tensor) -> Tensor:
         """Memory [hidden, B * S] of padded sentences `source` [B, S]."""
@@ -243,7 +236,8 @@ def _padding_bias(source: Tensor) -> Tensor:
     return _rounded_up(source).eq(PAD).mul(MINUS_INFINITY)[:, None]
 
 
-def _inside(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+def inside(weights: Mapping, part: str) -> dict:
+    """The weights of a part of the model, by their names inside it."""
     return {name.removeprefix(f"{part}."): weight for name, weight in weights.items() if name.startswith(f"{part}.")}
 
 

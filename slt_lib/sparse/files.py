@@ -81,9 +81,9 @@ def save(
     """
     tensors, matrices = {}, {}
     for name, kept in (mask or {}).items():
-        form, places = packing.pack(kept.cpu().numpy().reshape(-1, kept.shape[-1]))  # a bias is one row
+        form, places = packing.pack(kept.cpu().numpy())
         matrices[name] = {"shape": list(kept.shape), "form": form}
-        tensors |= {f"{name}.{part}": torch.from_numpy(array) for part, array in places.items()}
+        tensors[f"{name}.{form}"] = torch.from_numpy(places)
         if weights is not None:
             tensors[f"{name}.values"] = weights[name].cpu()[kept.cpu()].to(DTYPES[dtype])
     for name, weight in (weights or {}).items():
@@ -123,9 +123,9 @@ def load(path: Path) -> Exported:
         vocabulary = Vocabulary(content[TOKENIZER].decode())
         mask = {}
         for name, about in config["matrices"].items():
-            places = {part: tensors.pop(f"{name}.{part}").numpy() for part in packing.PARTS[about["form"]]}
-            rows = math.prod(about["shape"][:-1]), about["shape"][-1]
-            mask[name] = torch.from_numpy(packing.unpack(about["form"], places, rows)).reshape(about["shape"])
+            places = tensors.pop(f"{name}.{about['form']}").numpy()
+            kept = packing.unpack(about["form"], places, math.prod(about["shape"]))
+            mask[name] = torch.from_numpy(kept).reshape(about["shape"])
             if f"{name}.values" in tensors:
                 matrix = torch.zeros(about["shape"])
                 matrix[mask[name]] = tensors.pop(f"{name}.values").float()

@@ -158,10 +158,10 @@ class Opened:
         return training.new_model(self.params.training, self.params.vocabulary)
 
     def loaded(self, weights: Mapping[str, Tensor]) -> Transformer:
-        """A model with these weights on this process's device, in eval mode."""
+        """A model with these weights on this process's device."""
         model = self.model()
         model.load_state_dict(weights)
-        return model.to(device()).eval()
+        return model.to(device())
 
     @functools.cached_property
     def outline(self) -> Transformer:

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from slt_lib.base.files import write_bytes
 from slt_lib.base.store import digest, recall, remember
-from slt_lib.report.data import csv_bytes, pack, read_rows
+from slt_lib.report.data import read_rows, write_csv
 from slt_lib.study.opening import Opened
 from slt_lib.study.results import describe, figures
 
@@ -35,5 +34,4 @@ def replace(
     replaced = {tuple(row[:same]) for row in [*own, *rows]}
     with study.store.lock(f"rows-{digest(str(path))[:16]}"):
         rows += [row for row in read_rows(path, columns).values.tolist() if tuple(row[:same]) not in replaced]
-        content = csv_bytes(columns, sorted(rows, key=order))
-        write_bytes(path, pack(content) if path.suffix == ".gz" else content)
+        write_csv(path, columns, sorted(rows, key=order))
