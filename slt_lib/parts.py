@@ -5,7 +5,7 @@ rows of query, key and value and its columns of output. Removing a unit prunes i
 that matrix's bias, and its column of the second matrix.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -93,21 +93,22 @@ def _part(matrix: Tensor, number: int, place: int) -> Tensor:
 # Choosing ------------------------------------------------------------
 
 
-def least_heads(scores: Mapping[str, float], count: int) -> list[str]:
-    """The `count` heads with the lowest scores; of equal scores, the head named first goes first."""
-    return sorted(scores, key=scores.get)[:count]
+def least_heads(scores: Mapping[str, float], gone: Collection[str], count: int) -> list[str]:
+    """The `count` heads with the lowest scores, without those `gone`; of equal scores, the head named first."""
+    return sorted((head for head in scores if head not in gone), key=scores.get)[:count]
 
 
-def least_units(scores: Mapping[str, Sequence[float]], left: Units, count: int) -> tuple[str, list[int]] | None:
-    """The feed-forward layer and the `count` of its units left whose scores have the smallest sum, over all layers.
+def least_units(scores: Mapping[str, Sequence[float]], gone: Units, count: int) -> tuple[str, list[int]] | None:
+    """The feed-forward layer and the `count` of its units whose scores have the smallest sum, over all layers.
 
-    `scores`: layer -> score of each of its units. None if no layer has `count` units left.
+    `scores`: layer -> score of each of its units; those `gone` are left out. None if no layer has `count` units left.
     """
     found = {}
-    for layer, numbers in left.items():
-        lowest = sorted(numbers, key=lambda unit: scores[layer][unit])[:count]
+    for layer, values in scores.items():
+        away = {*gone.get(layer, ())}
+        lowest = sorted((unit for unit in range(len(values)) if unit not in away), key=values.__getitem__)[:count]
         if len(lowest) == count:
-            found[layer] = sum(scores[layer][unit] for unit in lowest), lowest
+            found[layer] = sum(values[unit] for unit in lowest), lowest
     if not found:
         return None
     layer = min(found, key=lambda name: found[name][0])

@@ -43,10 +43,11 @@ class Context:
 class Operation:
     """Base class. `do`: name in JSON and in the random stream; that of a mask begins with "mask" or "prune".
 
-    `sets_weights`: whether it replaces the weights that the ticket had.
+    `sets_weights`: whether it replaces the weights that the ticket had. `prunes`: what it adds to `pruning`.
     """
 
     do: ClassVar[str]
+    prunes: ClassVar[tuple[str, ...]] = ()
     sets_weights: ClassVar[bool] = False
 
     def json(self) -> dict:
@@ -65,8 +66,11 @@ class Operation:
 
     @property
     def pruning(self) -> frozenset[str]:
-        """How the mask it gives was pruned: any of "matrix" (each separately), "global" and "parts" (whole ones)."""
-        return frozenset()
+        """How the masks were pruned: any of "matrix" (each separately), "global" and "parts" (whole ones).
+
+        That of the operation itself, and that of the runs that it reads.
+        """
+        return frozenset(self.prunes).union(*(run.ticket.pruning for run in self.runs))
 
     def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
         """Weights and mask after the operation; both arguments stay unchanged."""
@@ -105,10 +109,6 @@ class Mask(Operation):
 
     def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
         return weights, self.run.mask
-
-    @property
-    def pruning(self) -> frozenset[str]:
-        return self.run.ticket.pruning
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Prune(Operation):
 
     @property
     def pruning(self) -> frozenset[str]:
-        return self.by.ticket.pruning | {self.scope}
+        return super().pruning | {self.scope}
 
     def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
         outer = masks.both(mask, self.by.mask)
@@ -175,13 +175,10 @@ class Prune(Operation):
 class PruneParts(Operation):
     """Base class: remove named parts, or the `count` parts that matter least to a checkpoint of `by`."""
 
+    prunes = ("parts",)
     by: Trained | None = None
     count: int = 0
     checkpoint: str = "final"
-
-    @property
-    def pruning(self) -> frozenset[str]:
-        return (self.by.ticket.pruning if self.by else frozenset()) | {"parts"}
 
 
 @dataclass(frozen=True)
@@ -197,8 +194,7 @@ class PruneHeads(PruneParts):
         heads = self.heads
         if self.by:
             scores = measured(self.by.study, masks.apply(self.by.weights(self.checkpoint), mask or {}))[0]
-            left = {head: score for head, score in scores.items() if head not in gone}
-            heads = parts.least_heads(left, self.count)
+            heads = parts.least_heads(scores, gone, self.count)
         if again := sorted({*heads} & {*gone}):
             raise InputError(f"prune_heads: {again[0]} is removed already")
         return weights, masks.both(mask, parts.mask(prunable(weights), sizes.heads, heads))
@@ -217,9 +213,7 @@ class PruneFeedForward(PruneParts):
         units = dict(self.units)
         if self.by:
             scores = measured(self.by.study, masks.apply(self.by.weights(self.checkpoint), mask or {}))[1]
-            every = parts.units(sizes.layers, sizes.filter)
-            left = {layer: [i for i in numbers if i not in gone.get(layer, ())] for layer, numbers in every.items()}
-            found = parts.least_units(scores, left, self.count)
+            found = parts.least_units(scores, gone, self.count)
             if found is None:
                 raise InputError(f"prune_feed_forward: no layer has {self.count} units left; ask for fewer")
             units = dict([found])
@@ -234,15 +228,12 @@ class PruneRandomly(Operation):
     """Prune random weights of each matrix; the mask nests in the ticket's own."""
 
     do = "prune_randomly"
+    prunes = ("matrix",)
     sparsity: float
     draw: int = 0
 
     def apply(self, weights: Weights, mask: Masks, ticket: Ticket) -> tuple[Weights, Masks]:
         return weights, masks.random_mask(prunable(weights), self.sparsity, ticket.stream(self), mask)
-
-    @property
-    def pruning(self) -> frozenset[str]:
-        return frozenset({"matrix"})
 
 
 @dataclass(frozen=True)
@@ -250,12 +241,9 @@ class Gradual(Operation):
     """Prune during the training, from sparsity `initial` to `final` (paper section 3.1); the start is unchanged."""
 
     do = "gradual"
+    prunes = ("matrix",)
     initial: float
     final: float
-
-    @property
-    def pruning(self) -> frozenset[str]:
-        return frozenset({"matrix"})
 
 
 @dataclass(frozen=True)

@@ -83,12 +83,9 @@ def next_step(run: Run, kind: str, removed: Removed) -> Removed | None:
     scores, unit_scores = measured(run.study, pruned(run, removed))
     every, units = parts.heads(shape.layers, shape.heads), dict(units)
     count = max(1, round(HEADS_PER_STEP * len(every))) if kind != "feed-forward" else 0
-    gone = parts.least_heads({head: score for head, score in scores.items() if head not in heads}, count)
-    if kind != "heads":
-        left = parts.units(shape.layers, shape.filter)
-        left = {name: sorted({*numbers} - {*units.get(name, ())}) for name, numbers in left.items()}
-        if found := parts.least_units(unit_scores, left, shape.filter // BLOCKS):
-            units[found[0]] = sorted([*units.get(found[0], ()), *found[1]])
+    gone = parts.least_heads(scores, heads, count)
+    if kind != "heads" and (found := parts.least_units(unit_scores, units, shape.filter // BLOCKS)):
+        units[found[0]] = sorted([*units.get(found[0], ()), *found[1]])
     after = sorted([*heads, *gone]), units
     return None if after == (list(heads), dict(removed[1])) else after
 
