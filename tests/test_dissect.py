@@ -200,7 +200,7 @@ def test_attention_weights_give_the_output_of_the_module(model):
     [(_, batch)] = activations.batches(sentences(3, 1), sentences(3, 2))
     module, calls = model.decoder[1].cross_attention, []
     hook = module.register_forward_hook(lambda _, inputs, output: calls.append((inputs[2], output)))
-    with activations._recording(model) as (_, attention):
+    with activations.recording(model) as (_, attention):
         model(batch)
     hook.remove()
     [(value, output)], found = calls, attention["cross", 2]

@@ -137,12 +137,10 @@ def test_heads_with_a_known_look_have_their_pattern(session_study, monkeypatch):
     sides = data.source.lists()[:20], data.target.lists()[:20]
     found = patterns.attended(model, *sides, counts, counts)
     assert not any("weights" in vars(module) for module in model.modules())
-    assert patterns.pattern(found["decoder.0.self_attention"], 0)[0] == "previous"
-    name, shares = patterns.pattern(found["encoder.0.self_attention"], 1)
+    assert patterns.pattern(found["decoder", 1], 0)[0] == "previous"
+    name, shares = patterns.pattern(found["encoder", 1], 1)
     assert name == "vertical" and shares["vertical"] == 1 and shares["confidence"] == 1
-    assert np.allclose(
-        np.diag(patterns.correlations(found["encoder.0.self_attention"], found["encoder.0.self_attention"])), 1
-    )
+    assert np.allclose(np.diag(patterns.correlations(found["encoder", 1], found["encoder", 1])), 1)
 
 
 def looked_at(monkeypatch, shape, looks, sources, targets, counts):
@@ -158,9 +156,9 @@ def test_a_decoder_s_rare_word_is_the_rarest_that_it_sees(monkeypatch):
     counts = np.array([0, 99, 99, 9, 7, 5, 3, 1])  # the later, the rarer
     found = looked_at(monkeypatch, Shape(8, 1, 8, 8, 2), lambda rows, keys: torch.eye(rows, keys).expand(2, -1, -1),
                       [[3, 4, 1]], [[3, 4, 5, 6, 7, 1]], counts)  # fmt: skip
-    [rare] = found["decoder.0.self_attention"].rare
+    [rare] = found["decoder", 1].rare
     assert rare.all()  # a query is the last word that it sees
-    [offset] = found["decoder.0.self_attention"].offset
+    [offset] = found["decoder", 1].offset
     assert not offset.any()
 
 
@@ -176,7 +174,7 @@ def test_heads_are_compared_over_the_keys_that_they_see(monkeypatch, random):
 
         sentence = [*[5] * 39, 1]
         sides.append(looked_at(monkeypatch, Shape(8, 1, 8, 8, 2), looks, [sentence] * 4, [sentence] * 4, np.ones(8)))
-    one, other = (side["decoder.0.self_attention"] for side in sides)
+    one, other = (side["decoder", 1] for side in sides)
     own, between = patterns.correlations(one, one), patterns.correlations(one, other)
     assert np.diag(own) == pytest.approx([1, 1]) and np.abs(between).max() < 0.15
     one.weights = [part * [[0], [1]] for part in one.weights]

@@ -66,7 +66,7 @@ def traces(
     """
     for chosen, batch in batches(sources, sources if targets is None else targets):
         batch = Batch(*(side.to(model.embedding.device) for side in batch))
-        with _recording(model) as (states, attention):
+        with recording(model) as (states, attention):
             model.encode(batch.source) if targets is None else model(batch)
         sides = SIDES[:1] if targets is None else SIDES
         ids = {"encoder": batch.source, "decoder": batch.target}
@@ -84,7 +84,7 @@ def traces(
 
 
 @contextlib.contextmanager
-def _recording(model: Transformer) -> Iterator[tuple[dict, dict]]:
+def recording(model: Transformer) -> Iterator[tuple[dict, dict]]:
     """Context in which the model's calls fill two dictionaries: site -> states, (kind, layer) -> attention weights."""
     states, attention, hooks = {}, {}, []
 

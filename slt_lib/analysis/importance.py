@@ -16,17 +16,12 @@ from slt_lib.analysis.activations import batches
 from slt_lib.transformer import Batch, Transformer, smoothed_cross_entropy
 
 
-def sublayers(model: Transformer, kind: str) -> dict[str, torch.nn.Module]:
-    """Name -> module of every attention (`kind` "attention") or feed-forward layer ("feed_forward")."""
-    return {name: module for name, module in model.named_modules() if name.endswith(kind)}
-
-
 def raw(model: Transformer, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     """Sublayer -> scores [heads] or [units] per target token, not yet divided by the norm of their layer.
 
     `sources`, `targets`: sentences as ids that end in EOS. The model is left as it was.
     """
-    merged = sublayers(model, "attention") | sublayers(model, "feed_forward")
+    merged = {name: module for name, module in model.named_modules() if name.endswith(("attention", "feed_forward"))}
     outputs, tokens = {}, 0
     totals = {name: torch.zeros((), dtype=torch.float64) for name in merged}
 

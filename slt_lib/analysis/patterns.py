@@ -7,15 +7,14 @@ before. Added: vertical, if it is at one column of the sentence for at least 90%
 others are heterogeneous.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from slt_lib.analysis.activations import batches
-from slt_lib.analysis.importance import sublayers
+from slt_lib.analysis.activations import batches, recording
 from slt_lib.transformer import PAD, Batch, Transformer
 
 SHARES = ("confidence", "positional", "vertical", "rare")
@@ -44,39 +43,24 @@ def attended(
     targets: Sequence[Sequence[int]],
     source_counts: np.ndarray,
     target_counts: np.ndarray,
-) -> dict[str, Attended]:
-    """Attention -> what its heads look at; the model is left as it was.
+) -> dict[tuple[str, int], Attended]:
+    """(kind of attention, layer from 1) -> what its heads look at; the model is left as it was.
 
     `sources`, `targets`: sentences as ids that end in EOS. `..._counts`: how often each id is in the training text. The
     last token, EOS, does not count as a query, nor does the first of a decoder's self-attention, which sees one key.
     """
-    found = {name: Attended() for name in sublayers(model, "attention")}
-    weights: dict[str, Tensor] = {}
-
-    def recording(name: str, module: torch.nn.Module):
-        def recorded(*arguments) -> Tensor:
-            weights[name] = type(module).weights(module, *arguments)
-            return weights[name]
-
-        return recorded
-
-    modules = sublayers(model, "attention")
-    try:
-        for name, module in modules.items():
-            module.weights = recording(name, module)
-        for _, batch in batches(sources, targets):
+    found = defaultdict(Attended)
+    for _, batch in batches(sources, targets):
+        with recording(model) as (_, weights):
             model(Batch(*(side.to(model.embedding.device) for side in batch)))
-            for name, values in weights.items():
-                _add(found[name], name, values.cpu().numpy(), batch, source_counts, target_counts)
-    finally:
-        for module in modules.values():
-            module.__dict__.pop("weights", None)
+        for (kind, layer), values in weights.items():
+            _add(found[kind, layer], kind, values.cpu().numpy(), batch, source_counts, target_counts)
     return found
 
 
-def _add(found: Attended, name: str, weights: np.ndarray, batch: Batch, source_counts, target_counts) -> None:
+def _add(found: Attended, kind: str, weights: np.ndarray, batch: Batch, source_counts, target_counts) -> None:
     """Add the sentences of a batch; `weights` [B, heads, L, keys]."""
-    encoder, cross = name.startswith("encoder"), name.endswith("cross_attention")
+    encoder, cross = kind == "encoder", kind == "cross"
     causal = not (encoder or cross)
     queries = (batch.source if encoder else batch.target).numpy()
     keys = (batch.source if encoder or cross else batch.shifted).numpy()

@@ -136,21 +136,19 @@ def record_heads(study: Study, runs: Iterable[Run]) -> None:
     for run in runs:
         weights = run.weights(subnetworks.CHECKPOINT)
         importance, whole = measured(study, weights)[0], replicates(statistics_of_run(run))
-        gone, looks = subnetworks.good(run)[0], {}
-        for name, found in attention(study, weights).items():
-            looks |= {f"{name}.{i}": patterns.pattern(found, i) for i in range(shape.heads)}
+        gone, looks = subnetworks.good(run)[0], attention(study, weights)
         for head in parts.heads(shape.layers, shape.heads):
             without = replicates(statistics_of(study, subnetworks.pruned(run, ([head], {}))))
             kind, layer, number = parts.place(head)
             low, high = np.quantile(without[1:] - whole[1:], [0.025, 0.975])
             numbers = [short(value) for value in (importance[head], whole[0], without[0], low, high)]
-            pattern, shares = looks[head]
+            pattern, shares = patterns.pattern(looks[kind, layer + 1], number)
             about = [study.pair, run.ticket.seed, kind, layer + 1, number + 1, *numbers, int(head not in gone), pattern]
             rows.append([*about, *(short(shares[name], 3) for name in patterns.SHARES)])
     write(study, "heads", rows)
 
 
-def attention(study: Study, weights: Mapping[str, Tensor]) -> dict[str, patterns.Attended]:
+def attention(study: Study, weights: Mapping[str, Tensor]) -> dict[tuple[str, int], patterns.Attended]:
     """What the heads of trained weights look at on dev, targets given."""
     data = study.data
     sources = data.dev_source.lists()[:SENTENCES]
@@ -236,8 +234,9 @@ def record_between_seeds(study: Study, runs: Sequence[Run]) -> None:
     for one, other in itertools.combinations(runs, 2):
         looks = [attention(study, run.weights(subnetworks.CHECKPOINT)) for run in (one, other)]
         partner, alike = {}, {"matched": [], "unmatched": []}
-        for name in looks[0]:
-            correlation = patterns.correlations(looks[0][name], looks[1][name])
+        for name in dict.fromkeys(attentions):
+            kind, layer, _ = parts.place(f"{name}.0")
+            correlation = patterns.correlations(*(look[kind, layer + 1] for look in looks))
             for i, j in zip(*linear_sum_assignment(-correlation), strict=True):
                 partner[f"{name}.{i}"] = f"{name}.{j}"
                 alike["matched"].append(correlation[i, j])
