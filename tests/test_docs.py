@@ -78,7 +78,7 @@ def test_the_readme_compares_what_was_measured():
         for at, level in (("at=0.9,", 0.9), ("", 0.5))
         for control in ("mask", "weights")
     ]
-    told = "at 90% SLT loses {:.1f} BLEU with random masks and {:.1f} with fresh weights under its mask (`controls`, "
+    told = "At 90% SLT loses {:.1f} BLEU with random masks and {:.1f} with fresh weights under its mask (`controls`, "
     told += "seed 1), "
     assert (told + "at 50% {:.1f} and {:.1f}").format(*lost) in text
     barriers = stability.barriers(ROOT / "figures" / "multi30k", "en-de").groupby("start").barrier.mean()
