@@ -24,7 +24,7 @@ def translate(
 
     A hypothesis with log probability p and length L (EOS included) scores p / ((5 + L) / 6) ** alpha. It has at most
     len(source) + extra ids. `beam=1` is greedy search, as in tensor2tensor. Of equal scores, the lower id wins. The
-    batch size changes results only by rounding errors. The model is run in eval mode; afterwards its mode is restored.
+    batch size changes results only by rounding errors.
 
     Args:
         model: offers `encode(source [B, S]) -> memory`, `start(memory, source) -> cache` (a dict of tensors, batch

@@ -26,11 +26,11 @@ SHORT = 6  # columns of the table of verdicts in the README
 NOTE = (
     "*Effect* is that of the contrast on which the verdict turns, the k-th most favourable; *At* names it. A positive "
     "effect favours the claim, except in *within 0.5 BLEU*, where it is the difference as named; such a claim can hold "
-    "only if intervals are narrower than 1 BLEU. *Detectable* is the "
-    f"true difference that this design finds with {100 * POWER:.0f}% power. With too few seeds, it and the interval "
-    "omit or underestimate the noise of training. *Agree* counts the contrasts whose point estimate agrees. The same "
-    "rule is applied to the figures that the paper prints; *text only*: it prints none. Some claims overlap, and MP-SLT"
-    " cannot be both above and below SLT, so the number of claims that hold is no score."
+    "only if intervals are narrower than 1 BLEU. *Detectable* is the true difference that this design finds with "
+    f"{100 * POWER:.0f}% power. With too few seeds, it and the interval omit or underestimate the noise of training. "
+    "*Agree* counts the contrasts whose point estimate agrees. The same rule is applied to the figures that the paper "
+    "prints; *text only*: it prints none. Some claims overlap, and MP-SLT cannot be both above and below SLT, so the "
+    "number of claims that hold is no score."
 )
 _ROWS = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"))
 CLAIMS = tuple(Claim(name, **row.pop("test"), **row) for name, row in _ROWS.items())
