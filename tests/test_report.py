@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -394,6 +395,23 @@ def test_claims_find_what_was_put_in(rendered):
         if row["low"]:
             assert float(row["low"]) <= float(row["effect"]) <= float(row["high"])
             assert row["claim"] == "clt_at_or_above_slt" or float(row["detectable"]) >= 0
+
+
+def test_slt_is_compared_with_the_dense_model_retrained_as_often():
+    figures = report.load(Path(__file__).parents[1] / "figures" / "multi30k")
+    for name, levels in (("slt_no_loss_to_again", 6), ("magnitudes_above_again", 12)):
+        [claim] = [claim for claim in claims.CLAIMS if claim.name == name]
+        own, other = zip(*claim.cells(figures, "en-de"), strict=True)
+        assert [cell.sparsity for cell in own] == figures.levels[:levels]
+        depths = [f",depth={depth}" * (depth > 1) for depth in range(1, levels + 1)]
+        assert [cell.variant for cell in other] == [f"control=none{depth}" for depth in depths]
+
+
+def test_the_line_of_slt_mp_starts_at_its_first_level(rendered):
+    """Its first model is pruned from an SLT ticket, not from the dense model alone."""
+    axes = report.plot_scores(report.load(rendered[0]), "en-de").axes[0]
+    first = {bars.get_label(): min(bars[0].get_xdata()) for bars in axes.containers}
+    assert first.pop("SLT-MP") > 0.5 and set(first.values()) == {0.0}
 
 
 def test_a_reversed_world_reverses_the_verdict(tmp_path):

@@ -405,6 +405,7 @@ def test_findings_are_not_pooled_with_others_of_another_kind(tmp_path):
             one = found[f"{pruning} {trained} good random"]
             # two values that far apart: variance gap^2 / 2, in one contrast of its kind as pruned, in two retrained
             assert (one.error, one.freedom) == pytest.approx((gap / 2, 1 if trained == "pruned" else 2))
+            assert not one.seeds_known  # five degrees of freedom are needed, as for claims
     assert not {name for name in found if name.endswith("good bad")} and "cross_last" in found
 
 
