@@ -697,6 +697,10 @@ def test_cells_over_other_numbers_of_seeds_are_named(rendered):
     assert "Over fewer seeds than the rest: SLT 90%." in report.summary(one_less)
     one_more = without(second & ~slt & (figures.results.technique != "dense"))
     assert uneven(one_more, "en-de") == "Over more seeds than the rest: dense; SLT 90%."
+    dense_alone = without(second & (figures.results.technique != "dense"))
+    assert table(dense_alone, "en-de").markdown == table(without(second), "en-de").markdown
+    one, other = (report.summary(made).partition("One rule")[0] for made in (dense_alone, without(second)))
+    assert one == other and "seed 1" in one
 
 
 def test_a_pair_that_was_not_run_yet_is_said_to_be(tmp_path):

@@ -69,9 +69,13 @@ class Cell:
 def of_common_seeds(one: Cell, other: Cell) -> tuple[Cell, Cell]:
     """Two cells with the rows of the seeds that both have; unchanged if they have none in common."""
     common = {row["seed"] for row in one.rows} & {row["seed"] for row in other.rows}
-    if not common:
-        return one, other
-    return tuple(replace(cell, rows=tuple(row for row in cell.rows if row["seed"] in common)) for cell in (one, other))
+    return of_seeds(one, common), of_seeds(other, common)
+
+
+def of_seeds(cell: Cell, seeds: Collection[float]) -> Cell:
+    """A cell with the rows of some seeds; unchanged if it has none of them."""
+    rows = tuple(row for row in cell.rows if row["seed"] in seeds)
+    return replace(cell, rows=rows) if rows else cell
 
 
 def has_own(technique: str, sparsity: float) -> bool:
@@ -132,6 +136,12 @@ class Figures:
         cells = [self.cell(pair, name, sparsity) for name in names]
         return all(cells) and len({len(cell.rows) for cell in cells if cell.rows}) < 2
 
+    def seeds(self, pair: str) -> list[int]:
+        """The seeds of a pair's techniques; of all its runs if no technique was run."""
+        rows = self.results[self.results.pair == pair]
+        tickets = rows[(rows.technique != "dense") & (rows.variant == "")]
+        return sorted({int(seed) for seed in (rows if tickets.empty else tickets).seed})
+
     def sparsities(self, pair: str) -> list[float]:
         """All levels of a pair in ascending order, starting with 0 (dense)."""
         ran = {level for where, _, variant, level, _ in self._cells if where == pair and not variant}
@@ -161,7 +171,8 @@ class Figures:
         """What a variant is compared with: the default recipe, or the same variant if only SGD's noise is another."""
         known = [knob for knob in cell.variant.split(",") if not knob.startswith("noise=")]
         variant = "" if len(known) == len(cell.variant.split(",")) else ",".join(known)
-        return self.cell(pair, cell.technique, cell.sparsity, variant)
+        own = self._cells.get((pair, cell.technique, variant, round(cell.sparsity, 6), self.test_set(pair)))
+        return own or self.cell(pair, cell.technique, cell.sparsity, variant)
 
     def cell(
         self, pair: str, technique: str, sparsity: float, variant: str = "", test_set: str | None = None
@@ -169,15 +180,18 @@ class Figures:
         """The cell of a technique at a sparsity; None if nothing was run.
 
         Cells that a technique shares with another are copied as in Table 1: the dense run at 0, and in MP-SLT the cells
-        of MP up to 60%, unless MP-SLT has rows of its own there.
+        of MP up to 60%, unless MP-SLT has rows of its own there. The dense run has the seeds of the techniques: a
+        further seed, trained for its subnetworks alone, would change its mean and no other.
         """
         where = round(sparsity, 6), test_set or self.test_set(pair)
         own = self._cells.get((pair, technique, variant, *where))
-        if own or variant:
+        if variant or (own and technique != "dense"):
             return own
         source = "mp" if technique == "mp-slt" and 0 < sparsity <= HYBRID_SWITCH else "dense"
         shared = self._cells.get((pair, source, "", *where)) if source == "mp" or not sparsity else None
-        return shared and replace(shared, technique=technique, copied=True)
+        if shared and source == "dense":
+            shared = of_seeds(shared, self.seeds(pair))
+        return shared and replace(shared, technique=technique, copied=technique != source)
 
     @functools.cached_property
     def _cells(self) -> dict[tuple, Cell]:
