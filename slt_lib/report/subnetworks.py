@@ -94,23 +94,33 @@ def alike(rows: pd.DataFrame) -> pd.Series:
 def scores(folder: str | os.PathLike, pair: str) -> pd.DataFrame:
     """Mean BLEU with its interval per pruning, subnetwork and training; the draws of a seed are averaged first."""
     rows, by = frame(folder, "scores", pair), ["pruning", "subnetwork", "trained"]
-    rows = rows.groupby([*by, "seed"])[["bleu", "error", "sparsity", "kept"]].mean().reset_index()
-    found = estimates(rows, "bleu", by, alike(rows))
-    return found.join(rows.groupby(by)[["sparsity", "kept"]].mean())
+    rows = rows.groupby([*by, "seed"])[["bleu", "error"]].mean().reset_index()
+    return estimates(rows, "bleu", by, alike(rows))
+
+
+def sizes(folder: str | os.PathLike, pair: str) -> dict[str, str]:
+    """Pruning -> sparsity of its subnetworks in percent, which can differ between seeds."""
+    rows = frame(folder, "scores", pair)
+    levels = (100 * rows.sparsity).map("{:.3g}%".format).groupby(rows.pruning).unique()
+    return {pruning: " or ".join(sorted(each)) for pruning, each in levels.items()}
 
 
 def scores_table(folder: str | os.PathLike, pair: str) -> str:
     """Good, random and bad subnetworks as Markdown: BLEU on the test set with 95% intervals, and the paper's GLUE."""
-    found, body = scores(folder, pair), []
+    found, removed, body = scores(folder, pair), sizes(folder, pair), []
     if found.empty:
         return "No subnetwork was trained.\n"
     for (pruning, which), paper in GLUE.items():
         cells = [_cell(found, (pruning, which, trained)) for trained in TRAINED]
-        level = found.sparsity.get((pruning, which, "pruned"), float("nan"))
-        body.append([pruning, f"{100 * level:.3g}%", which, *cells, *(f"{value:.1f}" for value in paper)])
+        body.append([pruning, removed.get(pruning, "-"), which, *cells, *(f"{value:.1f}" for value in paper)])
     head = ["pruning", "sparsity", "subnetwork", "as pruned", "LT", "SLT", "GLUE, as pruned", "GLUE, retrained"]
-    whole = _cell(found, ("", "dense", ""))
-    return markdown_rows(head, body) + f"\nThe whole model has {whole} BLEU; on GLUE 81.4 (Prasanna et al. 2020).\n"
+    whole, rows = _cell(found, ("", "dense", "")), frame(folder, "scores", pair)
+    seeds = [
+        f"{name} {', '.join(map(str, sorted(rows.seed[rows.trained == trained].unique()))) or 'none'}"
+        for trained, name in zip(TRAINED, head[3:6], strict=True)
+    ]
+    below = f"The whole model has {whole} BLEU; on GLUE 81.4 (Prasanna et al. 2020). Seeds: {'; '.join(seeds)}."
+    return f"{markdown_rows(head, body)}\n{below}\n"
 
 
 def _cell(found: pd.DataFrame, key: tuple[str, str, str]) -> str:
@@ -121,7 +131,8 @@ def _cell(found: pd.DataFrame, key: tuple[str, str, str]) -> str:
 
 def plot_scores(folder: str | os.PathLike, pair: str) -> Figure:
     """BLEU of good, random and bad subnetworks, as pruned and retrained, with 95% intervals; the whole model dashed."""
-    found, figure = scores(folder, pair), Figure(figsize=(8.6, 3.8), layout="constrained")
+    found, removed = scores(folder, pair), sizes(folder, pair)
+    figure = Figure(figsize=(8.6, 3.8), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for side, pruning in zip(axes, ("structured", "unstructured"), strict=True):
         if ("", "dense", "") in found.index:
@@ -132,9 +143,8 @@ def plot_scores(folder: str | os.PathLike, pair: str) -> Figure:
             bars = [cells["mean"] - cells.low, cells.high - cells["mean"]]
             style = {"color": colour, "marker": marker, "capsize": 3, "linestyle": "none", "label": which}
             side.errorbar(shift + np.arange(3), cells["mean"], yerr=bars, **style)
-        level = found.sparsity.get((pruning, "good", "pruned"), float("nan"))
         what = "whole heads and FFN units" if pruning == "structured" else "single weights"
-        side.set_title(f"{pruning}: {what}, {100 * level:.3g}% removed", fontsize=10)
+        side.set_title(f"{pruning}: {what}, {removed.get(pruning, 'none')} removed", fontsize=9)
         side.set_xlim(-0.5, 2.5)
         side.set_xticks(range(3), TRAINED.values(), fontsize=9)
         side.grid(alpha=0.3, axis="y")
