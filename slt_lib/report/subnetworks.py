@@ -143,7 +143,7 @@ def plot_scores(folder: str | os.PathLike, pair: str) -> Figure:
             bars = [cells["mean"] - cells.low, cells.high - cells["mean"]]
             style = {"color": colour, "marker": marker, "capsize": 3, "linestyle": "none", "label": which}
             side.errorbar(shift + np.arange(3), cells["mean"], yerr=bars, **style)
-        what = "whole heads and FFN units" if pruning == "structured" else "single weights"
+        what = "heads and FFN units" if pruning == "structured" else "single weights"
         side.set_title(f"{pruning}: {what}, {removed.get(pruning, 'none')} removed", fontsize=9)
         side.set_xlim(-0.5, 2.5)
         side.set_xticks(range(3), TRAINED.values(), fontsize=9)
