@@ -348,6 +348,14 @@ def test_everything_is_shown_from_the_files_alone(name, tables):
         assert len(shown)
 
 
+def test_sizes_that_differ_between_seeds_and_the_seeds_of_a_column_are_named(tmp_path):
+    file, columns = report.FILES["scores"]
+    rows = [["en-de", seed, "structured", "bad", 0, "pruned", seed / 10, 1, 20.0, 1.0, ""] for seed in (1, 2)]
+    write_csv(tmp_path / file, columns, [*rows, [*rows[1][:5], "lt", *rows[1][6:]]])
+    shown = report.scores_table(tmp_path, "en-de")
+    assert "| structured | 10% or 20% | bad |" in shown and "Seeds: as pruned 1, 2; LT 2; SLT none." in shown
+
+
 def test_a_rehearsal_judges_nothing_and_a_study_does(tables):
     folder = tables[0]
     assert set(findings.judged(folder, "en-de", "subnet").verdict) == {"withheld"}
