@@ -701,6 +701,10 @@ def test_cells_over_other_numbers_of_seeds_are_named(rendered):
     assert table(dense_alone, "en-de").markdown == table(without(second), "en-de").markdown
     one, other = (report.summary(made).partition("One rule")[0] for made in (dense_alone, without(second)))
     assert one == other and "seed 1" in one
+    dense, slt = dense_alone.cell("en-de", "dense", 0), dense_alone.cell("en-de", "slt", 0)
+    assert [row["seed"] for row in dense.rows] == [row["seed"] for row in slt.rows] == [1]
+    copy = dense_alone.default("en-de", dataclasses.replace(dense, variant="noise=1"))
+    assert [row["seed"] for row in copy.rows] == [1, 2]  # a copy of seed 2 is compared with its own dense model
 
 
 def test_a_pair_that_was_not_run_yet_is_said_to_be(tmp_path):

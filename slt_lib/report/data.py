@@ -180,8 +180,8 @@ class Figures:
         """The cell of a technique at a sparsity; None if nothing was run.
 
         Cells that a technique shares with another are copied as in Table 1: the dense run at 0, and in MP-SLT the cells
-        of MP up to 60%, unless MP-SLT has rows of its own there. The dense run has the seeds of the techniques: a
-        further seed, trained for its subnetworks alone, would change its mean and no other.
+        of MP up to 60%, unless MP-SLT has rows of its own there. The dense cell is over the seeds of the techniques, so
+        that the means in a table are over the same seeds; `default` has all of its seeds.
         """
         where = round(sparsity, 6), test_set or self.test_set(pair)
         own = self._cells.get((pair, technique, variant, *where))
