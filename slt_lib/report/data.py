@@ -136,11 +136,14 @@ class Figures:
         cells = [self.cell(pair, name, sparsity) for name in names]
         return all(cells) and len({len(cell.rows) for cell in cells if cell.rows}) < 2
 
-    def seeds(self, pair: str) -> list[int]:
-        """The seeds of a pair's techniques; of all its runs if no technique was run."""
-        rows = self.results[self.results.pair == pair]
-        tickets = rows[(rows.technique != "dense") & (rows.variant == "")]
-        return sorted({int(seed) for seed in (rows if tickets.empty else tickets).seed})
+    @functools.cached_property
+    def seeds(self) -> dict[str, list[int]]:
+        """Pair -> the seeds of its techniques; of all its runs if no technique was run."""
+        found = {}
+        for pair, rows in self.results.groupby("pair"):
+            tickets = rows[(rows.technique != "dense") & (rows.variant == "")]
+            found[pair] = sorted({int(seed) for seed in (rows if tickets.empty else tickets).seed})
+        return found
 
     def sparsities(self, pair: str) -> list[float]:
         """All levels of a pair in ascending order, starting with 0 (dense)."""
@@ -190,7 +193,7 @@ class Figures:
         source = "mp" if technique == "mp-slt" and 0 < sparsity <= HYBRID_SWITCH else "dense"
         shared = self._cells.get((pair, source, "", *where)) if source == "mp" or not sparsity else None
         if shared and source == "dense":
-            shared = of_seeds(shared, self.seeds(pair))
+            shared = of_seeds(shared, self.seeds[pair])
         return shared and replace(shared, technique=technique, copied=technique != source)
 
     @functools.cached_property

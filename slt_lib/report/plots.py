@@ -63,6 +63,8 @@ def plot_scores(figures: Figures, pair: str, metric: str = "bleu", overlay: bool
         axes.plot([], [], color=INK, label="paper (WMT14)", **DOTS)
     if dense := figures.control(pair, 0):
         axes.axhline(0 if overlay else dense.mean(metric), label=DENSE.label, **LINE)
+    if metric == "bleu" and not overlay:
+        axes.set_ylim(top=min(axes.get_ylim()[1], 102))  # intervals may go beyond 100, BLEU does not
     _plot_failed(axes, figures, pair, levels)
     _level_axis(axes, levels)
     known = [seed_spread(figures, pair, metric, level)[1] > 0 for level in figures.sparsities(pair)]

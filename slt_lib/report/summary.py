@@ -162,7 +162,7 @@ def _scores(figures: Figures, pair: str) -> str:
     """BLEU of Table 1, without the techniques and levels that have not been run yet."""
     names = figures.tried(pair)
     odd, faults = uneven(figures, pair), failed(figures, pair)
-    seeds = figures.seeds(pair)
+    seeds = figures.seeds[pair]
     over = f"means over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
     title = f"BLEU on {pair}, {figures.test_set(pair)}, {'means over the seeds that each cell has' if odd else over}"
     if not names:
