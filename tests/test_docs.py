@@ -90,6 +90,28 @@ def test_the_readme_compares_what_was_measured():
     assert final["lt", 0.9] > final["mp", 0.9]
 
 
+def test_what_generated_sentences_show():
+    folder = ROOT / "figures" / "grammar-large"
+    page = " ".join((ROOT / "docs" / "dissect.md").read_text(encoding="utf-8").split())
+    bleu = pd.read_csv(folder / "results.csv", keep_default_na=False).query("variant == ''")
+    bleu = bleu.groupby(["technique", "sparsity"])["bleu"].mean()
+    told = "the dense model has {:.1f}, MP {:.1f} and SLT {:.1f}."
+    assert told.format(bleu["dense", 0], bleu["mp", 0.9], bleu["slt", 0.9]) in page
+    rows = pd.read_csv(folder / "dissect_probes.csv", dtype={"layer": str}).query("layer in ['1', '2']")
+    rows["accuracy"] = 100 * rows["form_accuracy"].fillna(rows["accuracy"])
+    means = rows.pivot_table(index="task", columns=["technique", "sparsity"], values="accuracy")
+    nouns = means.loc["noun class"]
+    told = "is {:.1f}% in the dense model, {:.1f}% (MP) and {:.1f}% (SLT) at 90% sparsity, {:.1f}% and {:.1f}% at 98% "
+    told += "(the most frequent class: {:.1f}%)"
+    cells = ("dense", 0), ("mp", 0.9), ("slt", 0.9), ("mp", 0.98), ("slt", 0.98)
+    majority = 100 * rows[rows.task == "noun class"].form_majority.mean()
+    assert told.format(*(nouns[cell] for cell in cells), majority) in page
+    lost = means[[("mp", 0.98), ("slt", 0.98)]].rsub(means["dense", 0.0], axis=0)
+    assert (lost.drop("noun class").max() < lost.loc["noun class"] / 2).all()
+    assert f"with an accuracy of {means.loc['negation', ('untrained', 0)]:.1f}%" in page
+    assert rows[rows.group == "meaning"].task.unique().tolist() == ["negation", "noun class"]
+
+
 def test_the_sizes_and_speeds_in_the_texts_are_those_measured():
     """The README's sentence and the table of docs/speed.md are written by hand; footprint.csv is measured."""
     rows = pd.read_csv(ROOT / "figures" / "multi30k" / "footprint.csv")
