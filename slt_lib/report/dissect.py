@@ -370,8 +370,9 @@ def all_plots(folder: str | os.PathLike, pairs: Iterable[str], few: bool = False
                 yield f"dissect_heads_{measure}_{pair}", plot_heads(folder, pair, measure)
         frame = probes(folder, pair)
         if len(frame):
-            for measure in () if few else ("accuracy", "selectivity"):
-                yield f"dissect_probes_{measure}_{pair}", plot_probes(folder, pair, measure)
+            for measure in () if few else ("accuracy", "form_accuracy", "selectivity"):
+                if frame[measure].notna().any():
+                    yield f"dissect_probes_{measure}_{pair}", plot_probes(folder, pair, measure)
             for level in sorted(set(frame.sparsity) - {0.0})[:most]:
                 yield f"dissect_layers_{percent(level)}_{pair}", plot_probe_layers(folder, pair, level)
         for measure in list(dict.fromkeys(rows(folder, WORDS, pair).measure))[:most]:
