@@ -62,7 +62,7 @@ MEASURES = {
     "best_correlation": "Pearson r with the best head",
     "accuracy": "accuracy of the probe",
     "selectivity": "selectivity of the probe",
-    "form_accuracy": "accuracy on unseen word forms",
+    "form_accuracy": "accuracy on unseen\nword forms",
     "same_head": "share of heads whose best match has the same index",
     "entropy": "entropy of the attention [bits]",
 }
