@@ -600,6 +600,10 @@ def test_the_report_comes_from_the_files_alone(looked, tmp_path, monkeypatch):
     written = report.render(folder)
     assert {"dissect_findings_en-de.md", "dissect_cka_en-de"} <= set(written)
     assert "Movva and Zhao" in (folder / "summary.md").read_text()
+    probed = pd.read_csv(tmp_path / "dissect_probes.csv", dtype=str)
+    for forms, drawn in (("0.5", True), ("", False)):  # tasks without word forms have no such plot
+        probed.assign(form_accuracy=forms).to_csv(tmp_path / "dissect_probes.csv", index=False)
+        assert ("dissect_probes_form_accuracy_en-de" in dict(show.all_plots(tmp_path, ["en-de"]))) == drawn
     (tmp_path / "dissect_probes.csv").unlink()
     assert "Findings without results: 1, 5 to 7 (dissect_findings_en-de" in findings.markdown(tmp_path, "en-de")
 
