@@ -106,6 +106,7 @@ def test_what_generated_sentences_show():
     cells = ("dense", 0), ("mp", 0.9), ("slt", 0.9), ("mp", 0.98), ("slt", 0.98)
     majority = 100 * rows[rows.task == "noun class"].form_majority.mean()
     assert told.format(*(nouns[cell] for cell in cells), majority) in page
+    assert f"the dense model retrained as often, with nothing pruned, has {nouns['again', 0.98]:.1f}%" in page
     lost = means[[("mp", 0.98), ("slt", 0.98)]].rsub(means["dense", 0.0], axis=0)
     assert (lost.drop("noun class").max() < lost.loc["noun class"] / 2).all()
     assert f"with an accuracy of {means.loc['negation', ('untrained', 0)]:.1f}%" in page
