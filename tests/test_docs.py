@@ -95,6 +95,7 @@ def test_what_generated_sentences_show():
     page = " ".join((ROOT / "docs" / "dissect.md").read_text(encoding="utf-8").split())
     bleu = pd.read_csv(folder / "results.csv", keep_default_na=False).query("variant == ''")
     bleu = bleu.groupby(["technique", "sparsity"])["bleu"].mean()
+    assert "on en-de, test, means over seeds 1, 2 (generated sentences):" in (folder / "summary.md").read_text()
     told = "the dense model has {:.1f}, MP {:.1f} and SLT {:.1f}."
     assert told.format(bleu["dense", 0], bleu["mp", 0.9], bleu["slt", 0.9]) in page
     rows = pd.read_csv(folder / "dissect_probes.csv", dtype={"layer": str}).query("layer in ['1', '2']")

@@ -34,7 +34,7 @@ PROVENANCE = "run seconds target_tokens tokens_per_second device threads precisi
 PROVENANCE += ["weights", "parents", "finished"]
 # key of study.json -> its type; the last two may be missing
 STUDY = {"study": str, "rehearsal": bool, "pairs": dict, "levels": list, "seeds": list, "steps": int}
-STUDY |= {"test_sets": dict, "versions": dict, "merged": dict}
+STUDY |= {"test_sets": dict, "versions": dict, "merged": dict, "settings": dict}
 # kind -> file name, columns, and the key columns, which are unique per row
 KINDS = {
     "results": ("results.csv", RESULT_COLUMNS, "pair technique variant sparsity seed test_set".split()),
@@ -99,14 +99,16 @@ class Figures:
     test_sets: dict[str, list[str]]
     results: pd.DataFrame
     printed: bool = False
+    corpus: str = ""
 
     @property
     def note(self) -> str:
-        """The note that every title of a rehearsal carries; else empty."""
-        return "rehearsal: no evidence" if self.rehearsal else ""
+        """The note that every title of a rehearsal, or of a study of generated text, carries; else empty."""
+        generated = "generated sentences" if self.corpus == "grammar" else ""
+        return "rehearsal: no evidence" if self.rehearsal else generated
 
     def titled(self, text: str) -> str:
-        """A title, with the note of a rehearsal."""
+        """A title, with the note."""
         return f"{text} ({self.note})" if self.note else text
 
     def test_set(self, pair: str) -> str:
@@ -273,6 +275,7 @@ def load(folder: str | os.PathLike) -> Figures:
         name=study["study"],
         levels=[round(level, 6) for level in study["levels"]],
         results=_read_results(Path(folder) / "results.csv", study["pairs"]),
+        corpus=study.get("settings", {}).get("corpus", {}).get("name", ""),
         **{key: study[key] for key in ("rehearsal", "pairs", "steps", "test_sets")},
     )
 
@@ -298,7 +301,7 @@ def read_study(folder: str | os.PathLike) -> dict:
 def _fault(study: Mapping) -> str:
     """What is wrong with the content of a study.json; empty if nothing is."""
     for key, kind in STUDY.items():
-        if not isinstance(study.get(key, {} if key in ("versions", "merged") else None), kind):
+        if not isinstance(study.get(key, {} if key in ("versions", "merged", "settings") else None), kind):
             return f"{key} is missing or not of type {kind.__name__}"
     if not all(isinstance(level, int | float) and 0 <= level <= 1 for level in study["levels"]):
         return "levels are not fractions from 0 to 1"

@@ -164,7 +164,8 @@ def _scores(figures: Figures, pair: str) -> str:
     odd, faults = uneven(figures, pair), failed(figures, pair)
     seeds = figures.seeds[pair]
     over = f"means over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
-    title = f"BLEU on {pair}, {figures.test_set(pair)}, {'means over the seeds that each cell has' if odd else over}"
+    over = "means over the seeds that each cell has" if odd else over
+    title = figures.titled(f"BLEU on {pair}, {figures.test_set(pair)}, {over}")
     if not names:
         dense = figures.control(pair, 0)
         known = f": {dense.mean('bleu'):.1f} (dense)" if dense else ""
